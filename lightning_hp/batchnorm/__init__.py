@@ -1,0 +1,1 @@
+"""The BatchNorm half: statistics, rules, repair. Imports torch only."""

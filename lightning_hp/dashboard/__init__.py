@@ -1,0 +1,1 @@
+"""Pictures, notes, the report and the dashboard server."""

@@ -1,0 +1,1 @@
+"""Models and data: a BatchNorm MLP, its LightningModules, DataModules."""

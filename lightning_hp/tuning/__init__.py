@@ -1,0 +1,1 @@
+"""Where search and training meet: configuration, trials, studies."""
