@@ -336,8 +336,10 @@ def _parameter(name: str, fields: Mapping[str, Any], where: str) -> Parameter:
             start = float(low if default is None else default)
             made = Float(name, float(low), float(high), scale, tier, start, conditions)
     made.check(where)
-    if default is None and isinstance(made, Float | Int):
-        made = replace(made, default=made.natural(made.at(0.5)))
+    if default is None and isinstance(made, Float):
+        return replace(made, default=made.natural(made.at(0.5)))
+    if default is None and isinstance(made, Int):
+        return replace(made, default=made.at(0.5))
     return made
 
 
