@@ -1,0 +1,150 @@
+"""Every file name of a study folder, and how files are written: beside, then renamed, so that nobody reads half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """The files of one study.
+
+    Attributes:
+        root: The study folder, ``runs/NAME``.
+    """
+
+    root: Path
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal, where the study is kept unless a storage URL is given."""
+        return self.root / "journal.log"
+
+    @property
+    def config(self) -> Path:
+        """The configuration that the study was last run with."""
+        return self.root / "tune.yaml"
+
+    @property
+    def best(self) -> Path:
+        """The winner as a LightningCLI file."""
+        return self.root / "best.yaml"
+
+    @property
+    def result(self) -> Path:
+        """The winner's values and metrics, JSON."""
+        return self.root / "result.json"
+
+    @property
+    def evidence(self) -> Path:
+        """What mattered, JSON."""
+        return self.root / "evidence.json"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained report."""
+        return self.root / "report.html"
+
+    @property
+    def ledger(self) -> Path:
+        """When the hyperparameters were tuned, and on what."""
+        return self.root / "ledger.jsonl"
+
+    @property
+    def artifacts(self) -> Path:
+        """Files that the dashboard shows."""
+        return self.root / "artifacts"
+
+    def trial(self, number: int) -> TrialPaths:
+        """The files of one trial."""
+        return TrialPaths(self.root / "trials" / f"{number:04d}")
+
+    def ask_lock(self) -> FileLock:
+        """Held while a trial is asked for or taken over, so that two workers never run the same one."""
+        return FileLock(self._lock_file("ask"))
+
+    def finish_lock(self) -> FileLock:
+        """Held while the end of a study is written."""
+        return FileLock(self._lock_file("finish"))
+
+    def _lock_file(self, name: str) -> Path:
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.lock"
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """The files of one trial.
+
+    Attributes:
+        root: The trial folder, ``runs/NAME/trials/0007``.
+    """
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``best.ckpt`` and ``last.ckpt``."""
+        return self.root / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Checkpoint of the best validation."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def error(self) -> Path:
+        """The traceback of a trial that crashed."""
+        return self.root / "error.txt"
+
+    @property
+    def audit(self) -> Path:
+        """Findings of the BatchNorm audit, JSON."""
+        return self.root / "audit.json"
+
+    @contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Try to become the process that runs this trial; yields whether that worked.
+
+        The claim is a file lock: the operating system drops it when its owner dies, however it dies. So a RUNNING trial
+        whose claim is free was interrupted.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / ".claim", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside ``path`` and rename it: a reader sees the old or the new file, never a part.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; the old file, if there was one, is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
