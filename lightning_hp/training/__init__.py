@@ -7,3 +7,4 @@ from lightning_hp.training.modules import BatchNormRegressor as BatchNormRegress
 from lightning_hp.training.optimizers import build_optimizer as build_optimizer
 from lightning_hp.training.optimizers import build_schedule as build_schedule
 from lightning_hp.training.optimizers import parameter_groups as parameter_groups
+from lightning_hp.training.tabular import TabularDataModule as TabularDataModule

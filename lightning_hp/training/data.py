@@ -132,12 +132,12 @@ class InMemoryDataModule(pl.LightningDataModule):
     def _check_sizes(self) -> None:
         for name, split, fraction, least in (
             ("training", self.train_set, 1.0, 2),
-            ("validation", self.val_set, self.val_fraction, 1),
-            ("test", self.test_set, self.test_fraction, 1),
+            ("validation", self.val_set, self.val_fraction, 2),
+            ("test", self.test_set, self.test_fraction, 2),
         ):
             rows = 0 if split is None else len(split)
             if fraction > 0 and rows < least:
-                raise ValueError(f"The {name} split must have at least {least} row(s), got {rows}: more data is needed")
+                raise ValueError(f"The {name} split must have at least {least} rows, got {rows}: more data is needed")
 
     def _loader(self, split: TensorDataset | None, training: bool) -> Any:
         if split is None:
