@@ -1,0 +1,266 @@
+"""Decides which columns of a data set moved, from two data fingerprints. Pure, standard library only.
+
+A column moved when the change is both larger than a fixed effect (it could matter) and larger than chance (it is not
+just another sample). The chance limit is set so that all tests of one comparison together raise a false alarm in at
+most ``Tolerance.false_alarm`` of the comparisons (Bonferroni); effects and their sources stand at :class:`Tolerance`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+#: Rows that a class must be expected to have in both samples before its absence in one is more than chance: a class of
+#: that size is missed with probability exp(-12), about 6e-6.
+_EXPECTED_ROWS = 12
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a column may move before it is reported.
+
+    Args:
+        mean: Move of the mean in old standard deviations. 0.2: the effect floor of the covariate-shift rule DR01, under
+            which networks kept their accuracy.
+        log_variance: Absolute log of the variance ratio. 0.3 (a standard deviation x1.16): the same rule.
+        distribution: Share of rows that changed side of some value (Kolmogorov-Smirnov distance, as far as the two
+            quantile sketches prove it). 0.1: one row in ten; reasoned.
+        missing: Change of the share of missing values. 0.05: reasoned.
+        classes: Total variation between the class shares. 0.1: one row in ten has another class; reasoned.
+        rows: Factor between the row counts. 1.5: reasoned; batch size and epochs were tuned for a size.
+        false_alarm: Probability that a comparison of two samples of the same data reports anything.
+    """
+
+    mean: float = 0.2
+    log_variance: float = 0.3
+    distribution: float = 0.1
+    missing: float = 0.05
+    classes: float = 0.1
+    rows: float = 1.5
+    false_alarm: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "log_variance", "distribution", "missing", "classes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}")
+        if not self.rows > 1:
+            raise ValueError(f"`rows` must be a factor above 1, got {self.rows!r}")
+        if not 0 < self.false_alarm < 1:
+            raise ValueError(f"`false_alarm` must be between 0 and 1, got {self.false_alarm!r}")
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """One column that moved.
+
+    Args:
+        column: Name of the column; ``rows`` for the size of the data set.
+        statistic: What moved: ``mean``, ``variance``, ``distribution``, ``missing``, ``classes``, ``rows``, ``layout``.
+        moved: By how much, in the unit of that tolerance.
+        limit: What was allowed.
+        structural: The layout itself changed (a column, a dtype, a class), so old and new data do not fit one model.
+        sentence: The finding in words.
+    """
+
+    column: str
+    statistic: str
+    moved: float
+    limit: float
+    structural: bool
+    sentence: str
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: Tolerance | None = None) -> list[ColumnDrift]:
+    """Compares two data fingerprints, column by column.
+
+    Args:
+        old: The fingerprint on record.
+        new: Today's.
+        tolerance: What is let pass.
+
+    Returns:
+        At most one finding a column, the one furthest past its limit; layout changes first, then worst first.
+
+    Raises:
+        ValueError: If an argument is no data fingerprint of this schema.
+    """
+    tolerance = tolerance or Tolerance()
+    for name, fingerprint in (("old", old), ("new", new)):
+        if not isinstance(fingerprint, Mapping) or fingerprint.get("schema") != 1 or "columns" not in fingerprint:
+            raise ValueError(f"`{name}` must be a data fingerprint of schema 1, got {str(fingerprint)[:60]!r}")
+    columns_old, columns_new = old["columns"], new["columns"]
+    if old.get("sample") is not None and old.get("sample") == new.get("sample") and old["rows"] == new["rows"]:
+        return []
+    shared = [name for name in columns_old if name in columns_new]
+    # at most four tests a column
+    alpha = tolerance.false_alarm / max(1, 4 * len(shared))
+    found = [*_layout(columns_old, columns_new), *_rows(old, new, tolerance)]
+    for name in shared:
+        worst = max(
+            _column(name, columns_old[name], columns_new[name], alpha, tolerance),
+            key=lambda drift: (drift.structural, drift.moved / drift.limit),
+            default=None,
+        )
+        if worst is not None:
+            found.append(worst)
+    return sorted(found, key=lambda drift: (not drift.structural, -drift.moved / drift.limit))
+
+
+def label(column: str) -> str:
+    """How a sentence calls a column: a name that is a mere number needs the word before it."""
+    return f"column {column}"
+
+
+def _layout(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[ColumnDrift]:
+    for name in old:
+        if name not in new:
+            yield ColumnDrift(name, "layout", math.inf, 1.0, True, f"{label(name)}: gone")
+    for name in new:
+        if name not in old:
+            yield ColumnDrift(name, "layout", math.inf, 1.0, True, f"{label(name)}: new")
+
+
+def _rows(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: Tolerance) -> Iterator[ColumnDrift]:
+    before, after = old["rows"], new["rows"]
+    if not (old["rows_exact"] and new["rows_exact"]) or before == after or min(before, after) < 1:
+        return
+    factor = max(before, after) / min(before, after)
+    if factor >= tolerance.rows:
+        text = f"rows: {before:,} became {after:,}"
+        yield ColumnDrift("rows", "rows", factor, tolerance.rows, False, text)
+
+
+def _column(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], alpha: float, tolerance: Tolerance
+) -> Iterator[ColumnDrift]:
+    kinds = [("shares" if "shares" in column else "numbers") for column in (old, new)]
+    if old["dtype"] != new["dtype"] or kinds[0] != kinds[1]:
+        was, now = (f"{column['dtype']} ({kind})" for column, kind in zip((old, new), kinds, strict=True))
+        yield ColumnDrift(name, "layout", math.inf, 1.0, True, f"{label(name)}: was {was}, is {now}")
+        return
+    if kinds[0] == "shares":
+        yield from _classes(name, old, new, alpha, tolerance)
+        return
+    yield from _missing(name, old, new, alpha, tolerance)
+    if old["count"] >= 2 and new["count"] >= 2:
+        yield from _moments(name, old, new, alpha, tolerance)
+        yield from _distribution(name, old, new, alpha, tolerance)
+
+
+def _missing(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], alpha: float, tolerance: Tolerance
+) -> Iterator[ColumnDrift]:
+    totals = [column["count"] + column["missing"] for column in (old, new)]
+    if min(totals) < 1:
+        return
+    shares = [column["missing"] / total for column, total in zip((old, new), totals, strict=True)]
+    pooled = (old["missing"] + new["missing"]) / sum(totals)
+    noise = math.sqrt(pooled * (1 - pooled) * sum(1 / total for total in totals))
+    moved, limit = abs(shares[1] - shares[0]), max(tolerance.missing, _quantile(alpha) * noise)
+    if moved > limit:
+        text = f"{label(name)}: missing values went from {shares[0]:.0%} to {shares[1]:.0%}"
+        yield ColumnDrift(name, "missing", moved, limit, False, text)
+
+
+def _moments(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], alpha: float, tolerance: Tolerance
+) -> Iterator[ColumnDrift]:
+    n_old, n_new, sd_old, sd_new = old["count"], new["count"], old["sd"], new["sd"]
+    scale = sd_old or sd_new
+    if scale > 0:
+        pooled = math.sqrt((n_old * sd_old**2 + n_new * sd_new**2) / (n_old + n_new))
+        moved = abs(new["mean"] - old["mean"]) / scale
+        limit = max(tolerance.mean, _quantile(alpha) * pooled / scale * math.sqrt(1 / n_old + 1 / n_new))
+        if moved > limit:
+            unit = "sd" if sd_old else "new sd (it was constant)"
+            yield ColumnDrift(name, "mean", moved, limit, False, f"{label(name)}: mean moved by {moved:.2g} {unit}")
+    elif not math.isclose(old["mean"], new["mean"], rel_tol=1e-4, abs_tol=1e-12):
+        text = f"{label(name)}: was {old['mean']:.4g} in every row, is {new['mean']:.4g}"
+        yield ColumnDrift(name, "mean", math.inf, 1.0, False, text)
+    if sd_old > 0 and sd_new > 0:
+        # delta method: var(log s^2) = (kurtosis - 1) / n
+        kurtosis = max(old["kurtosis"], new["kurtosis"], 1.0)
+        moved = abs(2 * math.log(sd_new / sd_old))
+        limit = max(tolerance.log_variance, _quantile(alpha) * math.sqrt((kurtosis - 1) * (1 / n_old + 1 / n_new)))
+        if moved > limit:
+            text = f"{label(name)}: standard deviation is {sd_new / sd_old:.2g} times the old one"
+            yield ColumnDrift(name, "variance", moved, limit, False, text)
+
+
+def _distribution(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], alpha: float, tolerance: Tolerance
+) -> Iterator[ColumnDrift]:
+    moved = cdf_distance(old["quantiles"], new["quantiles"])
+    # Massart's constant for two samples
+    noise = math.sqrt(math.log(2 / alpha) / 2 * (1 / old["count"] + 1 / new["count"]))
+    limit = max(tolerance.distribution, noise)
+    if moved > limit:
+        text = f"{label(name)}: at least {moved:.0%} of the rows changed side of some value"
+        yield ColumnDrift(name, "distribution", moved, limit, False, text)
+
+
+def cdf_distance(old: list[float], new: list[float]) -> float:
+    """The largest difference of two distribution functions that their quantiles prove.
+
+    Args:
+        old: Quantiles at equally spaced levels from 0 to 1, ascending.
+        new: Likewise; the number of levels may differ.
+
+    Returns:
+        A lower bound of the Kolmogorov-Smirnov distance, between 0 and 1. A quantile ``q`` at level ``p`` says that at
+        least ``p`` of the values are at most ``q``, and at most ``p`` lie below ``q``; ties need no other treatment.
+    """
+    best = 0.0
+    for value in (*old, *new):
+        (low_old, high_old), (low_new, high_new) = _bounds(old, value), _bounds(new, value)
+        best = max(best, low_new - high_old, low_old - high_new)
+    return best
+
+
+def _bounds(quantiles: list[float], value: float) -> tuple[float, float]:
+    """Least and greatest share of values that can be at most ``value``."""
+    steps = len(quantiles) - 1
+    at_most = sum(q <= value for q in quantiles)
+    low = (at_most - 1) / steps if at_most else 0.0
+    return low, (at_most / steps if at_most <= steps else 1.0)
+
+
+def _classes(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], alpha: float, tolerance: Tolerance
+) -> Iterator[ColumnDrift]:
+    shares_old, shares_new = old["shares"], new["shares"]
+    n_old, n_new = old["count"], new["count"]
+    if min(n_old, n_new) < 1:
+        return
+    labels = [*shares_old, *(key for key in shares_new if key not in shares_old)]
+    for key in labels:
+        share = max(shares_old.get(key, 0.0), shares_new.get(key, 0.0))
+        if (key not in shares_old or key not in shares_new) and share * min(n_old, n_new) >= _EXPECTED_ROWS:
+            what = "gone" if key in shares_old else "new"
+            text = f"{label(name)}: class {key} is {what} ({share:.0%} of the rows)"
+            yield ColumnDrift(name, "classes", math.inf, 1.0, True, text)
+    moves = {key: shares_new.get(key, 0.0) - shares_old.get(key, 0.0) for key in labels}
+    moved = sum(abs(move) for move in moves.values()) / 2
+    statistic = 0.0
+    for key, move in moves.items():
+        pooled = (n_old * shares_old.get(key, 0.0) + n_new * shares_new.get(key, 0.0)) / (n_old + n_new)
+        statistic += move**2 / (pooled * (1 / n_old + 1 / n_new))
+    if len(labels) > 1 and moved > tolerance.classes and statistic > _chi_square_quantile(len(labels) - 1, alpha):
+        key = max(moves, key=lambda key: abs(moves[key]))
+        before, after = shares_old.get(key, 0.0), shares_new.get(key, 0.0)
+        text = f"{label(name)}: class mix moved by {moved:.0%}, most of all class {key} ({before:.0%} to {after:.0%})"
+        yield ColumnDrift(name, "classes", moved, tolerance.classes, False, text)
+
+
+def _quantile(alpha: float) -> float:
+    """Two-sided normal quantile."""
+    return NormalDist().inv_cdf(1 - alpha / 2)
+
+
+def _chi_square_quantile(degrees: int, alpha: float) -> float:
+    """Upper quantile by Wilson and Hilferty (1931)."""
+    part = 2 / (9 * degrees)
+    return degrees * (1 - part + NormalDist().inv_cdf(1 - alpha) * math.sqrt(part)) ** 3
