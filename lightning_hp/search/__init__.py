@@ -1,1 +1,36 @@
 """The Optuna half: scales, spaces, stages, samplers, pruners. Never imports torch or lightning."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_hp.search.parameters import Choice, Float, Int
+    from lightning_hp.search.presets import PRESETS, preset
+    from lightning_hp.search.sampler import CoarseToFineSampler
+    from lightning_hp.search.scales import sample
+    from lightning_hp.search.space import SearchSpace
+
+# loaded on first use (PEP 562): drawing a sample or naming a preset needs no Optuna
+_HOMES = {
+    "PRESETS": "presets",
+    "Choice": "parameters",
+    "CoarseToFineSampler": "sampler",
+    "Float": "parameters",
+    "Int": "parameters",
+    "SearchSpace": "space",
+    "preset": "presets",
+    "sample": "scales",
+}
+__all__ = ["PRESETS", "Choice", "CoarseToFineSampler", "Float", "Int", "SearchSpace", "preset", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

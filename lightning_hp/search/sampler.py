@@ -1,0 +1,260 @@
+"""An Optuna sampler that tunes what matters first: stages decide where to look, this module only wires.
+
+For each trial it finds the stage (by trial number) and the stage's box (from the trials in storage), then draws
+
+* trial 0: the defaults, so that every study holds the point it started from;
+* coarse stages: scrambled Sobol in the box, ``f(seed, stage, number)``;
+* fine stages: whatever the base sampler proposes inside the box (Optuna's TPE unless given).
+
+Nothing is remembered between calls, so a resumed study and several workers continue as one. Every parameter is stored
+at its full range: ``infer_relative_search_space`` returns full ranges, only the base sampler is shown the narrow ones. (A
+range that changes under one name makes Optuna's samplers drop the parameter from their joint model for good.)
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from lightning_hp.search.parameters import Choice, Float, Parameter
+from lightning_hp.search.space import SearchSpace
+from lightning_hp.search.stages import Stage, explore, place, plan_stages, stage_at, with_boxes
+
+if TYPE_CHECKING:
+    from lightning_hp.search.pruner import CurvePruner
+
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_ASKED = (*_FINISHED, TrialState.RUNNING)
+#: A float that a base sampler proposes again is moved by up to this part of its box's width.
+_NUDGE = 0.01
+
+
+class CoarseToFineSampler(BaseSampler):
+    """Opens hyperparameters by tier, explores each quasi-randomly, then zooms into the good region.
+
+    Works in any Optuna script with one objective; :meth:`SearchSpace.suggest` asks a trial for the whole space::
+
+        space = SearchSpace.from_dict(preset("sgd"))
+        sampler = CoarseToFineSampler(space, n_trials=60)
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(lambda trial: train(**space.suggest(trial)), n_trials=60)
+
+    Parameters that the space does not know are left to the base sampler; parameters of the space that the objective
+    does not ask for are left out. Enqueued values win over the sampler's, as with every Optuna sampler. Failed trials teach
+    nothing, so tell a diverged trial as complete with a bad value.
+
+    The same seed gives the same study. A base sampler of your own keeps its own random state: seed it, and know that
+    samplers with state (all of Optuna's) do not repeat the same draws after a resume. ``CmaEsSampler`` keeps its
+    distribution relative to the box, so it follows a zoom without knowing of it, and asks one by one for categories.
+
+    Args:
+        space: A :class:`SearchSpace`, or the mapping that :meth:`SearchSpace.from_dict` takes.
+        n_trials: Planned total number of trials of the study; it decides which tiers open. Trials past it continue the
+            last stage.
+        max_steps: The step at which a complete learning curve ends (as reported by ``trial.report``), None where the
+            objective reports none.
+        base: Proposes the points of fine stages; coarse stages stay quasi-random whatever the base, since a model has
+            nothing to go by in a tier that has just opened. None for TPE, seeded per trial.
+        seed: A whole number of at least 0.
+        plan: ``default``, or ``tiers`` for zooming into each tier before the next opens; see :mod:`.stages`.
+        opens_from: Tier to the number of trials from which it opens, where it differs from ``stages.OPENS_FROM``.
+
+    Raises:
+        ValueError: If a number is out of range, or the plan or a tier is unknown.
+        TypeError: If the space or the base is of another type.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace | Mapping[str, Any],
+        n_trials: int = 60,
+        max_steps: int | None = 27,
+        base: BaseSampler | None = None,
+        seed: int = 0,
+        plan: str = "default",
+        opens_from: Mapping[str, int] | None = None,
+    ) -> None:
+        self.space = space if isinstance(space, SearchSpace) else SearchSpace.from_dict(space)
+        if base is not None and not isinstance(base, BaseSampler):
+            raise TypeError(f"`base` must be an Optuna sampler or None, got {base!r}")
+        self.n_trials = _whole("n_trials", n_trials, 1)
+        self.max_steps = None if max_steps is None else _whole("max_steps", max_steps, 1)
+        self.seed = _whole("seed", seed, 0)
+        self.base = base
+        self.plan = plan
+        self.planned = plan_stages(self.space, self.n_trials, opens_from, plan)
+        self._parameters = {p.stored_name: p for p in self.space.parameters}
+
+    # --- what else is told ---
+
+    def describe(self, trial: Trial | FrozenTrial) -> dict[str, Any]:
+        """The stage of a trial, as the user attributes that a study shows: ``stage``, ``stage_index``, ``tier``."""
+        stage = stage_at(self.planned, trial.number)
+        return {"stage": stage.name, "stage_index": stage.index, "tier": stage.tier}
+
+    def stages(self, study: Study) -> list[Stage]:
+        """All stages, with the boxes as they follow from storage; a stage not yet begun has the box None."""
+        trials = study.get_trials(deepcopy=False)
+        asked = max((t.number for t in trials if t.state is not TrialState.WAITING), default=-1)
+        begun = [s for s in self.planned if s.first <= asked]
+        known = with_boxes(self.space, trials, begun, _direction(study))
+        return [*known, *self.planned[len(known) :]]
+
+    def pruner(self) -> CurvePruner:
+        """The pruner that belongs to this sampler, for ``optuna.create_study(sampler=..., pruner=...)``."""
+        from lightning_hp.search.pruner import CurvePruner
+
+        return CurvePruner(space=self.space, max_steps=self.max_steps)
+
+    # --- Optuna's sampler interface ---
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The full ranges of the space, and what the base sampler models beyond it."""
+        _check_single(study)
+        beyond = self._base_for(trial, "").infer_relative_search_space(study, trial)
+        return {**{n: d for n, d in beyond.items() if n not in self._parameters}, **self.space.distributions}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Stored values of the trial's point, for the names asked for."""
+        _check_single(study)
+        beyond = {n: d for n, d in search_space.items() if n not in self._parameters}
+        found = self._ask_base(study, trial, beyond, beyond)
+        if len(beyond) < len(search_space):
+            values = self._point(study, trial)
+            found |= {n: values[n] for n in search_space if n in self._parameters}
+        return found
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A parameter that the space does not know, or one asked for with a range that excludes our value."""
+        _check_single(study)
+        base = self._base_for(trial, param_name)
+        return base.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        """Nothing of ours: draws depend on seed and trial number, also in threads."""
+        if self.base is not None:
+            self.base.reseed_rng()
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Passed on to the base sampler."""
+        if self.base is not None:
+            self.base.before_trial(study, trial)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Passed on to the base sampler."""
+        if self.base is not None:
+            self.base.after_trial(study, trial, state, values)
+
+    # --- wiring ---
+
+    def _point(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """Stored values of a trial, by stored name."""
+        if trial.number == 0:
+            return self.space.defaults()
+        current = stage_at(self.planned, trial.number)
+        trials = study._get_trials(deepcopy=False, states=_FINISHED, use_cache=True)
+        stage = with_boxes(self.space, trials, self.planned[: current.index], _direction(study))[-1]
+        if stage.kind == "coarse":
+            unit = explore(self.space, stage, trial.number, self.seed)
+        else:
+            unit = self._refine(study, trial, stage)
+        return self._distinct(study, trial, stage, place(self.space, stage, unit))
+
+    def _refine(self, study: Study, trial: FrozenTrial, stage: Stage) -> NDArray[np.float64]:
+        """The unit point of a fine trial, shape (d,): the base sampler's proposal inside the box.
+
+        An engine of our own goes here; it needs the space, the study's trials and the stage with its box.
+        """
+        assert stage.box is not None
+        narrow = {
+            p.stored_name: _narrowed(p, *stage.box[p.stored_name])
+            for p in self.space.parameters
+            if p.tier in stage.tiers
+        }
+        modelled = self._base_for(trial, "").infer_relative_search_space(study, trial)
+        joint = {n: d for n, d in narrow.items() if n in modelled and not d.single()}
+        proposed = self._ask_base(study, trial, joint, narrow)
+        return self.space.unit([{**self.space.defaults(), **proposed}])[0]
+
+    def _ask_base(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        joint: Mapping[str, BaseDistribution],
+        all_of: Mapping[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        """The base sampler's values: jointly where it models a name, else (its start-up trials, say) one by one."""
+        values = self._base_for(trial, "").sample_relative(study, trial, dict(joint)) if joint else {}
+        for name, distribution in all_of.items():
+            if name not in values:
+                base = self._base_for(trial, name)
+                values[name] = base.sample_independent(study, trial, name, distribution)
+        return values
+
+    def _base_for(self, trial: FrozenTrial, name: str) -> BaseSampler:
+        """The given base sampler, or a TPE whose draws depend on seed, trial number and parameter name only."""
+        if self.base is not None:
+            return self.base
+        return TPESampler(seed=int(self._rng(trial.number, name).integers(2**32)))
+
+    def _rng(self, number: int, name: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, number, zlib.crc32(name.encode())])
+
+    def _distinct(self, study: Study, trial: FrozenTrial, stage: Stage, values: dict[str, Any]) -> dict[str, Any]:
+        """No two trials share the value of an open float: base samplers like to repeat the edges of a box."""
+        assert stage.box is not None
+        others = study._get_trials(deepcopy=False, states=_ASKED, use_cache=True)
+        for parameter in self.space.parameters:
+            name = parameter.stored_name
+            if not isinstance(parameter, Float) or parameter.tier not in stage.tiers:
+                continue
+            low, high = stage.box[name]
+            taken = {t.params[name] for t in others if name in t.params and t.number != trial.number}
+            rng = self._rng(trial.number, name)
+            while values[name] in taken:
+                unit = float(parameter.unit([values[name]])[0])
+                inward = 1.0 if unit < (low + high) / 2 else -1.0
+                values[name] = parameter.at(unit + inward * _NUDGE * (high - low) * (1.0 - rng.random()))
+        return values
+
+
+def _narrowed(parameter: Parameter, low: float, high: float) -> BaseDistribution:
+    """The part of a parameter's distribution that lies in [low, high] of its unit axis; choices stay as they are."""
+    wide = parameter.distribution
+    if isinstance(parameter, Choice) or isinstance(wide, CategoricalDistribution):
+        return wide
+    inset = 0.0 if isinstance(parameter, Float) else 1e-9
+    start, stop = sorted((parameter.at(low + inset), parameter.at(high - inset)))
+    if isinstance(wide, IntDistribution):
+        return IntDistribution(int(start), int(stop), log=wide.log)
+    assert isinstance(wide, FloatDistribution)
+    return FloatDistribution(start, stop, log=wide.log)
+
+
+def _direction(study: Study) -> str:
+    return "maximize" if study.directions[0] is StudyDirection.MAXIMIZE else "minimize"
+
+
+def _check_single(study: Study) -> None:
+    if len(study.directions) > 1:
+        raise ValueError(f"`study` must have one objective, got {len(study.directions)} directions")
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
+    return value
