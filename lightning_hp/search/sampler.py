@@ -7,8 +7,8 @@ For each trial it finds the stage (by trial number) and the stage's box (from th
 * fine stages: whatever the base sampler proposes inside the box (Optuna's TPE unless given).
 
 Nothing is remembered between calls, so a resumed study and several workers continue as one. Every parameter is stored
-at its full range: ``infer_relative_search_space`` returns full ranges, only the base sampler is shown the narrow ones. (A
-range that changes under one name makes Optuna's samplers drop the parameter from their joint model for good.)
+at its full range; only the base sampler is shown narrow ones. (A range that changes under one name makes Optuna's
+samplers drop the parameter from their joint model for good.)
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class CoarseToFineSampler(BaseSampler):
         study.optimize(lambda trial: train(**space.suggest(trial)), n_trials=60)
 
     Parameters that the space does not know are left to the base sampler; parameters of the space that the objective
-    does not ask for are left out. Enqueued values win over the sampler's, as with every Optuna sampler. Failed trials teach
-    nothing, so tell a diverged trial as complete with a bad value.
+    does not ask for are left out. Enqueued values win over the sampler's, as with every Optuna sampler. Failed trials
+    teach nothing, so tell a diverged trial as complete with a bad value.
 
     The same seed gives the same study. A base sampler of your own keeps its own random state: seed it, and know that
     samplers with state (all of Optuna's) do not repeat the same draws after a resume. ``CmaEsSampler`` keeps its
@@ -152,9 +152,7 @@ class CoarseToFineSampler(BaseSampler):
         if self.base is not None:
             self.base.before_trial(study, trial)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Passed on to the base sampler."""
         if self.base is not None:
             self.base.after_trial(study, trial, state, values)

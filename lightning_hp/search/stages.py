@@ -10,9 +10,9 @@ A stage is decided by the trial number, a box by the finished trials numbered be
 enters, so a resumed study and a second worker come to the same answer. All functions are pure.
 
 A box is the hull of the best quarter of those trials (at least two) on each parameter's unit axis, with a margin.
-``m`` points drawn uniformly from an interval span (m - 1) / (m + 1) of it on average, so its ends are estimated, without
-bias, by adding hull / (m - 1) at either side. A parameter that does not matter has good values everywhere and keeps a
-wide box; one that matters is narrowed.
+``m`` points drawn uniformly from an interval span (m - 1) / (m + 1) of it on average, so adding hull / (m - 1) at either
+side estimates its ends without bias. A parameter that does not matter has good values everywhere and keeps a wide box;
+one that matters is narrowed.
 """
 
 from __future__ import annotations
@@ -185,9 +185,9 @@ def ranked(trials: Sequence[FrozenTrial], direction: str = "minimize") -> list[F
     """Complete and pruned trials, the best first; failed, waiting and running ones, and those without value, dropped.
 
     A pruned trial stands where its last report puts it among the final values. Where curves improve with
-    training it would have ended better than that, so it is not flattered; still, the first place, which pulls the box by
-    itself, is kept for a complete trial. (To rank all pruned trials behind all complete ones would put diverged trials,
-    which are complete, ahead of promising ones.)
+    training it would have ended better than that, so it is not flattered; still, the first place, which pulls the box
+    by itself, is kept for a complete trial. (To rank all pruned trials behind all complete ones would put diverged
+    trials, which are complete, ahead of promising ones.)
 
     Args:
         trials: Trials of any state.
@@ -347,8 +347,8 @@ def _sobol(seed: int, stage: int, d: int, block: int) -> NDArray[np.float64]:
 
     with _sobol_lock:
         engine = qmc.Sobol(d, scramble=True, bits=53, seed=np.random.default_rng([seed, stage]))
-        if block:
-            engine.fast_forward(block * _SOBOL_BLOCK)
+        for _ in range(block):  # scipy's fast_forward fails with more than 32 bits
+            engine.random(_SOBOL_BLOCK)
         return engine.random(_SOBOL_BLOCK)
 
 
