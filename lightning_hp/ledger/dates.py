@@ -330,9 +330,7 @@ def _judge(base: Mapping[str, Any], state: _State, now: datetime) -> Verdict:
         "invalid": "tune again: the record describes another model, space or data",
     }[status]
     age = max(now - tuned_at, timedelta())
-    return Verdict(
-        str(base["name"]), status, "; ".join(reasons), todo, dates, tuned_at, state.confirmed_at, age, study
-    )
+    return Verdict(str(base["name"]), status, "; ".join(reasons), todo, dates, tuned_at, state.confirmed_at, age, study)
 
 
 def _day(moment: datetime) -> str:

@@ -4,13 +4,15 @@ The data fingerprint is made in one bounded pass over a sample of the training r
 random state put back. Shapes: B = rows of a batch, F = features, C = channels, n = sampled rows.
 
 Columns: a tensor (B,) is one column, (B, F) is F columns, more dimensions are flattened. Where that gives more than
-``max_columns``, a tensor (B, C, ...) becomes the mean and the standard deviation of each channel of a row, so that a move
-of brightness shows in the first and of contrast in the second; a tensor (B, F) becomes evenly spaced columns beside the
-mean and the standard deviation of the whole row. Integer tensors (B,) with few values are classes and keep their shares.
+``max_columns``, a tensor (B, C, ...) becomes the mean and the standard deviation of each channel of a row, so that a
+move of brightness shows in the first and of contrast in the second; a tensor (B, F) becomes evenly spaced columns
+beside the mean and the standard deviation of the whole row, and rows of varying shape keep these two alone. Integer
+tensors (B,) with few values are classes and keep their shares.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -21,8 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler, SubsetRandomSampler
-from torch.utils.data import RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_hp.ledger.drift import ColumnDrift as ColumnDrift
@@ -33,7 +34,8 @@ SCHEMA = 1
 #: Quantiles are kept at 0, 1/20, ... 1.
 _QUANTILE_STEPS = 20
 _MAX_CLASSES = 256
-_HASHED_ROWS = 64
+#: Rows that are asked of a data set at a time.
+_CHUNK = 256
 _DIGITS = 6
 
 
@@ -47,8 +49,10 @@ def data_fingerprint(
 ) -> dict[str, Any]:
     """Fingerprint of the training data.
 
-    A data set with a length is sampled without its sampler and workers: ``max_rows`` rows drawn with ``seed``. Others,
-    and loaders with a sampler of their own, are read from the start. Weighted samplers therefore do not show.
+    A data set with a length is read without the loader's sampler and workers: ``max_rows`` rows drawn with ``seed``
+    from those that the sampler draws from. Iterable data sets and loaders with a sampler of an unknown kind (weighted
+    ones among them) are read from the start, in this process. An iterable data set that can be read only once loses
+    these rows.
 
     Args:
         source: A DataModule that is set up, a DataLoader, an iterable of batches, or a mapping or list of loaders.
@@ -58,9 +62,9 @@ def data_fingerprint(
         seed: For the rows, and for whatever draws random numbers while they are read.
 
     Returns:
-        JSON types: ``rows``, ``rows_exact`` (False: at least that many), ``sampled``, ``sample`` (hash of the first rows
+        JSON types: ``rows``, ``rows_exact`` (False: at least that many), ``sampled``, ``sample`` (hash of the rows
         read), and ``columns`` by name with ``dtype``, ``count``, ``missing``, ``mean``, ``sd``, ``kurtosis``,
-        ``quantiles`` (at 0, 0.05, ... 1), or ``shares`` of the classes.
+        ``quantiles`` (at 0, 0.05, ... 1), and ``shares`` of the classes.
 
     Raises:
         ValueError: If there are no rows, or a batch holds no tensor.
@@ -69,23 +73,22 @@ def data_fingerprint(
         if isinstance(value, bool) or not isinstance(value, int) or value < 2:
             raise ValueError(f"`{name}` must be a whole number from 2, got {value!r}")
     with _seeded(seed):
-        loaders = _loaders(source)
         columns: dict[str, dict[str, Any]] = {}
         digest = hashlib.sha256()
         rows, exact, sampled = 0, True, 0
-        for prefix, loader in loaders.items():
+        for prefix, loader in _loaders(source).items():
             batches, length = _batches(loader, max_rows, seed)
-            leaves, read, ended = _read(batches, max_rows)
+            leaves, read, ended = _read(batches, max_rows, max_columns)
             if not read:
                 raise ValueError("`source` must have at least one training row, got none")
             rows += read if length is None else length
             exact = exact and (ended or length is not None)
             sampled += read
             names = column_names if not prefix else None
-            for leaf, values in leaves.items():
-                digest.update(leaf.encode())
-                digest.update(_bytes(values[0][:_HASHED_ROWS]))
-                columns.update(_columns(leaf, values, prefix, max_columns, names if leaf == next(iter(leaves)) else None))
+            for leaf in leaves.values():
+                digest.update(leaf.digest.digest())
+                columns.update(leaf.columns(prefix, names))
+                names = None
     return {
         "schema": SCHEMA,
         "rows": rows,
@@ -105,14 +108,29 @@ def model_fingerprint(model: Any) -> str:
     model = getattr(model, "_orig_mod", model)
     cls = model if isinstance(model, type) else type(model)
     parameters = []
-    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
-        default = parameter.default
-        if default is not inspect.Parameter.empty and not isinstance(default, (bool, int, float, str, type(None), tuple)):
-            # the repr of an arbitrary object may hold its address
-            default = type(default).__name__
-            parameter = parameter.replace(default=default)
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.default is not inspect.Parameter.empty:
+            parameter = parameter.replace(default=_Word(_default(parameter.default)))
         parameters.append(parameter.replace(annotation=inspect.Parameter.empty))
     return f"{cls.__module__}.{cls.__qualname__}{inspect.Signature(parameters)}"
+
+
+class _Word(str):
+    """Text that prints without quotes inside a signature."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _default(value: Any) -> str:
+    """Text of a default value that is the same in every process: the repr of an object may hold its address."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}({', '.join(map(_default, value))})"
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def space_fingerprint(space: Mapping[str, Any]) -> str:
@@ -161,34 +179,53 @@ def _batches(loader: Any, max_rows: int, seed: int) -> tuple[Iterator[Any], int 
     dataset, collate = loader.dataset, loader.collate_fn
     if isinstance(dataset, IterableDataset):
         return iter(DataLoader(dataset, batch_size=loader.batch_size, collate_fn=collate)), None
-    indices = _indices(loader.sampler if loader.batch_size is not None else None, dataset)
-    if indices is None:
-        return _without_workers(loader), None
+    bulk = loader.batch_sampler is None
+    indices = _indices(loader.sampler if bulk else loader.batch_sampler, dataset)
+    like = _first(loader.sampler) if bulk else None
+    if indices is None or (bulk and not isinstance(like, (list, tuple, torch.Tensor))):
+        return _own_batches(loader), None
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(indices), generator=generator)[:max_rows].tolist()
     chosen = [indices[position] for position in order]
-    size = loader.batch_size or 1
-    chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-    return iter(DataLoader(dataset, batch_sampler=chunks, collate_fn=collate)), len(indices)
+    chunks: list[Any] = [chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK)]
+    if not bulk:
+        return iter(DataLoader(dataset, batch_sampler=chunks, collate_fn=collate)), len(indices)
+    if isinstance(like, torch.Tensor):
+        chunks = [torch.tensor(chunk) for chunk in chunks]
+    return iter(DataLoader(dataset, sampler=chunks, batch_size=None, collate_fn=collate)), len(indices)
 
 
-def _indices(sampler: Sampler[Any] | None, dataset: Any) -> Sequence[int] | None:
-    """Rows that the sampler draws from, or None if only it knows."""
+def _first(sampler: Any) -> Any:
+    """What the sampler gives first. A list or tensor of row numbers: the data set is asked for whole batches.
+
+    A single number without automatic batching means that an item of the data set is a batch, whose rows nobody counted.
+    """
+    return next(iter(copy.copy(sampler)), None)
+
+
+def _indices(sampler: Any, dataset: Any) -> Sequence[int] | None:
+    """Rows that the sampler draws from, or None if only it knows. A batch sampler is asked for the sampler inside."""
     if isinstance(sampler, SubsetRandomSampler):
         return list(sampler.indices)
     if isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
         return range(len(dataset))
-    return None
+    inside = getattr(sampler, "sampler", None)
+    return None if inside is None else _indices(inside, dataset)
 
 
-def _without_workers(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's own batches, read in this process: iterating it could restart the workers of a running epoch."""
-    sampling: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
-    if loader.batch_sampler is None:
-        sampling = {"sampler": loader.sampler, "batch_size": None}
-    generators = [getattr(part, "generator", None) for part in (loader, loader.sampler)]
+def _own_batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the loader gives, read in this process: iterating it could restart the workers of a running epoch.
+
+    The samplers are copied and their generators put back, so that the next epoch is what it would have been.
+    """
+    samplers = [part for part in (loader.batch_sampler, loader.sampler) if part is not None]
+    samplers += [part.sampler for part in samplers if hasattr(part, "sampler")]
+    generators = [getattr(part, "generator", None) for part in (loader, *samplers)]
     held = [part for part in generators if isinstance(part, torch.Generator)]
     states = [part.get_state() for part in held]
+    sampling: dict[str, Any] = {"batch_sampler": copy.copy(loader.batch_sampler)}
+    if loader.batch_sampler is None:
+        sampling = {"sampler": copy.copy(loader.sampler), "batch_size": None}
     try:
         yield from DataLoader(loader.dataset, collate_fn=loader.collate_fn, **sampling)
     finally:
@@ -196,25 +233,26 @@ def _without_workers(loader: DataLoader[Any]) -> Iterator[Any]:
             part.set_state(state)
 
 
-def _read(batches: Iterator[Any], max_rows: int) -> tuple[dict[str, list[torch.Tensor]], int, bool]:
-    """Tensors by leaf, rows read, and whether the batches came to their end."""
-    leaves: dict[str, list[torch.Tensor]] = {}
+def _read(batches: Iterator[Any], max_rows: int, max_columns: int) -> tuple[dict[str, _Leaf], int, bool]:
+    """Tensors of a batch by name, rows read, and whether the batches came to their end."""
+    leaves: dict[str, _Leaf] = {}
     rows, ended = 0, False
-    while rows < max_rows:
-        batch = next(batches, None)
-        if batch is None:
-            ended = True
-            break
-        found = {name: value.detach().cpu() for name, value in _tensors(batch)}
-        if not found:
-            raise ValueError(f"`source` must give batches with at least one tensor, got {type(batch).__name__}")
-        found = {name: value.reshape(1) if value.ndim == 0 else value for name, value in found.items()}
-        size = len(next(iter(found.values())))
-        for name, value in found.items():
-            leaves.setdefault(name, []).append(value[: max_rows - rows])
-        rows += min(size, max_rows - rows)
-    if (close := getattr(batches, "close", None)) is not None:
-        close()
+    try:
+        while rows < max_rows:
+            batch = next(batches, None)
+            if batch is None:
+                ended = True
+                break
+            found = [(name, value.detach().cpu()) for name, value in _tensors(batch)]
+            found = [(name, value.reshape(1) if value.ndim == 0 else value) for name, value in found]
+            if not found:
+                raise ValueError(f"`source` must give batches with at least one tensor, got {type(batch).__name__}")
+            for name, value in found:
+                leaves.setdefault(name, _Leaf(name, value, max_columns)).add(value[: max_rows - rows])
+            rows += min(len(found[0][1]), max_rows - rows)
+    finally:
+        if (close := getattr(batches, "close", None)) is not None:
+            close()
     return leaves, rows, ended
 
 
@@ -232,61 +270,86 @@ def _tensors(batch: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
         for index, value in enumerate(batch):
             if fields is not None:
                 key = fields[index]
-            elif len(batch) == 2 and not name:
-                key = ("column", "target")[index]  # the usual (x, y)
+            elif len(batch) <= 2 and not name:
+                key = ("column", "target")[index]  # the usual (x, y), or (x,)
             else:
                 key = str(index)
             yield from _tensors(value, f"{name}.{key}" if name else key)
 
 
-def _columns(
-    leaf: str, values: list[torch.Tensor], prefix: str, max_columns: int, names: Sequence[str] | None
-) -> dict[str, dict[str, Any]]:
-    """Summaries of the columns of one leaf. Each tensor of ``values`` is (B, ...)."""
-    dtype = str(values[0].dtype).removeprefix("torch.")
-    shape = values[0].shape[1:]
-    name = prefix if leaf == "column" else prefix + leaf
-    if not shape and not values[0].is_floating_point():
-        classes = torch.cat(values)
-        found, counts = classes.unique(return_counts=True)
-        if len(found) <= min(_MAX_CLASSES, max(2, len(classes) // 2)):
-            shares = {str(int(key)): _short(int(n) / len(classes)) for key, n in zip(found, counts, strict=True)}
-            return {name or "column": {"dtype": dtype, "count": len(classes), "missing": 0, "shares": shares}}
-    if not shape:
-        return {name or "0": _summary(torch.cat(values), dtype)}
-    numbers = [_real(value) for value in values]
-    table = _wide(numbers, shape, max_columns)
-    width = int(torch.Size(shape).numel())
-    if any(value.shape[1:] != shape for value in values) or (len(shape) == 1 and width > max_columns):
-        pooled = torch.cat([torch.stack(_moments(value.flatten(1)), dim=1) for value in numbers])
-        extra = {f"{name or 'row'} mean": pooled[:, 0], f"{name or 'row'} sd": pooled[:, 1]}
-    else:
-        extra = {}
-    if names is not None and len(names) == len(table) == width:
-        table = dict(zip(names, table.values(), strict=True))
-    elif leaf == "column":
-        table = {f"{prefix}{key}": column for key, column in table.items()}
-    else:
-        table = {f"{name}[{key}]": column for key, column in table.items()}
-    return {key: _summary(column, dtype) for key, column in {**table, **extra}.items()}
+class _Leaf:
+    """One tensor of the batches, reduced to at most about ``max_columns`` columns batch by batch."""
 
+    def __init__(self, name: str, first: torch.Tensor, max_columns: int) -> None:
+        self.name = name
+        self.dtype = str(first.dtype).removeprefix("torch.")
+        self.shape = first.shape[1:]
+        self.width = int(self.shape.numel())
+        self.max_columns = max_columns
+        self.ragged = False
+        self.digest = hashlib.sha256()
+        self.tables: list[torch.Tensor] = []
+        self.pooled: list[torch.Tensor] = []
 
-def _wide(values: list[torch.Tensor], shape: torch.Size, max_columns: int) -> dict[str, torch.Tensor]:
-    """Columns (n,) by position; none where the rows differ in shape."""
-    if any(value.shape[1:] != shape for value in values):
-        return {}
-    width = int(shape.numel())
-    if width <= max_columns:
-        return {str(j): column for j, column in enumerate(torch.cat([v.flatten(1) for v in values]).unbind(1))}
-    if len(shape) == 1:
-        kept = torch.linspace(0, width - 1, max_columns - 2).round().long().unique()
-        return {str(int(j)): column for j, column in zip(kept, torch.cat([v[:, kept] for v in values]).unbind(1), strict=True)}
-    kept = torch.linspace(0, shape[0] - 1, min(shape[0], max(1, max_columns // 2))).round().long().unique()
-    mean, sd = (torch.cat(part) for part in zip(*(_moments(v[:, kept].flatten(2)) for v in values), strict=True))
-    table = {}
-    for position, channel in enumerate(kept.tolist()):
-        table[f"channel {channel} mean"], table[f"channel {channel} sd"] = mean[:, position], sd[:, position]
-    return table
+    def add(self, value: torch.Tensor) -> None:
+        """Takes the rows of one batch, (B, ...)."""
+        value = _real(value)
+        self.digest.update(value.contiguous().numpy().tobytes())
+        self.ragged = self.ragged or value.shape[1:] != self.shape
+        self.pooled.append(torch.stack(_moments(value.flatten(1) if value.ndim > 1 else value[:, None]), dim=1))
+        if not self.ragged:
+            self.tables.append(self._reduce(value))
+
+    def columns(self, prefix: str, names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+        """Summary by column name; ``names`` are those of all columns, where there are as many."""
+        base = prefix if self.name == "column" else prefix + self.name
+        if not self.shape and not self.ragged:
+            column = torch.cat(self.tables)[:, 0]
+            known = names is not None and len(names) == 1
+            key = names[0] if known and names else base.rstrip(".") or "0"
+            return {key: {**_summary(column, self.dtype), **self._shares(column)}}
+        found: dict[str, torch.Tensor] = {}
+        if not self.ragged:
+            keys = list(names) if names is not None and len(names) == self.width else self._keys()
+            if self.name != "column" and keys is not names:
+                keys = [f"{base}[{key}]" for key in keys]
+            elif prefix:
+                keys = [prefix + key for key in keys]
+            found = dict(zip(keys, torch.cat(self.tables).unbind(1), strict=True))
+        if self.ragged or (len(self.shape) == 1 and self.width > self.max_columns):
+            pooled = torch.cat(self.pooled)
+            found |= {f"{base} row mean".strip(): pooled[:, 0], f"{base} row sd".strip(): pooled[:, 1]}
+        return {key: _summary(column, self.dtype) for key, column in found.items()}
+
+    def _kept(self) -> torch.Tensor:
+        """Features, or channels, that are looked at where there are too many."""
+        size = self.shape[0]
+        most = self.max_columns if len(self.shape) == 1 else max(1, self.max_columns // 2)
+        return torch.linspace(0, size - 1, min(size, most)).round().long().unique()
+
+    def _keys(self) -> list[str]:
+        if self.width <= self.max_columns:
+            return [str(index) for index in range(self.width)]
+        if len(self.shape) == 1:
+            return [str(index) for index in self._kept().tolist()]
+        return [f"channel {index} {part}" for part in ("mean", "sd") for index in self._kept().tolist()]
+
+    def _reduce(self, value: torch.Tensor) -> torch.Tensor:
+        """(B, ...) to (B, columns), in the order of the keys."""
+        if self.width <= self.max_columns:
+            return value.reshape(len(value), self.width)
+        if len(self.shape) == 1:
+            return value[:, self._kept()]
+        return torch.cat(_moments(value[:, self._kept()].flatten(2)), dim=1)
+
+    def _shares(self, column: torch.Tensor) -> dict[str, Any]:
+        if self.dtype.startswith(("float", "bfloat", "complex")):
+            return {}
+        classes, counts = column.unique(return_counts=True)
+        if len(classes) > _MAX_CLASSES:
+            return {}
+        pairs = zip(classes.tolist(), counts.tolist(), strict=True)
+        return {"shares": {str(int(label)): _short(count / len(column)) for label, count in pairs}}
 
 
 def _moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -296,7 +359,9 @@ def _moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _real(values: torch.Tensor) -> torch.Tensor:
-    return (values.abs() if values.is_complex() else values).to(torch.float32)
+    """Floats that hold the values exactly, but for integers beyond 2^53; complex numbers by their size."""
+    values = values.abs() if values.is_complex() else values
+    return values.to(torch.float64 if values.dtype in (torch.float64, torch.int32, torch.int64) else torch.float32)
 
 
 def _summary(column: torch.Tensor, dtype: str) -> dict[str, Any]:
@@ -317,7 +382,3 @@ def _summary(column: torch.Tensor, dtype: str) -> dict[str, Any]:
 
 def _short(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
-
-
-def _bytes(values: torch.Tensor) -> bytes:
-    return _real(values).contiguous().numpy().tobytes()
