@@ -1,8 +1,8 @@
 """From a table's columns to a matrix of numbers, with everything that is learned learned from the training rows.
 
 Numeric columns: a missing (or infinite) value becomes the training median, then the column is standardised; a column
-with missing values in training also gets a 0/1 column that says where. Categorical columns: one 0/1 column for each value
-that enough training rows have, a missing value being a value of its own, and one column "other" for everything else.
+with missing values in training also gets a 0/1 column that says where. Categorical columns: one 0/1 column for each
+value that enough training rows have, a missing value being a value of its own, and one column "other" for the rest.
 Shapes: n rows, F encoded features.
 """
 

@@ -64,9 +64,16 @@ class _BatchNormModule(pl.LightningModule):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _datamodule(self) -> Any:
+        """Return the Trainer's DataModule, or None; `load_from_checkpoint` configures a model without a Trainer."""
+        try:
+            return getattr(self.trainer, "datamodule", None)
+        except RuntimeError:
+            return None
+
     def _take_from_data(self, names: Sequence[str]) -> None:
         """Fill the hyperparameters that are still None from the Trainer's DataModule."""
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule = self._datamodule()
         for name in names:
             if self.hparams[name] is None:
                 value = getattr(datamodule, name, None)
@@ -329,7 +336,7 @@ class BatchNormRegressor(_BatchNormModule):
     def configure_model(self) -> None:
         """Take sizes and the targets' scale from the DataModule where they were not given."""
         super().configure_model()
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule = self._datamodule()
         for name, default in (("target_mean", 0.0), ("target_scale", 1.0)):
             if self.hparams[name] is None:
                 self.hparams[name] = getattr(datamodule, name, default)
