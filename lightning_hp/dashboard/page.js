@@ -1,0 +1,20 @@
+(function(){
+const figures=JSON.parse(document.getElementById('figures').textContent);
+const css=n=>getComputedStyle(document.documentElement).getPropertyValue(n).trim();
+function dressed(layout){
+  const l=JSON.parse(JSON.stringify(layout));const ink=css('--ink2'),grid=css('--grid');
+  l.font=Object.assign({},l.font,{color:ink});
+  l.hoverlabel=Object.assign({},l.hoverlabel,{bgcolor:css('--card'),bordercolor:css('--line')});
+  l.hoverlabel.font=Object.assign({},l.hoverlabel.font,{color:css('--ink')});
+  for(const k in l)if(/^[xy]axis/.test(k))Object.assign(l[k],{gridcolor:grid,linecolor:grid});
+  return l;
+}
+const config={displaylogo:false,responsive:true,displayModeBar:false,scrollZoom:false};
+function draw(id){const f=figures[id];return Plotly.react(id,f.data,dressed(f.layout),config)}
+const seen=new IntersectionObserver(es=>es.forEach(e=>{if(e.isIntersecting){seen.unobserve(e.target);draw(e.target.id)}}),
+  {rootMargin:'800px'});
+for(const id in figures)seen.observe(document.getElementById(id));
+matchMedia('(prefers-color-scheme:dark)').addEventListener('change',()=>{
+  for(const id in figures)if(document.getElementById(id).data)draw(id)});
+addEventListener('beforeprint',()=>{for(const id in figures)draw(id)});
+})();

@@ -1,0 +1,300 @@
+"""The parts of the report that are text and tables; each is a function from what was found to HTML.
+
+Whatever comes from outside (names, errors, metrics) is escaped here, where it becomes HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_hp.dashboard import figures
+from lightning_hp.dashboard.axes import duration_text, number_text, value_text
+from lightning_hp.dashboard.page import Page, chip, table
+from lightning_hp.dashboard.view import StudyView, finite, value_of
+from lightning_hp.ledger import dates
+from lightning_hp.search.parameters import Choice, Parameter
+from lightning_hp.tuning.paths import StudyPaths
+
+SEVERITIES = ("ERROR", "WARN", "INFO")
+#: status of the ledger -> how it is coloured
+TONES = {"fresh": "good", "due": "warn", "stale": "bad", "invalid": "bad", "untuned": "dim"}
+
+
+def section(title: str, said: str, body: str) -> str:
+    """A titled part of the page; ``said`` and ``body`` are HTML."""
+    lead = f'<p class="sub">{said}</p>' if said else ""
+    return f"<section><h2>{html.escape(title)}</h2>{lead}{body}</section>"
+
+
+def metrics(result: Mapping[str, Any], split: str) -> dict[str, float]:
+    """The winner's metrics on a split: names to numbers."""
+    found = result.get(split)
+    return {str(k): v for k, v in found.items() if finite(v)} if isinstance(found, Mapping) else {}
+
+
+def head(view: StudyView, verdict: dates.Verdict | None) -> str:
+    """Name, age and what is being done."""
+    pill = ""
+    if verdict is not None:
+        tone = TONES.get(verdict.status, "dim")
+        pill = f'<span class="pill {tone}" title="{html.escape(verdict.reason)}">{html.escape(verdict.status)}</span>'
+    description = view.description
+    said = f"{'Minimise' if view.minimises else 'Maximise'} {html.escape(description.monitor)}"
+    steps = f", {description.max_steps} validations a trial" if description.max_steps else ""
+    stage = next((s for s in reversed(view.stages) if view.trials and s.first <= view.trials[-1].number), None)
+    now = f" Last stage: {html.escape(stage.name)}." if stage else ""
+    return (
+        f"<header><h1>{html.escape(view.name)}</h1>{pill}</header>"
+        f'<p class="sub">{said} over {len(view.space)} parameters in {description.n_trials} planned trials{steps}.'
+        f"{now}</p>"
+    )
+
+
+def winner(view: StudyView, paths: StudyPaths, result: Mapping[str, Any]) -> str:
+    """The best values by tier, how good they are, and how to train with them."""
+    best = view.best
+    if best is None:
+        finished = sum(t.state.is_finished() for t in view.trials)
+        said = f"No trial of {finished} finished with a value, so there is nothing to recommend yet."
+        return section("Best values", said, "")
+    rows = []
+    for parameter in sorted(view.space.parameters, key=lambda p: p.tier):
+        if parameter.stored_name not in best.params:
+            continue
+        natural = parameter.natural(best.params[parameter.stored_name])
+        off = parameter.name in (best.user_attrs.get("inactive") or [])
+        value = f"{html.escape(value_text(parameter, natural))}"
+        rows.append(
+            [
+                chip(parameter.tier),
+                f'<td class="w">{html.escape(parameter.name)}</td>',
+                f'<td class="v n">{value}</td>' if not off else '<td class="n dim">not in use</td>',
+                _place(view, parameter, best.params[parameter.stored_name]),
+                f'<td class="small dim">{html.escape(range_text(parameter))}</td>',
+                f'<span class="dim">{html.escape(value_text(parameter, parameter.default))}</span>',
+            ]
+        )
+    columns = [("Tier", False), ("Parameter", False), ("Best", True), ("Where in the range", False), ("Range", False)]
+    body = table([*columns, ("Default", True)], rows) + _scores(view, result)
+    file = result.get("best_yaml") or (str(paths.best) if paths.best.exists() else None)
+    if file:
+        body += (
+            '<h3 style="margin-top:20px">Train with these values</h3>'
+            f"<pre>lightning-hp fit {html.escape(_quoted(str(file)))}</pre>"
+        )
+    start = next((t for t in view.complete if t.number == 0), None)
+    said = f"Trial {best.number} of {len(view.trials)}"
+    if start is not None and start is not best:
+        metric = html.escape(view.description.monitor)
+        said += (
+            f": {metric} {number_text(value_of(best))}, from {number_text(value_of(start))} with the defaults (trial 0)"
+        )
+    return section("Best values", said + ".", body)
+
+
+def _scores(view: StudyView, result: Mapping[str, Any]) -> str:
+    """Validation and test metrics side by side."""
+    splits = {split: metrics(result, split) for split in ("validation", "test")}
+    if not any(splits.values()):
+        return ""
+    plain: dict[str, dict[str, float]] = {}
+    for split, found in splits.items():
+        for name, value in found.items():
+            plain.setdefault(name.removeprefix("val_").removeprefix("test_"), {})[split] = value
+    rows = [
+        [html.escape(name), *(f"<b>{number_text(values[s])}</b>" if s in values else "–" for s in splits)]
+        for name, values in plain.items()
+    ]
+    said = '<h3 style="margin-top:20px">How good they are</h3>'
+    note = '<p class="small dim">The test split was not looked at while tuning.</p>' if splits["test"] else ""
+    return said + note + table([("Metric", False), ("Validation", True), ("Test", True)], rows)
+
+
+def range_text(parameter: Parameter) -> str:
+    """The range of a parameter and its scale, as text."""
+    if isinstance(parameter, Choice):
+        shown = ", ".join(value_text(parameter, c) for c in parameter.choices[:6])
+        return shown + (", …" if len(parameter.choices) > 6 else "")
+    scale = {"log": "log", "one_minus_log": "log of 1 − value", "linear": "linear"}[parameter.scale]
+    return f"{value_text(parameter, parameter.low)} to {value_text(parameter, parameter.high)}, {scale}"
+
+
+def _place(view: StudyView, parameter: Parameter, stored: Any) -> str:
+    """Where the best value lies in the range, over the last box, as a small picture."""
+    at = float(parameter.unit([stored])[0])
+    stage = next((s for s in reversed(figures.reached(view)) if parameter.tier in s.tiers), None)
+    box = ""
+    if stage is not None and stage.box:
+        low, high = stage.interval(parameter.stored_name)
+        box = f'<i class="box" style="left:{low:.1%};right:{1 - high:.1%};background:{stage.colour}"></i>'
+    text = f"{at:.0%} of the range"
+    return f'<div class="range" title="{text}"><i></i>{box}<i class="at" style="left:{at:.1%}"></i></div>'
+
+
+def mattered(view: StudyView, page: Page, evidence: Mapping[str, Any]) -> str:
+    """Importance as measured beside the tiers as assumed, and where the two disagree."""
+    measured = importances(evidence)
+    disagree, none = sentences(evidence, "disagreements"), sentences(evidence, "without_effect")
+    if not measured and not disagree and not none:
+        return ""
+    body = page.plot(figures.importance(view, measured), "importance per stage") if measured else ""
+    if disagree:
+        body += f"<h3>Where measurement and tiers disagree</h3>{bullets(disagree)}"
+    elif measured:
+        body += '<p class="small dim">Nothing measured speaks against the tiers.</p>'
+    if none:
+        body += f'<h3 style="margin-top:14px">No effect seen</h3>{bullets(none)}'
+    said = (
+        "Share of the difference between good and bad trials that a parameter explains, measured within each stage; "
+        "the letter is the tier that was assumed."
+    )
+    return section("What mattered", said, body)
+
+
+def importances(evidence: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Stage name to parameter name to share, from the evidence."""
+    found = evidence.get("importance")
+    return {
+        str(stage): {str(k): float(v) for k, v in shares.items() if finite(v)}
+        for stage, shares in (found.items() if isinstance(found, Mapping) else ())
+        if isinstance(shares, Mapping) and shares
+    }
+
+
+def sentences(evidence: Mapping[str, Any], kind: str) -> list[str]:
+    """The sentences of one kind, plain text."""
+    found = evidence.get(kind)
+    return [str(s) for s in found] if isinstance(found, list | tuple) else []
+
+
+def bullets(lines: list[str]) -> str:
+    """Plain sentences as a list."""
+    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
+
+
+def main_pair(view: StudyView, evidence: Mapping[str, Any]) -> tuple[Parameter, Parameter] | None:
+    """The two parameters that mattered most by the last stages' measurement, else the first two by tier."""
+    if len(view.space) < 2:
+        return None
+    total: Counter[str] = Counter()
+    for shares in importances(evidence).values():
+        total.update(shares)
+    order = sorted(view.space.parameters, key=lambda p: (-total[p.name], p.tier))
+    return order[0], order[1]
+
+
+def leaders(view: StudyView, most: int = 8) -> str:
+    """The best trials side by side."""
+    if len(view.ranked) < 2:
+        return ""
+    parameters = sorted(view.space.parameters, key=lambda p: p.tier)
+    head = [("Trial", True), (view.description.monitor, True), ("Stage", False), ("Time", True)]
+    head += [(p.name, True) for p in parameters]
+    rows = []
+    for trial in view.ranked[:most]:
+        stage = view.stage_of(trial)
+        label = (
+            f'<i class="dot" style="background:{view.colour_of(trial)}"></i>{html.escape(stage.name if stage else "–")}'
+        )
+        seconds = trial.user_attrs.get("seconds") or (trial.duration.total_seconds() if trial.duration else None)
+        naturals = [
+            html.escape(value_text(p, p.natural(trial.params[p.stored_name]))) if p.stored_name in trial.params else "–"
+            for p in parameters
+        ]
+        value = f'<td class="v n">{number_text(value_of(trial))}</td>'
+        stage_cell = f'<td style="white-space:nowrap">{label}</td>'
+        rows.append(
+            [str(trial.number), value, stage_cell, duration_text(seconds if finite(seconds) else None), *naturals]
+        )
+    return section("Best trials", "", table(head, rows))
+
+
+def advice(evidence: Mapping[str, Any]) -> str:
+    """Edges that the best trials lie at."""
+    lines = sentences(evidence, "edges")
+    if not lines:
+        return ""
+    return section(
+        "At the edge", "The best values lie at the end of what was allowed; better ones may lie beyond.", bullets(lines)
+    )
+
+
+def failures(view: StudyView, paths: StudyPaths) -> str:
+    """Failed and diverged trials by reason."""
+    groups: dict[str, list[Any]] = {}
+    for trial in view.failed:
+        groups.setdefault(figures.short_reason(trial), []).append(trial)
+    for trial in view.diverged:
+        groups.setdefault("diverged: the loss was not finite", []).append(trial)
+    if not groups:
+        return ""
+    rows = []
+    for reason, trials in sorted(groups.items(), key=lambda item: -len(item[1])):
+        trace = next((t.user_attrs["traceback"] for t in trials if t.user_attrs.get("traceback")), "")
+        numbers = ", ".join(str(t.number) for t in trials[:12]) + (", …" if len(trials) > 12 else "")
+        tail = "\n".join(str(trace).strip().splitlines()[-12:])
+        more = f"<details><summary>last lines</summary><pre>{html.escape(tail)}</pre></details>" if trace else ""
+        rows.append([f'<td class="w">{reason}{more}</td>', str(len(trials)), f'<td class="w small">{numbers}</td>'])
+    lost = len(view.failed) + len(view.diverged)
+    said = f"{lost} of {len(view.trials)} trials."
+    if view.diverged:
+        said += " A diverged trial counts as the worst value seen, so that its corner is avoided."
+    return section("Failures", said, table([("Reason", False), ("Trials", True), ("Numbers", False)], rows))
+
+
+def audits(view: StudyView, paths: StudyPaths) -> str:
+    """BatchNorm findings: how many trials have which, and those of the winner."""
+    audited = [t for t in view.trials if isinstance(t.user_attrs.get("audit"), Mapping)]
+    if not audited:
+        return ""
+    rows = []
+    for severity in SEVERITIES:
+        counts = [int(t.user_attrs["audit"].get(severity, 0)) for t in audited]
+        having = [(c, t.number) for c, t in zip(counts, audited, strict=True) if c]
+        numbers = ", ".join(str(n) for _, n in having[:12]) + (", …" if len(having) > 12 else "")
+        tone = {"ERROR": "bad", "WARN": "warn"}.get(severity, "dim")
+        name = f'<span class="{tone}">{severity}</span>'
+        rows.append([name, str(sum(counts)), str(len(having)), f'<td class="w small">{numbers or "–"}</td>'])
+    body = table([("Severity", False), ("Findings", True), ("Trials", True), ("Numbers", False)], rows)
+    if view.best is not None:
+        lines = _findings(paths, view.best.number)
+        if lines:
+            body += f'<h3 style="margin-top:14px">In the winner, trial {view.best.number}</h3>{bullets(lines)}'
+    return section("BatchNorm audit", f"{len(audited)} of {len(view.trials)} trials were audited.", body)
+
+
+def _findings(paths: StudyPaths, number: int) -> list[str]:
+    try:
+        found = json.loads(paths.trial(number).audit.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    listed = found.get("findings", []) if isinstance(found, Mapping) else found
+    lines = []
+    for finding in listed if isinstance(listed, list) else []:
+        if isinstance(finding, Mapping):
+            parts = [str(finding.get(k)) for k in ("severity", "rule", "layer") if finding.get(k)]
+            text = finding.get("message") or finding.get("text") or ""
+            lines.append(f"{' '.join(parts)}: {text}" if text else " ".join(parts))
+    return lines[:20]
+
+
+def ages(verdict: dates.Verdict | None) -> str:
+    """When the values were found and when to look again, by tier."""
+    if verdict is None:
+        return ""
+    rows = [[chip(t), d.strftime("%Y-%m-%d")] for t, d in sorted(verdict.dates.items())]
+    tone = TONES.get(verdict.status, "dim")
+    said = f'<span class="{tone}">{html.escape(verdict.status)}</span>: {html.escape(verdict.reason)}.'
+    if verdict.todo and verdict.todo != "nothing":
+        said += f" To do: <code>{html.escape(verdict.todo)}</code>"
+    return section("When to look again", said, table([("Tier", False), ("Re-test on", False)], rows) if rows else "")
+
+
+def _quoted(path: str) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(path)
