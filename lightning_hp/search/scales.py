@@ -13,6 +13,7 @@ On [0.9, 0.999] a plain log is almost uniform: 91% of its draws are below 0.99, 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -124,3 +125,46 @@ def sample(
     if n < 0:
         raise ValueError(f"`n` must be at least 0, got {n!r}")
     return from_unit(np.random.default_rng(rng).uniform(size=n), low, high, scale)
+
+
+def histogram(draws: NDArray[np.float64], low: float, high: float, scale: str, width: int = 50) -> str:
+    """How draws spread, as text: the exponent range, the first ten draws, and a bar for each decade.
+
+    The decades are those of the value on ``log``, of the distance from 1 on ``one_minus_log``; on ``linear`` the bars
+    are tenths of the range.
+
+    Args:
+        draws: Natural values, shape (n,).
+        low: Lower bound, a natural value.
+        high: Upper bound, a natural value.
+        scale: One of ``SCALES``.
+        width: Characters of the longest bar.
+
+    Returns:
+        Lines of text.
+    """
+    if scale == "linear":
+        lines = [f"value uniform within [{low:g}, {high:g}]"]
+        edges = np.linspace(low, high, 11)
+        axis, names = draws, [f"{a:g} to {b:g}" for a, b in pairwise(edges)]
+    else:
+        near, far = (low, high) if scale == "log" else (one_minus(high), one_minus(low))
+        start, stop = float(np.log10(near)), float(np.log10(far))
+        formula = "10^r" if scale == "log" else "1 - 10^r"
+        lines = [f"value = {formula}, r uniform within [{start:.4g}, {stop:.4g}]"]
+        inner = np.arange(np.floor(start) + 1, np.ceil(stop))
+        edges = np.array([start, *inner[(inner > start + 1e-9) & (inner < stop - 1e-9)], stop])
+        axis = np.log10(draws if scale == "log" else 1.0 - draws)
+        ends = 10.0**edges if scale == "log" else 1.0 - 10.0**edges
+        names = [f"{min(a, b):.6g} to {max(a, b):.6g}" for a, b in pairwise(ends)]
+    lines.append("first draws: " + ", ".join(f"{value:.6g}" for value in draws[:10]))
+    counts, _ = np.histogram(np.clip(axis, edges[0], edges[-1]), edges)
+    rows = list(zip(names, counts, strict=True))
+    if scale == "one_minus_log":
+        rows.reverse()  # in the order of the values, like the other scales
+    longest = max(int(counts.max(initial=0)), 1)
+    room = max(len(name) for name in names)
+    for name, count in rows:
+        share = count / max(len(draws), 1)
+        lines.append(f"{name:>{room}}  {count:>7}  {share:6.1%}  {'#' * round(width * count / longest)}")
+    return "\n".join(lines)

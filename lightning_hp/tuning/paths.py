@@ -1,4 +1,4 @@
-"""Every file name of a study folder, and how files are written: beside, then renamed, so that nobody reads half of one."""
+"""Every file name of a study folder, and how files are written: beside, then renamed, so nobody reads half of one."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class StudyPaths:
         return self.root / "journal.log"
 
     @property
-    def config(self) -> Path:
-        """The configuration that the study was last run with."""
-        return self.root / "tune.yaml"
+    def study(self) -> Path:
+        """Which study in which storage this folder belongs to, JSON."""
+        return self.root / "study.json"
 
     @property
     def best(self) -> Path:

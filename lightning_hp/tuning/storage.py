@@ -7,9 +7,11 @@ the next one is added, and the lock is one that the operating system drops with 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from optuna.storages.journal._file import BaseJournalFileLock  # the documented 
 from optuna.study import StudyDirection
 
 from lightning_hp.search.space import SearchSpace, differences
-from lightning_hp.tuning.paths import StudyPaths
+from lightning_hp.tuning.paths import StudyPaths, write_text
 
 #: the study user attribute that holds the description, and its schema number
 ATTRIBUTE = "lightning_hp"
@@ -148,11 +150,24 @@ class Description:
         """
         if given.get("schema", 0) > SCHEMA:
             raise StudyError(
-                f"the study was written by a newer lightning_hp (schema {given['schema']}, this version reads {SCHEMA}); "
-                "upgrade lightning_hp"
+                f"the study was written by a newer lightning_hp (schema {given['schema']}, this version reads "
+                f"{SCHEMA}); upgrade lightning_hp"
             )
         fields = {k: v for k, v in given.items() if k != "schema"}
         return cls(**{**fields, "space": SearchSpace.from_description(given["space"])})
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Without Optuna's announcements: of new studies and finished trials, and of what is experimental in it."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def open_storage(storage: str, paths: StudyPaths) -> BaseStorage:
@@ -214,15 +229,17 @@ def open_study(
         StudyError: If a study of this name exists with another space, metric or direction.
     """
     direction = StudyDirection.MINIMIZE if wanted.mode == "min" else StudyDirection.MAXIMIZE
-    study = optuna.create_study(
-        study_name=name, storage=storage, sampler=sampler, pruner=pruner, direction=direction, load_if_exists=True
-    )
+    with hushed():
+        study = optuna.create_study(
+            study_name=name, storage=storage, sampler=sampler, pruner=pruner, direction=direction, load_if_exists=True
+        )
     found = study.user_attrs.get(ATTRIBUTE)
     advice = "choose another `name`, or delete the study folder to start anew"
     if found is None:
         if study.get_trials(deepcopy=False):
             raise StudyError(f"a study named {name!r} exists that lightning_hp did not make; choose another `name`")
-        study.set_metric_names([wanted.monitor])
+        with hushed():
+            study.set_metric_names([wanted.monitor])
         study.set_user_attr(ATTRIBUTE, wanted.to_json())
         return study
     had = Description.from_json(found)
@@ -251,6 +268,32 @@ def describe(study: optuna.Study) -> Description:
     if found is None:
         raise StudyError(f"study {study.study_name!r} was not made by lightning_hp: it has no attribute {ATTRIBUTE!r}")
     return Description.from_json(found)
+
+
+def remember(paths: StudyPaths, name: str, storage: str) -> None:
+    """Note in the study folder which study of which storage it belongs to."""
+    said = json.dumps({"name": name, "storage": storage})
+    if not paths.study.exists() or paths.study.read_text(encoding="utf-8") != said:
+        write_text(paths.study, said)
+
+
+def find_study(given: str, runs: Path = Path("runs")) -> tuple[optuna.Study, StudyPaths]:
+    """Open a study that a person names.
+
+    Args:
+        given: A study folder, or the name of one in ``runs``.
+        runs: Where studies are kept.
+
+    Raises:
+        StudyError: If there is no such study; says which there are.
+    """
+    for folder in (Path(given), runs / given):
+        paths = StudyPaths(folder)
+        if paths.study.is_file():
+            known = json.loads(paths.study.read_text(encoding="utf-8"))
+            return load_study(known["name"], open_storage(known["storage"], paths)), paths
+    there = ", ".join(sorted(p.parent.name for p in runs.glob("*/study.json"))) or "none"
+    raise StudyError(f"`study` must be a study folder or the name of one in {runs} (there: {there}), got {given!r}")
 
 
 def load_study(name: str, storage: BaseStorage) -> optuna.Study:

@@ -1,0 +1,57 @@
+"""lightning_hp: tune what matters first.
+
+Importing this package loads neither torch, nor lightning, nor optuna: public names are loaded on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_hp.search.presets import preset as preset
+    from lightning_hp.search.sampler import CoarseToFineSampler as CoarseToFineSampler
+    from lightning_hp.search.scales import sample as sample
+    from lightning_hp.search.space import SearchSpace as SearchSpace
+    from lightning_hp.training import BatchNormClassifier as BatchNormClassifier
+    from lightning_hp.training import BatchNormMLP as BatchNormMLP
+    from lightning_hp.training import BatchNormRegressor as BatchNormRegressor
+    from lightning_hp.training import DigitsDataModule as DigitsDataModule
+    from lightning_hp.training import TabularDataModule as TabularDataModule
+    from lightning_hp.tuning.config import ConfigError as ConfigError
+    from lightning_hp.tuning.config import TuneConfig as TuneConfig
+    from lightning_hp.tuning.finish import Result as Result
+    from lightning_hp.tuning.storage import StudyError as StudyError
+    from lightning_hp.tuning.tune import tune as tune
+    from lightning_hp.tuning.tune import tune_file as tune_file
+
+_HOMES = {
+    "preset": "lightning_hp.search.presets",
+    "CoarseToFineSampler": "lightning_hp.search.sampler",
+    "sample": "lightning_hp.search.scales",
+    "SearchSpace": "lightning_hp.search.space",
+    "BatchNormClassifier": "lightning_hp.training",
+    "BatchNormMLP": "lightning_hp.training",
+    "BatchNormRegressor": "lightning_hp.training",
+    "DigitsDataModule": "lightning_hp.training",
+    "TabularDataModule": "lightning_hp.training",
+    "ConfigError": "lightning_hp.tuning.config",
+    "TuneConfig": "lightning_hp.tuning.config",
+    "Result": "lightning_hp.tuning.finish",
+    "StudyError": "lightning_hp.tuning.storage",
+    "tune": "lightning_hp.tuning.tune",
+    "tune_file": "lightning_hp.tuning.tune",
+}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

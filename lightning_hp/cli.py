@@ -1,0 +1,259 @@
+"""``lightning-hp VERB``: the commands. Every verb imports what it needs when it runs, so that ``--help`` is quick.
+
+Exit codes: 0 done or fresh, 1 error, 2 wrong usage, 3 stale, 4 an audit found errors, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+DONE, ERROR = 0, 1
+INTERRUPTED = 130
+#: options of ``tune`` that replace a key of ``tune.yaml``, and where the key is
+_OVERRIDES = {
+    "trials": ("budget", "trials"),
+    "max_epochs": ("budget", "max_epochs"),
+    "time": ("budget", "time"),
+    "workers": ("caviar", "workers"),
+    "name": ("name",),
+    "folder": ("folder",),
+    "storage": ("storage",),
+    "seed": ("seed",),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments behind the program's name; None for those of this process.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    sys.path.insert(0, os.getcwd())  # the user's own modules, as `python -m` would find them
+    debug = "--debug" in given
+    try:
+        if given and given[0] == "fit":
+            return _fit([a for a in given[1:] if a != "--debug"])
+        parsed = _parser().parse_args(given)
+        return _VERBS[parsed.verb](parsed[parsed.verb])
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on from here")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if debug:
+            raise
+        expected = type(error).__name__ in ("ConfigError", "StudyError", "ValueError")
+        text = " ".join(str(error).split())
+        _say(f"error: {text if expected else f'{type(error).__name__}: {text} (--debug shows where)'}")
+        return ERROR
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="lightning-hp", description="Tune what matters first: PyTorch Lightning and Optuna.")
+    verbs = parser.add_subcommands(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, about: str) -> ArgumentParser:
+        made = ArgumentParser(description=about)
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verbs.add_subcommand(name, made, help=about)
+        return made
+
+    tune = verb("tune", "Tune what a YAML file describes; the same command continues a study that was stopped.")
+    tune.add_argument("config", type=str, help="tune.yaml")
+    tune.add_argument("--trials", type=int, help="total number of trials, also when continued")
+    tune.add_argument("--max_epochs", type=int, help="length of a complete training, epochs")
+    tune.add_argument("--time", type=str, help="start no new trial after so long, HH:MM:SS")
+    tune.add_argument("--workers", type=int, help="worker processes of the local engine")
+    tune.add_argument("--name", type=str, help="study name")
+    tune.add_argument("--folder", type=str, help="where the study's files go")
+    tune.add_argument("--storage", type=str, help="journal, or an Optuna URL")
+    tune.add_argument("--seed", type=int, help="seed of the study")
+    tune.add_argument("--worker", action="store_true", help="run trials only: one more worker of a study")
+
+    verb("fit", "Train a LightningCLI file such as best.yaml; further options go to LightningCLI.").add_argument(
+        "config", type=str, help="LightningCLI file"
+    )
+
+    best = verb("best", "Show the best trial of a study.")
+    best.add_argument("study", type=str, help="study folder, or the name of one in runs/")
+    best.add_argument("--json", action="store_true", help="print result.json")
+    best.add_argument("--yaml", action="store_true", help="print best.yaml")
+
+    report = verb("report", "Write the report of a study, finished or not, and print what mattered.")
+    report.add_argument("study", type=str, help="study folder, or the name of one in runs/")
+    report.add_argument("--json", action="store_true", help="print the evidence as JSON")
+
+    draws = verb("sample", "Draw values on a scale and show how they spread.")
+    draws.add_argument("--low", type=float, required=True)
+    draws.add_argument("--high", type=float, required=True)
+    draws.add_argument("--scale", type=str, default="log", help="linear, log or one_minus_log")
+    draws.add_argument("-n", "--number", type=int, default=10_000)
+    draws.add_argument("--seed", type=int, default=None)
+    draws.add_argument("--json", action="store_true", help="print all draws as a JSON list")
+
+    space = verb("space", "Show a search space: tier, scale, range, default, and when each parameter opens.")
+    space.add_argument("config", type=str, help="tune.yaml, or the name of a preset")
+    space.add_argument("--trials", type=int, default=None, help="budget to plan for, trials")
+
+    dashboard = verb("dashboard", "Serve optuna-dashboard on studies, on this machine.")
+    dashboard.add_argument("study", type=str, nargs="?", default="runs", help="study, folder of studies, or Optuna URL")
+    dashboard.add_argument("--host", type=str, default="127.0.0.1")
+    dashboard.add_argument("--port", type=int, default=8080)
+    return parser
+
+
+# --- verbs ---
+
+
+def _tune(given: Namespace) -> int:
+    from pathlib import Path
+
+    from lightning_hp.tuning.config import TuneConfig, read_yaml
+
+    path = Path(given.config)
+    mapping = read_yaml(path, "config")
+    replaced: list[str] = []
+    for option, (*parents, key) in _OVERRIDES.items():
+        if given[option] is not None:
+            place: dict[str, Any] = mapping
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[key] = given[option]
+            replaced += [f"--{option}", str(given[option])]
+    config = TuneConfig.from_dict(mapping, base=path.parent, source=path)
+
+    from lightning_hp.tuning.runner import Event, StudyRunner
+    from lightning_hp.tuning.tune import cli_builder
+
+    builder = cli_builder(config)
+    if given.worker:
+        StudyRunner(config, builder).work()
+        return DONE
+
+    from rich.console import Console
+
+    from lightning_hp.tuning.engines import run
+    from lightning_hp.tuning.progress import StudyDisplay
+    from lightning_hp.tuning.summary import summarise
+
+    shown: list[StudyDisplay] = []
+
+    def listen(event: Event) -> None:
+        for display in shown:
+            display(event)
+
+    workers = config.caviar.workers
+    command = [sys.executable, "-m", "lightning_hp", "tune", str(path), *replaced, "--worker"]
+    with StudyDisplay(config.name, config.budget.trials, config.monitor, config.mode, workers) as display:
+        shown.append(display)
+        result = run(config, builder, listen, command)
+    summarise(result, Console())
+    return DONE
+
+
+def _fit(given: list[str]) -> int:
+    if not given or given[0] in ("-h", "--help"):
+        _show("usage: lightning-hp fit FILE [options of LightningCLI]")
+        return DONE if given else 2
+    from pathlib import Path
+
+    from lightning_hp.tuning.config import read_yaml
+
+    read_yaml(Path(given[0]), "config")
+    from lightning.pytorch.cli import LightningCLI
+
+    LightningCLI(args=["fit", "--config", given[0], *given[1:]], save_config_callback=None)
+    return DONE
+
+
+def _best(given: Namespace) -> int:
+    from lightning_hp.tuning.storage import StudyError, find_study
+
+    _, paths = find_study(given.study)
+    if not paths.result.is_file():
+        raise StudyError(f"study {given.study!r} has not ended yet; see `lightning-hp report {given.study}`")
+    if given.yaml:
+        _show(paths.best.read_text(encoding="utf-8").rstrip())
+    elif given.json:
+        _show(paths.result.read_text(encoding="utf-8").rstrip())
+    else:
+        from rich.console import Console
+
+        from lightning_hp.tuning.summary import show_result
+
+        show_result(json.loads(paths.result.read_text(encoding="utf-8")), Console())
+    return DONE
+
+
+def _report(given: Namespace) -> int:
+    from lightning_hp.tuning.results import write_reports
+    from lightning_hp.tuning.storage import find_study
+
+    study, paths = find_study(given.study)
+    written = write_reports(study, paths)
+    if given.json:
+        _show(paths.evidence.read_text(encoding="utf-8").rstrip())
+        return DONE
+    from rich.console import Console
+
+    from lightning_hp.tuning.summary import show_evidence
+
+    show_evidence(json.loads(paths.evidence.read_text(encoding="utf-8")), Console())
+    _show(str(written))
+    return DONE
+
+
+def _sample(given: Namespace) -> int:
+    from lightning_hp.search.scales import histogram, sample
+
+    draws = sample(given.low, given.high, given.number, given.scale, given.seed)
+    if given.json:
+        _show(json.dumps(draws.tolist()))
+    else:
+        _show(histogram(draws, given.low, given.high, given.scale))
+    return DONE
+
+
+def _space(given: Namespace) -> int:
+    from rich.console import Console
+
+    from lightning_hp.tuning.summary import show_space
+
+    show_space(given.config, given.trials, Console())
+    return DONE
+
+
+def _dashboard(given: Namespace) -> int:
+    from lightning_hp.dashboard.server import serve_command
+
+    return serve_command(given.study, host=given.host, port=given.port)
+
+
+_VERBS = {
+    "tune": _tune,
+    "best": _best,
+    "report": _report,
+    "sample": _sample,
+    "space": _space,
+    "dashboard": _dashboard,
+}

@@ -1,0 +1,281 @@
+"""From natural values to module, data and Trainer: by a LightningCLI file, or by Python classes.
+
+Both builders offer the same calls: ``build`` makes the objects of one trial, ``check`` says before the first trial
+which name of the space nobody takes, ``max_epochs`` gives the length of a training where the study does not set one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_hp.search.space import SearchSpace
+from lightning_hp.tuning.config import ConfigError, read_yaml
+
+
+@dataclass
+class Built:
+    """The objects of one trial. ``data`` is None where the module brings its own loaders."""
+
+    model: pl.LightningModule
+    data: pl.LightningDataModule | None
+    trainer: pl.Trainer
+
+
+@dataclass(frozen=True)
+class CliBuilder:
+    """Builds what a LightningCLI file describes, with some values replaced.
+
+    Attributes:
+        config: The LightningCLI file; it is not changed.
+        model: Class path, for files that name no model class.
+        data: Class path, for files that name no data class.
+        cli: Class path of the project's LightningCLI subclass.
+    """
+
+    config: Path
+    model: str | None = None
+    data: str | None = None
+    cli: str | None = None
+
+    def build(
+        self,
+        arguments: Mapping[str, Any],
+        folder: Path,
+        seed: int,
+        callbacks: Sequence[pl.Callback] = (),
+        max_epochs: int | None = None,
+    ) -> Built:
+        """Make the objects of one trial.
+
+        Args:
+            arguments: Dotted path into the file to natural value.
+            folder: ``default_root_dir``, and where the CSV log goes.
+            seed: For ``seed_everything``.
+            callbacks: Added to those of the file.
+            max_epochs: Replaces the file's where given.
+
+        Raises:
+            ConfigError: If the file or a value does not fit.
+        """
+        trainer: dict[str, Any] = {
+            "trainer.default_root_dir": str(folder),
+            "trainer.enable_progress_bar": False,
+            "trainer.enable_model_summary": False,
+            "trainer.enable_checkpointing": True,
+            "trainer.logger": _csv_logger(folder),
+        }
+        if max_epochs is not None:
+            trainer["trainer.max_epochs"] = max_epochs
+        made = self._cli({**arguments, **trainer, "seed_everything": seed}, list(callbacks))
+        return Built(made.model, made.datamodule, made.trainer)
+
+    def max_epochs(self) -> int | None:
+        """``trainer.max_epochs`` of the file, None if it has none."""
+        trainer = read_yaml(self.config, "config").get("trainer") or {}
+        epochs = trainer.get("max_epochs") if isinstance(trainer, Mapping) else None
+        return epochs if isinstance(epochs, int) and epochs > 0 else None
+
+    def check(self, space: SearchSpace) -> None:
+        """Check that the file loads, and that every key of the space is something it takes.
+
+        Raises:
+            ConfigError: Naming the file or the key.
+        """
+        self._cli({}, [], instantiate=False)
+        arguments = space.arguments(space.defaults())
+        for key, value in arguments.items():
+            try:
+                self._cli({key: value}, [], instantiate=False)
+            except ConfigError as error:
+                hint = self._hint(key)
+                raise ConfigError(f"`space.{key}` must be something that {self.config} takes{hint}: {error}") from None
+
+    def _hint(self, key: str) -> str:
+        """The arguments there are, where the key points into a class."""
+        part = key.split(".")[0]
+        given = read_yaml(self.config, "config").get(part)
+        path = given.get("class_path") if isinstance(given, Mapping) else None
+        path = path or {"model": self.model, "data": self.data}.get(part)
+        if not isinstance(path, str):
+            return ""
+        with contextlib.suppress(ConfigError):
+            taken = [n for n in inspect.signature(import_path(path, part)).parameters if n not in ("args", "kwargs")]
+            return f" ({path} takes {', '.join(taken)})"
+        return ""
+
+    def resolved(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The file's mapping with some values replaced: a plain LightningCLI file again."""
+        merged = deepcopy(read_yaml(self.config, "config"))
+        for key, value in arguments.items():
+            *parents, last = key.split(".")
+            place = merged
+            for part in parents:
+                found = place.get(part)
+                if not isinstance(found, dict):
+                    place[part] = found = {}
+                place = found
+            place[last] = value
+        return merged
+
+    def _cli(self, values: Mapping[str, Any], callbacks: list[pl.Callback], instantiate: bool = True) -> LightningCLI:
+        arguments = ["--config", str(self.config)]
+        for key, value in values.items():
+            arguments += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        kind: Any = import_path(self.cli, "cli") if self.cli else LightningCLI
+        options: dict[str, Any] = {}
+        if self.model:
+            options["model_class"] = import_path(self.model, "model")
+        if self.data:
+            options["datamodule_class"] = import_path(self.data, "data")
+        if not instantiate:
+            kind = type("_Parsed", (kind,), {"instantiate_classes": lambda self: None})
+        said = io.StringIO()
+        with quiet(), contextlib.redirect_stderr(said):
+            try:
+                return kind(
+                    run=False,
+                    save_config_callback=None,
+                    args=arguments,
+                    trainer_defaults={"callbacks": callbacks},
+                    **options,
+                )
+            except SystemExit as error:
+                raise ConfigError(_parser_error(said.getvalue())) from error
+
+
+@dataclass(frozen=True)
+class PythonBuilder:
+    """Builds from Python callables; a key of the space is an argument of the module or of the data module.
+
+    Attributes:
+        module: Class or function that gives a LightningModule.
+        data: Class or function that gives a LightningDataModule, an instance of one, or None.
+        trainer: Arguments of ``Trainer``.
+    """
+
+    module: Callable[..., pl.LightningModule]
+    data: Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None = None
+    trainer: Mapping[str, Any] | None = None
+
+    def build(
+        self,
+        arguments: Mapping[str, Any],
+        folder: Path,
+        seed: int,
+        callbacks: Sequence[pl.Callback] = (),
+        max_epochs: int | None = None,
+    ) -> Built:
+        """Make the objects of one trial; see :meth:`CliBuilder.build`."""
+        for_module, for_data = self._split(arguments)
+        options: dict[str, Any] = {
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "logger": CSVLogger(str(folder), name="", version=""),
+            **(self.trainer or {}),
+            "default_root_dir": str(folder),
+            "enable_checkpointing": True,
+        }
+        if max_epochs is not None:
+            options["max_epochs"] = max_epochs
+        options["callbacks"] = [*deepcopy(list(options.get("callbacks") or [])), *callbacks]
+        with quiet():
+            pl.seed_everything(seed, workers=True)
+            data = self.data(**for_data) if callable(self.data) else deepcopy(self.data)
+            return Built(self.module(**for_module), data, pl.Trainer(**options))
+
+    def max_epochs(self) -> int | None:
+        """``max_epochs`` of the Trainer's arguments, None if there is none."""
+        epochs = (self.trainer or {}).get("max_epochs")
+        return epochs if isinstance(epochs, int) and epochs > 0 else None
+
+    def check(self, space: SearchSpace) -> None:
+        """Check that every key of the space is an argument of the module or of the data module.
+
+        Raises:
+            ConfigError: Naming the key and the arguments there are.
+        """
+        self._split(space.arguments(space.defaults()))
+
+    def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        takers = {"module": _accepted(self.module), "data": _accepted(self.data) if callable(self.data) else set()}
+        split: dict[str, dict[str, Any]] = {"module": {}, "data": {}}
+        for key, value in arguments.items():
+            name = key.split(".")[-1]
+            root = {"model": "module", "module": "module", "data": "data"}.get(key.split(".")[0] if "." in key else "")
+            fits = [p for p in ([root] if root else takers) if takers[p] is None or name in (takers[p] or ())]
+            if not fits:
+                module, data = (", ".join(sorted(takers[p] or ())) or "nothing" for p in ("module", "data"))
+                raise ConfigError(
+                    f"`space.{key}` must be an argument of the module ({module}) or of the data module ({data})"
+                )
+            for part in fits:
+                split[part][name] = value
+        return split["module"], split["data"]
+
+
+def _accepted(made: Callable[..., Any]) -> set[str] | None:
+    """The argument names that a callable takes, None if it takes any."""
+    parameters = inspect.signature(made).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters}
+
+
+def _csv_logger(folder: Path) -> dict[str, Any]:
+    return {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": str(folder), "name": "", "version": ""},
+    }
+
+
+def import_path(path: str, what: str) -> Any:
+    """What a dotted path names.
+
+    Raises:
+        ConfigError: If it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"`{what}` must be a class that can be imported, got {path!r}: {error}") from error
+
+
+def _parser_error(text: str) -> str:
+    """The one line that matters of what an argument parser printed before it left."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if "error:" in line), 0)
+    said = " ".join(lines[start:]) or "the configuration was refused"
+    said = said.partition("error:")[2].strip() or said
+    # a class_path that may also be null is reported as a union: only the class's own complaint is of use
+    said = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: - ", "", said)
+    return re.sub(r"\s*(- Expected a <class 'NoneType'>.*|Given value type: .*)$", "", said)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's announcements (seeds, devices, tips) out of the way; warnings and errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,126 @@
+"""Where trials run: in this process, or in worker processes on this machine.
+
+Workers share nothing but the storage and the study folder, so they may come and go: this module only starts them,
+follows the study while they work, and says what they say when they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.config import ConfigError, TuneConfig
+from lightning_hp.tuning.finish import Result, finish
+from lightning_hp.tuning.runner import Event, StudyRunner, interruptible
+from lightning_hp.tuning.storage import StudyError
+
+#: seconds between looks at the study while workers run it
+POLL = 0.3
+
+
+def run(
+    config: TuneConfig,
+    builder: CliBuilder | PythonBuilder,
+    listen: Callable[[Event], None] = lambda event: None,
+    worker_command: Sequence[str] = (),
+) -> Result:
+    """Run a study to its end.
+
+    Args:
+        config: What to do.
+        builder: Makes the objects of a trial.
+        listen: Is told what happens.
+        worker_command: The command that starts one worker of the ``local`` engine.
+
+    Raises:
+        ConfigError: If the configuration cannot work.
+        StudyError: If the study cannot be opened, or has to stop.
+        KeyboardInterrupt: After the running trial, if Ctrl-C was pressed; the study can be continued.
+    """
+    builder.check(config.space)
+    runner = StudyRunner(config, builder, listen)
+    while True:
+        if config.caviar.engine == "local":
+            _work_in_processes(runner, worker_command)
+        else:
+            runner.work()
+        if runner.stopping.is_set():
+            raise KeyboardInterrupt
+        if runner.wait_for_others():
+            return finish(runner)
+        if runner.stopping.is_set():
+            raise KeyboardInterrupt
+
+
+def _work_in_processes(runner: StudyRunner, command: Sequence[str]) -> None:
+    if not command:
+        raise ConfigError("`caviar.engine` must be in_process when a study is started from Python, got 'local'")
+    workers = runner.config.caviar.workers
+    folder = runner.paths.root / "workers"
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"{i}.log" for i in range(workers)]
+    processes: list[subprocess.Popen[bytes]] = []
+    with interruptible(runner.stopping, runner.listen):
+        try:
+            for i, log in enumerate(logs):
+                with log.open("wb") as out:
+                    started = subprocess.Popen(
+                        command,
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        stdin=subprocess.DEVNULL,
+                        env=_environment(i, workers),
+                    )
+                processes.append(started)
+            _follow(runner, processes)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+    _check(processes, logs, runner)
+
+
+def _environment(worker: int, workers: int) -> dict[str, str]:
+    """Threads shared out between the workers, and accelerators if there are several."""
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    import torch
+
+    devices = torch.cuda.device_count()
+    if devices > 1 and "CUDA_VISIBLE_DEVICES" not in environment:
+        environment["CUDA_VISIBLE_DEVICES"] = str(worker % devices)
+    return environment
+
+
+def _follow(runner: StudyRunner, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Tell the display what storage shows, until all workers have ended."""
+    started: set[int] = set()
+    finished = {t.number for t in runner.study.get_trials(deepcopy=False) if t.state.is_finished()}
+    running = True
+    while running:
+        running = any(process.poll() is None for process in processes)
+        for trial in runner.study.get_trials(deepcopy=False):
+            if trial.number not in started and not trial.state.is_finished() and trial.params:
+                started.add(trial.number)
+                runner.listen(Event("started", trial))
+            if trial.number not in finished and trial.state.is_finished():
+                finished.add(trial.number)
+                runner.listen(Event("finished", trial))
+        if running:
+            time.sleep(POLL)
+
+
+def _check(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], runner: StudyRunner) -> None:
+    """Raise what the first failed worker said; the study goes on if another worker brought it to its end."""
+    if runner.stopping.is_set():
+        return
+    for process, log in zip(processes, logs, strict=True):
+        if process.returncode not in (0, None):
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            said = lines[-1] if lines else f"exit code {process.returncode}"
+            raise StudyError(f"{said.removeprefix('error: ')} (worker log: {log})")

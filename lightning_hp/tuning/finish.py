@@ -1,0 +1,201 @@
+"""The end of a study: the winner's metrics, ``best.yaml``, a ledger record, the evidence and the report.
+
+Written once by whoever comes first; written again only when the study has grown since.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial
+
+from lightning_hp.ledger import records
+from lightning_hp.ledger.events import tuned
+from lightning_hp.ledger.fingerprint import data_fingerprint, model_fingerprint
+from lightning_hp.tuning.build import Built, CliBuilder
+from lightning_hp.tuning.objective import trial_seed
+from lightning_hp.tuning.paths import write_text
+from lightning_hp.tuning.results import best_trials, count_states, no_best, read_result, write_reports
+from lightning_hp.tuning.runner import Event, StudyRunner, patient_warnings
+from lightning_hp.tuning.storage import StudyError, one_line
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a study found.
+
+    Attributes:
+        study: The Optuna study.
+        trial: Number of the best trial.
+        value: Its value.
+        arguments: Its natural values, keyed as the space was given.
+        natural: The same by parameter name.
+        validation: The winner's validation metrics, from its best checkpoint.
+        test: The winner's metrics on the test split; empty where there is none.
+        checkpoint: The winner's best checkpoint.
+        best: ``best.yaml``, None for a study of Python classes.
+        report: The report.
+        folder: The study folder.
+    """
+
+    study: optuna.Study
+    trial: int
+    value: float
+    arguments: dict[str, Any]
+    natural: dict[str, Any]
+    validation: dict[str, float]
+    test: dict[str, float]
+    checkpoint: Path
+    best: Path | None
+    report: Path
+    folder: Path
+
+
+def finish(runner: StudyRunner) -> Result:
+    """Write the end of a study.
+
+    Raises:
+        StudyError: If no trial is complete.
+    """
+    with runner.paths.finish_lock():
+        best = best_trials(runner.study, 1)
+        if not best:
+            raise StudyError(no_best(runner.study))
+        counts = count_states(runner.study)
+        found = read_result(runner.paths)
+        if found is None or found["trial"] != best[0].number or found["trials"] != counts:
+            found = _conclude(runner, best[0], counts)
+        return _result(runner, found)
+
+
+def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int]) -> dict[str, Any]:
+    paths, space = runner.paths, runner.description.space
+    now = datetime.now(UTC)
+    natural = space.natural(best.params)
+    active = dict(zip((p.name for p in space.parameters), space.active(best.params), strict=True))
+    by_tier = {
+        tier: {p.name: natural[p.name] for p in space.parameters if p.tier == tier and active[p.name]}
+        for tier in space.tiers
+    }
+    checkpoint = paths.trial(best.number).best_checkpoint
+    runner.listen(Event("said", text=f"evaluating trial {best.number}"))
+    measured = _evaluate(runner, best, checkpoint)
+    found = {
+        "study": runner.study.study_name,
+        "trial": best.number,
+        "value": best.value,
+        "monitor": runner.description.monitor,
+        "mode": runner.description.mode,
+        "natural": natural,
+        "by_tier": by_tier,
+        "validation": measured["validation"],
+        "test": measured["test"],
+        "trials": counts,
+        "seconds": round(sum(t.user_attrs.get("seconds", 0.0) for t in runner.study.get_trials(deepcopy=False)), 1),
+        "finished_at": now.isoformat(timespec="seconds"),
+        "checkpoint": str(checkpoint),
+        "best_yaml": str(paths.best) if isinstance(runner.builder, CliBuilder) else None,
+    }
+    if isinstance(runner.builder, CliBuilder):
+        write_text(paths.best, best_yaml(runner, runner.builder, best, found))
+    record = tuned(
+        name=runner.study.study_name,
+        study=str(paths.root),
+        trials=sum(counts.values()),
+        hyperparameters_by_tier=by_tier,
+        metric=runner.description.monitor,
+        value=best.value or 0.0,
+        mode=runner.description.mode,
+        space_fingerprint=space.fingerprint,
+        model_fingerprint=measured["model_fingerprint"],
+        data_fingerprint=measured["data_fingerprint"],
+        retune_after=runner.config.retune_after,
+        versions=runner.description.versions,
+        now=now,
+    )
+    records.append(paths.ledger, record)
+    found["ledger"] = {"tuned_at": record["tuned_at"], "retest_at": record["retest_at"]}
+    runner.study.set_user_attr("stale_after", min(record["retest_at"].values())[:10])
+    runner.study.set_user_attr("best", f"{found['monitor']}={best.value:.6g} (trial {best.number})")
+    write_text(paths.result, json.dumps(found, indent=1))
+    write_reports(runner.study, paths)
+    return found
+
+
+def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[str, Any]:
+    """The winner's metrics and the fingerprints; what cannot be had is left out and said."""
+    arguments = runner.description.space.arguments(best.params)
+    seed = trial_seed(runner.description.seed, best.number)
+    measured: dict[str, Any] = {"validation": {}, "test": {}, "model_fingerprint": None, "data_fingerprint": None}
+    with patient_warnings():
+        built = runner.builder.build(arguments, runner.paths.root / "evaluation", seed, [], runner.max_epochs)
+        measured["model_fingerprint"] = model_fingerprint(type(built.model))
+        for split in ("validation", "test"):
+            try:
+                measured[split] = _metrics(built, split, checkpoint)
+            except Exception as error:
+                runner.listen(Event("said", text=f"no {split} metrics of the winner: {one_line(error)}"))
+        try:
+            measured["data_fingerprint"] = data_fingerprint(built.data or built.model)
+        except Exception as error:
+            runner.listen(Event("said", text=f"no fingerprint of the training data: {one_line(error)}"))
+    return measured
+
+
+def _metrics(built: Built, split: str, checkpoint: Path) -> dict[str, float]:
+    if split == "test" and not _has_test(built):
+        return {}
+    run = built.trainer.validate if split == "validation" else built.trainer.test
+    options: dict[str, Any] = {"datamodule": built.data, "ckpt_path": str(checkpoint), "verbose": False}
+    if "weights_only" in inspect.signature(run).parameters:
+        options["weights_only"] = True
+    found = run(built.model, **options)
+    return {name: float(value) for metrics in found for name, value in metrics.items()}
+
+
+def _has_test(built: Built) -> bool:
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    step = type(built.model).test_step is not LightningModule.test_step
+    source = built.data or built.model
+    loaders = (LightningDataModule.test_dataloader, LightningModule.test_dataloader)
+    return step and type(source).test_dataloader not in loaders
+
+
+def best_yaml(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found: Mapping[str, Any]) -> str:
+    """The LightningCLI file of the winner, headed by where it comes from."""
+    values: dict[str, Any] = {"seed_everything": trial_seed(runner.description.seed, best.number)}
+    values["trainer.max_epochs"] = runner.max_epochs
+    values |= runner.description.space.arguments(best.params)
+    tested = "".join(f", {name} {value:.4g}" for name, value in found["test"].items())
+    head = (
+        f"# lightning-hp fit {runner.paths.best}\n"
+        f"# Trial {best.number} of study {runner.study.study_name}, {found['finished_at']}: "
+        f"{found['monitor']} {best.value:.6g}{tested}\n"
+    )
+    return head + yaml.safe_dump(builder.resolved(values), sort_keys=False)
+
+
+def _result(runner: StudyRunner, found: Mapping[str, Any]) -> Result:
+    best = runner.study.get_trials(deepcopy=False)[found["trial"]]
+    return Result(
+        study=runner.study,
+        trial=found["trial"],
+        value=found["value"],
+        arguments=runner.description.space.arguments(best.params),
+        natural=dict(found["natural"]),
+        validation=dict(found["validation"]),
+        test=dict(found["test"]),
+        checkpoint=Path(found["checkpoint"]),
+        best=Path(found["best_yaml"]) if found["best_yaml"] else None,
+        report=runner.paths.report,
+        folder=runner.paths.root,
+    )

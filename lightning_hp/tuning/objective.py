@@ -1,0 +1,206 @@
+"""One trial: natural values in, and out comes how it ended, its value, its curve and what to remember of it.
+
+How a training ended decides the trial's state:
+
+===================  ========  ======================================================================================
+what happened        state     remembered
+===================  ========  ======================================================================================
+finished             COMPLETE  value: the best of the curve, which is what ``best.ckpt`` holds
+stopped by pruner    PRUNED    why, where the pruner says so
+NaN or infinite      COMPLETE  value: the worst finite one so far, so that the corner is learned; flagged ``diverged``
+out of memory        FAIL      reason; the same structure is not trained again in this study
+any other exception  FAIL      reason and traceback
+===================  ========  ======================================================================================
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import lightning.pytorch as pl
+import optuna
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+
+from lightning_hp.callbacks.pruning import TrialPruning
+from lightning_hp.search.space import SearchSpace
+from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.config import ConfigError
+from lightning_hp.tuning.paths import TrialPaths, write_text
+from lightning_hp.tuning.storage import one_line
+
+#: characters of a traceback kept in the study; the whole is in the trial's error.txt
+TRACEBACK_CHARACTERS = 2000
+OUT_OF_MEMORY = "out of memory"
+DIVERGED = "NaN or infinite metric before the first finite one"
+
+
+class TrialCheckpoint(ModelCheckpoint):
+    """The checkpoint of a trial; a class of its own, so that it never has the state key of one of the user's."""
+
+
+@dataclass
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        state: ``complete``, ``pruned`` or ``fail``.
+        value: The best value of the curve; None where there is none.
+        diverged: Whether the metric became NaN or infinite.
+        attributes: User attributes to store with the trial.
+        stop: A configuration error that every other trial would meet too.
+    """
+
+    state: Literal["complete", "pruned", "fail"]
+    value: float | None = None
+    diverged: bool = False
+    attributes: dict[str, Any] = field(default_factory=dict)
+    stop: ConfigError | None = None
+
+
+class Interrupt(Protocol):
+    """Tells a trial to stop in the middle."""
+
+    def is_set(self) -> bool:
+        """Whether to stop now."""
+        ...
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """The seed of a trial: the same for the same study seed and trial number, whoever runs it; within 32 bits."""
+    return (study_seed * 1_000_003 + number * 7919 + 1) % 2**31
+
+
+def structure(space: SearchSpace, stored: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What decides a trial's memory: its active whole numbers and choices (layers, units, batch size)."""
+    active = space.active(stored)
+    return tuple(
+        (p.name, p.natural(stored[p.stored_name]))
+        for p, on in zip(space.parameters, active, strict=True)
+        if on and p.cardinality is not None
+    )
+
+
+def run_trial(
+    trial: optuna.Trial,
+    arguments: Mapping[str, Any],
+    builder: CliBuilder | PythonBuilder,
+    paths: TrialPaths,
+    monitor: str,
+    mode: str,
+    seed: int,
+    max_epochs: int | None,
+    callbacks: Sequence[pl.Callback] = (),
+    prune: bool = True,
+) -> Outcome:
+    """Train one trial. Never raises for what the training did; see the table at the top of this file.
+
+    Args:
+        trial: The live trial; its curve is reported as it grows.
+        arguments: Natural values, keyed as the builder takes them.
+        builder: Makes module, data and Trainer.
+        paths: The trial's folder.
+        monitor: Name of the metric.
+        mode: ``min`` or ``max``.
+        seed: See :func:`trial_seed`.
+        max_epochs: Length of a complete training, in epochs.
+        callbacks: Further callbacks for the Trainer.
+        prune: Whether the study's pruner may stop the trial.
+    """
+    reported = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
+
+    def report(value: float, step: int) -> bool:
+        if step not in reported:  # a trial that was interrupted and is run again has some of its curve already
+            trial.report(value, step)
+        return prune and trial.should_prune()
+
+    pruning = TrialPruning(monitor, report)
+    checkpoint = TrialCheckpoint(
+        dirpath=paths.checkpoints,
+        filename="best",
+        monitor=monitor,
+        mode=mode,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    started = time.monotonic()
+    fitted = 0.0
+    outcome: Outcome
+    trainer: pl.Trainer | None = None
+    try:
+        built = builder.build(arguments, paths.root, seed, [pruning, checkpoint, *callbacks], max_epochs)
+        trainer = built.trainer
+        _refuse_launchers(trainer)
+        before = time.monotonic()
+        try:
+            trainer.fit(built.model, datamodule=built.data)
+        finally:
+            fitted = time.monotonic() - before
+        outcome = _finished(pruning, mode)
+    except ConfigError as error:
+        outcome = Outcome("fail", attributes={"failure": one_line(error)}, stop=error)
+    except ValueError as error:
+        stop = ConfigError(str(error)) if "`monitor` must be" in str(error) else None
+        outcome = _crashed(error, paths)
+        outcome.stop = stop
+    except Exception as error:
+        outcome = _crashed(error, paths)
+    outcome.attributes |= {
+        "seed": seed,
+        "seconds": round(time.monotonic() - started, 3),
+        "fit_seconds": round(fitted, 3),
+    }
+    if trainer is not None:
+        outcome.attributes["epochs"] = trainer.current_epoch
+    _free_memory()
+    return outcome
+
+
+def _finished(pruning: TrialPruning, mode: str) -> Outcome:
+    finite = [v for v in pruning.curve.values() if math.isfinite(v)]
+    best = (min(finite) if mode == "min" else max(finite)) if finite else None
+    if pruning.diverged:
+        return Outcome("complete", best, diverged=True, attributes={"diverged": True})
+    if pruning.pruned:
+        return Outcome("pruned", best)
+    if best is None:
+        raise ValueError(f"`monitor` must be a metric that the model logs, got {pruning.monitor!r}: nothing was logged")
+    return Outcome("complete", best)
+
+
+def _crashed(error: BaseException, paths: TrialPaths) -> Outcome:
+    if is_out_of_memory(error):
+        return Outcome("fail", attributes={"failure": OUT_OF_MEMORY})
+    text = "".join(traceback.format_exception(error))
+    write_text(paths.error, text)
+    return Outcome("fail", attributes={"failure": one_line(error), "traceback": text[-TRACEBACK_CHARACTERS:]})
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on an accelerator or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def _refuse_launchers(trainer: pl.Trainer) -> None:
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher | _MultiProcessingLauncher):
+        raise ConfigError(
+            "`trainer.strategy` must be one that trains in this process (each rank of "
+            f"{type(trainer.strategy).__name__} would run a study of its own), got {trainer.num_devices} devices; "
+            "set trainer.devices to 1 and use caviar: {engine: local, workers: ...}"
+        )
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

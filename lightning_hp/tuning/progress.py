@@ -1,0 +1,172 @@
+"""What a person sees while a study runs: a live table on a terminal, one plain line a trial elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lightning_hp.tuning.runner import Event
+
+#: rows of the live table
+SHOWN = 8
+
+
+class StudyDisplay:
+    """Shows the events of a study; a context manager.
+
+    Args:
+        name: Study name.
+        n_trials: Planned total of trials.
+        monitor: Name of the metric.
+        mode: ``min`` or ``max``.
+        workers: Trials that run at once, for the time left.
+        finished: Trials that were finished before.
+        console: Where to; None for standard error.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        n_trials: int,
+        monitor: str,
+        mode: str,
+        workers: int = 1,
+        finished: list[FrozenTrial] | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.name, self.n_trials, self.monitor, self.mode, self.workers = name, n_trials, monitor, mode, workers
+        self.console = console or Console(stderr=True)
+        self.trials: list[FrozenTrial] = []
+        self.done = len(finished or [])
+        self.best: FrozenTrial | None = None
+        self.running: dict[int, FrozenTrial] = {}
+        self.began = time.monotonic()
+        self.note = ""
+        for trial in finished or []:
+            self._is_best(trial)
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+        )
+        self._task = self._bar.add_task(name, total=n_trials, completed=self.done, left="")
+        self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> StudyDisplay:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in one event."""
+        if event.kind == "said":
+            self.note = event.text
+            self._line(event.text)
+        elif event.kind in ("started", "resumed") and event.trial is not None:
+            self.running[event.trial.number] = event.trial
+            if event.kind == "resumed":
+                self._line(f"trial {event.trial.number} was interrupted: running it again with the same values")
+        elif event.kind == "finished" and event.trial is not None:
+            self._finished(event.trial)
+
+    def _finished(self, trial: FrozenTrial) -> None:
+        self.running.pop(trial.number, None)
+        self.trials.append(trial)
+        self.done += 1
+        new = self._is_best(trial)
+        self._bar.update(self._task, completed=self.done, left=self._left())
+        cells = _cells(trial)
+        width = len(str(self.n_trials))
+        best = "" if self.best is None else f"best {self.best.value:.5g} (trial {self.best.number})"
+        self._line(
+            f"[{self.done:>{width}}/{self.n_trials}] trial {trial.number:<{width}} {cells['stage']:<12} "
+            f"{self.monitor} {cells['value']:<10} {cells['state']:<9} {cells['seconds']:>6}  "
+            f"{best}{' *' if new else ''}{'  ' + cells['why'] if cells['why'] else ''}"
+        )
+
+    def _is_best(self, trial: FrozenTrial) -> bool:
+        if trial.state is not TrialState.COMPLETE or trial.value is None or trial.user_attrs.get("diverged"):
+            return False
+        sign = 1.0 if self.mode == "min" else -1.0
+        if self.best is None or sign * trial.value < sign * (self.best.value or 0.0):
+            self.best = trial
+            return True
+        return False
+
+    def _left(self) -> str:
+        seconds = (time.monotonic() - self.began) / max(1, len(self.trials)) * max(0, self.n_trials - self.done)
+        return f"about {_duration(seconds)} left" if self.done < self.n_trials else ""
+
+    def _line(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column, align in (
+            ("trial", "right"),
+            ("stage", "left"),
+            (self.monitor, "right"),
+            ("", "left"),
+            ("s", "right"),
+        ):
+            table.add_column(column, justify="right" if align == "right" else "left")
+        for trial in self.trials[-SHOWN:]:
+            cells = _cells(trial)
+            style = "bold green" if self.best is not None and trial.number == self.best.number else ""
+            table.add_row(
+                str(trial.number),
+                cells["stage"],
+                cells["value"],
+                cells["why"] or cells["state"],
+                cells["seconds"],
+                style=style,
+            )
+        for trial in self.running.values():
+            table.add_row(str(trial.number), str(trial.user_attrs.get("stage", "")), "", "running", "", style="dim")
+        best = "no complete trial yet"
+        if self.best is not None:
+            best = f"best {self.monitor} [bold green]{self.best.value:.5g}[/] in trial {self.best.number}"
+        parts: list[Any] = [self._bar, best, table]
+        if self.note:
+            parts.append(f"[dim]{self.note}")
+        return Group(*parts)
+
+
+def _cells(trial: FrozenTrial) -> dict[str, str]:
+    attributes = trial.user_attrs
+    state = "diverged" if attributes.get("diverged") else trial.state.name.lower()
+    value = trial.value if trial.value is not None else _last(trial)
+    return {
+        "stage": str(attributes.get("stage", "")),
+        "value": "-" if value is None else f"{value:.5g}",
+        "state": state,
+        "seconds": f"{attributes['seconds']:.1f} s" if "seconds" in attributes else "",
+        "why": str(attributes.get("failure", ""))[:160],
+    }
+
+
+def _last(trial: FrozenTrial) -> float | None:
+    return trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

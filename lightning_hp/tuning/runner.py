@@ -1,0 +1,319 @@
+"""Runs a study to its end: asks, trains, tells; takes over what another process left behind; stops when it should.
+
+All state is in storage, so any number of processes may run the same study at once, and a study that was killed goes on
+where it was: a trial whose process died is run again, with the same number, values and seed. Who runs a trial holds its
+claim (a file lock); who asks for one, or looks for orphans, holds the study's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hp.tuning.build import CliBuilder, PythonBuilder, quiet
+from lightning_hp.tuning.config import ConfigError, TuneConfig
+from lightning_hp.tuning.objective import DIVERGED, OUT_OF_MEMORY, Outcome, run_trial, structure, trial_seed
+from lightning_hp.tuning.paths import StudyPaths
+from lightning_hp.tuning.results import best_trials, sampler_for
+from lightning_hp.tuning.storage import Description, StudyError, describe, hushed, open_storage, open_study, remember
+
+#: this many failures in a row with one cause stop a study: it is the configuration, not the trial
+SAME_FAILURES = 3
+#: so many proposals in a row whose structure is known to run out of memory stop a study
+MOST_SKIPPED = 20
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a study tells its display.
+
+    Attributes:
+        kind: ``started``, ``finished`` (a trial), ``resumed`` (a trial taken over), ``said`` (a sentence).
+        trial: The trial, where the event is about one.
+        text: The sentence of ``said``.
+    """
+
+    kind: str
+    trial: FrozenTrial | None = None
+    text: str = ""
+
+
+class StudyRunner:
+    """One process's part in a study.
+
+    Args:
+        config: What to do.
+        builder: Makes the objects of a trial.
+        listen: Is told what happens, in this process.
+
+    Raises:
+        ConfigError: If the space or the length of a training does not fit the project.
+        StudyError: If the study cannot be opened or continued.
+    """
+
+    def __init__(
+        self,
+        config: TuneConfig,
+        builder: CliBuilder | PythonBuilder,
+        listen: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.config = config
+        self.builder = builder
+        self.listen = listen
+        self.paths = StudyPaths(config.folder)
+        self.max_epochs = config.budget.max_epochs or builder.max_epochs()
+        if self.max_epochs is None:
+            raise ConfigError("`budget.max_epochs` is missing, and the Trainer has no max_epochs either")
+        self.wanted = Description(
+            space=config.space,
+            n_trials=config.budget.trials,
+            max_steps=self.max_epochs,
+            monitor=config.monitor,
+            mode=config.mode,
+            seed=config.seed,
+            plan=config.plan,
+            preset=config.preset,
+            versions={name: version(name) for name in ("torch", "lightning", "optuna")},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self.stopping = threading.Event()
+        storage = open_storage(config.storage, self.paths)
+        with self.paths.ask_lock():
+            study = open_study(config.name, storage, self.wanted)
+            remember(self.paths, config.name, config.storage)
+        self.description = describe(study)
+        self.sampler = sampler_for(self.description)
+        self.study = optuna.load_study(
+            study_name=config.name,
+            storage=storage,
+            sampler=self.sampler,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=6, n_warmup_steps=3)
+            if config.prune
+            else optuna.pruners.NopPruner(),
+        )
+
+    # --- the loop ---
+
+    def work(self) -> None:
+        """Run trials until the budget is spent, a stop is asked for, or the study has to stop.
+
+        Raises:
+            ConfigError: If a trial showed that the configuration cannot work.
+            StudyError: If three trials in a row failed with the same cause.
+        """
+        deadline = math.inf if self.config.budget.seconds is None else time.monotonic() + self.config.budget.seconds
+        with interruptible(self.stopping, self.listen), patient_warnings():
+            skipped = 0
+            while not self.stopping.is_set() and time.monotonic() < deadline and skipped < MOST_SKIPPED:
+                with contextlib.ExitStack() as claims:
+                    asked = self._next(claims)
+                    if asked is None:
+                        break
+                    trial, arguments = asked
+                    skipped = skipped + 1 if self._skip(trial) else 0
+                    if not skipped:
+                        self._run(trial, arguments)
+                self._check_failures()
+            if skipped >= MOST_SKIPPED:
+                raise StudyError(
+                    f"{MOST_SKIPPED} proposals in a row have a structure that runs out of memory; narrow `space`"
+                )
+
+    def _next(self, claims: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | None:
+        """The next trial to run, claimed; None when the budget is spent."""
+        with self.paths.ask_lock():
+            trials = self.study.get_trials(deepcopy=False)
+            for found in trials:
+                if found.state is TrialState.RUNNING and self._orphaned(found, claims):
+                    self.listen(Event("resumed", found))
+                    trial = optuna.Trial(self.study, found._trial_id)
+                    return trial, self._suggest(trial)
+            waiting = any(t.state is TrialState.WAITING for t in trials)
+            if sum(t.state is not TrialState.WAITING for t in trials) >= self.config.budget.trials and not waiting:
+                return None
+            trial = self.study.ask()
+            claims.enter_context(self.paths.trial(trial.number).claim())
+            self.listen(Event("started", trial.study._storage.get_trial(trial._trial_id)))
+            return trial, self._suggest(trial)
+
+    def _orphaned(self, found: FrozenTrial, claims: contextlib.ExitStack) -> bool:
+        """Claim a trial whose process has died."""
+        with contextlib.ExitStack() as mine:
+            claimed = mine.enter_context(self.paths.trial(found.number).claim())
+            # its process may have finished it, and let go, since the list was read
+            if claimed and self.study._storage.get_trial(found._trial_id).state is TrialState.RUNNING:
+                claims.enter_context(mine.pop_all())
+                return True
+        return False
+
+    def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        try:
+            return self.description.space.suggest(trial)
+        except BaseException:
+            # a trial that stays RUNNING without values would be avoided by every sampler for ever
+            self.study.tell(trial, state=TrialState.FAIL)
+            raise
+
+    def _skip(self, trial: optuna.Trial) -> bool:
+        """Fail a trial at once whose structure has already run out of memory."""
+        space = self.description.space
+        proposed = structure(space, trial.params)
+        for other in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+            if other.user_attrs.get("failure") == OUT_OF_MEMORY and structure(space, other.params) == proposed:
+                trial.set_user_attr("failure", f"skipped: trial {other.number} ran out of memory with this structure")
+                self.study.tell(trial, state=TrialState.FAIL)
+                self._announce(trial)
+                return True
+        return False
+
+    def _run(self, trial: optuna.Trial, arguments: dict[str, Any]) -> None:
+        outcome = run_trial(
+            trial,
+            arguments,
+            self.builder,
+            self.paths.trial(trial.number),
+            self.description.monitor,
+            self.description.mode,
+            trial_seed(self.description.seed, trial.number),
+            self.max_epochs,
+            callbacks=self._callbacks(trial.number),
+            prune=self.config.prune,
+        )
+        self._tell(trial, outcome)
+        self._announce(trial)
+        drop_checkpoints(self.study, self.paths, self.config.keep_checkpoints)
+        if outcome.stop is not None:
+            raise outcome.stop
+
+    def _callbacks(self, number: int) -> list[pl.Callback]:
+        return []
+
+    def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        if outcome.diverged:
+            outcome.value = self._worst_finite(outcome.value)
+            if outcome.value is None:
+                outcome.state = "fail"
+                outcome.attributes["failure"] = DIVERGED
+        for name, value in outcome.attributes.items():
+            trial.set_user_attr(name, value)
+        if outcome.state == "complete":
+            self.study.tell(trial, outcome.value)
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
+
+    def _worst_finite(self, own: float | None) -> float | None:
+        finite = [] if own is None else [own]
+        for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            finite += [
+                v for v in (other.value, *other.intermediate_values.values()) if v is not None and math.isfinite(v)
+            ]
+        if not finite:
+            return None
+        return max(finite) if self.description.mode == "min" else min(finite)
+
+    def _announce(self, trial: optuna.Trial) -> None:
+        self.listen(Event("finished", self.study._storage.get_trial(trial._trial_id)))
+
+    def _check_failures(self) -> None:
+        ended = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and t.datetime_complete]
+        last = sorted(ended, key=lambda t: t.datetime_complete or datetime.min)[-SAME_FAILURES:]
+        causes = {t.user_attrs.get("failure", "unknown") for t in last if t.state is TrialState.FAIL}
+        failed = sum(t.state is TrialState.FAIL for t in last)
+        if failed == SAME_FAILURES and len(causes) == 1 and not next(iter(causes)).startswith("skipped"):
+            folder = self.paths.trial(last[-1].number).root
+            raise StudyError(
+                f"{SAME_FAILURES} trials in a row failed with the same cause: {causes.pop()} (see {folder})"
+            )
+
+    # --- when others are still at work ---
+
+    def wait_for_others(self, poll: float = 0.5) -> bool:
+        """Wait until no process runs a trial of this study; False if orphans are left, or a stop is asked for.
+
+        Args:
+            poll: Seconds between looks.
+        """
+        with interruptible(self.stopping, self.listen):
+            said = False
+            while not self.stopping.is_set():
+                running = [t.number for t in self.study.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
+                if not running:
+                    return True
+                for number in running:
+                    with self.paths.trial(number).claim() as orphan:
+                        if orphan and self.study.get_trials(deepcopy=False)[number].state is TrialState.RUNNING:
+                            return False
+                if not said:
+                    said = True
+                    self.listen(
+                        Event("said", text=f"waiting for trial {', '.join(map(str, running))} of another process")
+                    )
+                time.sleep(poll)
+        return False
+
+
+def drop_checkpoints(study: optuna.Study, paths: StudyPaths, keep: int) -> None:
+    """Delete the checkpoints of all finished trials but the best ``keep``, and of failed ones."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    kept = {t.number for t in best_trials(study, keep)}
+    for trial in finished:
+        folder = paths.trial(trial.number).checkpoints
+        if trial.number not in kept and folder.is_dir():
+            for file in folder.glob("*.ckpt"):
+                file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def interruptible(stopping: threading.Event, listen: Callable[[Event], None]) -> Iterator[None]:
+    """The first Ctrl-C asks to stop after the running trial, the second leaves at once.
+
+    Nothing is lost by the second: the trial it interrupts is run again when the study is resumed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if stopping.is_set():
+            os._exit(130)
+        stopping.set()
+        listen(Event("said", text="stopping after the running trial; Ctrl-C again leaves at once (nothing is lost)"))
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def patient_warnings() -> Iterator[None]:
+    """Hold back what Lightning and Optuna say at every single trial."""
+    with warnings.catch_warnings(), quiet(), hushed():
+        for message in (
+            ".*does not have many workers.*",
+            ".*smaller than the logging interval.*",
+            ".*Checkpoint directory .* exists and is not empty.*",
+            ".*Experiment logs directory .* exists and is not empty.*",
+            ".*callbacks used to create the checkpoint need to be provided.*",
+            r".*isinstance\(treespec, LeafSpec\).*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield

@@ -1,0 +1,110 @@
+"""``tune``: one call from a module and a space, or from ``tune.yaml``, to a tuned model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_hp.search.presets import preset
+from lightning_hp.search.space import SearchSpace
+from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.config import Budget, Caviar, ConfigError, TuneConfig
+from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.finish import Result
+
+
+def tune(
+    module: Callable[..., pl.LightningModule],
+    datamodule: Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None = None,
+    space: SearchSpace | Mapping[str, Any] | str = "sgd",
+    *,
+    monitor: str = "val_loss",
+    mode: str = "min",
+    trials: int = 60,
+    max_epochs: int | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    name: str = "study",
+    folder: str | Path | None = None,
+    storage: str = "journal",
+    seed: int = 0,
+    plan: str = "default",
+    prune: bool = True,
+    keep_checkpoints: int = 3,
+    retune_after: str | dict[str, str] | None = None,
+) -> Result:
+    """Tune a LightningModule.
+
+    Calling it again with the same name continues the study, up to ``trials`` in total.
+
+    Args:
+        module: Class or function that takes hyperparameters by name and gives a LightningModule.
+        datamodule: The same for the data; an instance where no hyperparameter belongs to the data; None where the
+            module brings its own loaders.
+        space: A :class:`SearchSpace`, the mapping that it is made from, or the name of a preset. Keys are arguments of
+            ``module`` or ``datamodule``.
+        monitor: Name of the metric, as the module logs it.
+        mode: ``min`` or ``max``.
+        trials: Total number of trials.
+        max_epochs: Length of a complete training, in epochs; None takes it from ``trainer``.
+        trainer: Further arguments of ``Trainer``; callbacks in it are copied for every trial.
+        name: Study name.
+        folder: Where the study's files go; None for ``runs/NAME``.
+        storage: ``journal`` (a file in the folder) or an Optuna URL.
+        seed: Seed of the study.
+        plan: Stage plan, see :class:`lightning_hp.search.CoarseToFineSampler`.
+        prune: Whether hopeless trials are stopped.
+        keep_checkpoints: How many of the best trials keep their checkpoints.
+        retune_after: Interval such as ``30d``, or tier to interval.
+
+    Returns:
+        The best trial, its metrics, its checkpoint and the report.
+
+    Raises:
+        ConfigError: If an argument does not fit.
+        StudyError: If the study cannot be opened, or has to stop.
+    """
+    try:
+        mapping = preset(space) if isinstance(space, str) else space
+        made = mapping if isinstance(mapping, SearchSpace) else SearchSpace.from_dict(mapping)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    if mode not in ("min", "max"):
+        raise ConfigError(f"`mode` must be min or max, got {mode!r}")
+    config = TuneConfig(
+        name=name,
+        config=None,
+        space=made,
+        monitor=monitor,
+        mode=mode,
+        budget=Budget(trials, max_epochs),
+        caviar=Caviar(),
+        folder=Path(folder) if folder is not None else Path("runs") / name,
+        storage=storage,
+        seed=seed,
+        plan=plan,
+        preset=space if isinstance(space, str) else None,
+        prune=prune,
+        keep_checkpoints=keep_checkpoints,
+        retune_after=retune_after,
+    )
+    return run(config, PythonBuilder(module, datamodule, trainer))
+
+
+def tune_file(path: str | Path) -> Result:
+    """Tune what ``tune.yaml`` describes; what ``lightning-hp tune`` does.
+
+    Raises:
+        ConfigError: If the file, or a key of it, does not fit.
+        StudyError: If the study cannot be opened, or has to stop.
+    """
+    config = TuneConfig.from_file(path)
+    return run(config, cli_builder(config))
+
+
+def cli_builder(config: TuneConfig) -> CliBuilder:
+    """The builder of a ``tune.yaml``."""
+    assert config.config is not None
+    return CliBuilder(config.config, config.model, config.data, config.cli)
