@@ -27,9 +27,9 @@ def ticks(parameter: Parameter, most: int = MOST_TICKS) -> tuple[list[float], li
         shown = parameter.choices[::every]
         return [float(u) for u in parameter.unit(shown)], [choice_text(v) for v in shown]
     if parameter.scale == "one_minus_log":
-        naturals = [1 - v for v in reversed(_log_ticks(1 - parameter.high, 1 - parameter.low, most))]
+        naturals = [1 - v for v in reversed(log_ticks(1 - parameter.high, 1 - parameter.low, most))]
     elif parameter.scale == "log":
-        naturals = _log_ticks(parameter.low, parameter.high, most)
+        naturals = log_ticks(parameter.low, parameter.high, most)
     else:
         naturals = _linear_ticks(parameter.low, parameter.high, most, isinstance(parameter, Int))
     stored = [parameter.store(v) for v in naturals]
@@ -88,7 +88,7 @@ def _strip(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
+def log_ticks(low: float, high: float, most: int) -> list[float]:
     """Round values of a log axis: decades, thinned; 1, 2, 5 or finer where there are fewer than two decades."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     decades = [10.0**e for e in range(first, last + 1) if low * 0.999 <= 10.0**e <= high * 1.001]

@@ -10,7 +10,13 @@ function dressed(layout){
   return l;
 }
 const config={displaylogo:false,responsive:true,displayModeBar:false,scrollZoom:false};
-function draw(id){const f=figures[id];return Plotly.react(id,f.data,dressed(f.layout),config)}
+function shaded(trace){ // landscapes: from the page's background to its accent
+  if(trace.type!=='contour')return trace;
+  const dark=matchMedia('(prefers-color-scheme:dark)').matches;
+  const scale=dark?[[0,'#20252d'],[.5,'#3c5b9e'],[1,'#9dbcff']]:[[0,'#eef2fa'],[.5,'#94b0ea'],[1,'#2c5bc7']];
+  return Object.assign({},trace,{colorscale:scale});
+}
+function draw(id){const f=figures[id];return Plotly.react(id,f.data.map(shaded),dressed(f.layout),config)}
 const seen=new IntersectionObserver(es=>es.forEach(e=>{if(e.isIntersecting){seen.unobserve(e.target);draw(e.target.id)}}),
   {rootMargin:'800px'});
 for(const id in figures)seen.observe(document.getElementById(id));

@@ -21,7 +21,9 @@ import optuna
 
 from lightning_hp.dashboard import figures, sections
 from lightning_hp.dashboard.axes import duration_text, number_text
+from lightning_hp.dashboard.funnel import reached
 from lightning_hp.dashboard.page import Page
+from lightning_hp.dashboard.style import MOST_POINTS
 from lightning_hp.dashboard.view import StudyView, curve_of, value_of
 from lightning_hp.ledger import dates, records
 from lightning_hp.tuning.paths import StudyPaths, write_text
@@ -126,7 +128,7 @@ def _tiles(view: StudyView, result: Mapping[str, Any]) -> str:
     took = result.get("seconds")
     if took is None:
         took = sum(t.duration.total_seconds() for t in view.trials if t.duration is not None)
-    tiles.append((duration_text(took), "spent on it"))
+    tiles.append((duration_text(took), "from first to last"))
     shown = "".join(f'<div class="tile"><b>{html.escape(v)}</b><span>{html.escape(w)}</span></div>' for v, w in tiles)
     return f'<div class="tiles">{shown}</div>'
 
@@ -157,11 +159,11 @@ def _funnel(view: StudyView, page: Page) -> str:
         "stages look everywhere, fine ones zoom in. Strong points are the best quarter; grey ones stand at the default "
         "while their tier is closed."
     )
-    if len(finished) > figures.MOST_POINTS:
-        said += f" Of {len(finished)} trials about {figures.MOST_POINTS} are drawn."
+    if len(finished) > MOST_POINTS:
+        said += f" Of {len(finished)} trials about {MOST_POINTS} are drawn."
     stages = "".join(
         f'<span class="key"><i class="dot" style="background:{s.colour}"></i>{html.escape(s.name)}</span>'
-        for s in figures.reached(view)
+        for s in reached(view)
     )
     return sections.section("Zoom", said, f'<p>{stages}</p><div class="panels">{"".join(panels)}</div>')
 
@@ -172,7 +174,7 @@ def _landscape(view: StudyView, page: Page, evidence: Mapping[str, Any]) -> str:
     if pair is None or len(view.placed(counted)[0]) < 8:
         return ""
     drawn = page.plot(figures.contour(view, *pair), f"value over {pair[0].name} and {pair[1].name}")
-    said = "The two that mattered most. Darker is better; blank where no complete trial is near."
+    said = "The two that mattered most. The stronger the colour the better; blank where no complete trial is near."
     return sections.section("Landscape", said, drawn)
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from lightning_hp.dashboard import figures
 from lightning_hp.dashboard.axes import duration_text, number_text, value_text
+from lightning_hp.dashboard.funnel import reached
 from lightning_hp.dashboard.page import Page, chip, table
+from lightning_hp.dashboard.style import short_reason
 from lightning_hp.dashboard.view import StudyView, finite, value_of
 from lightning_hp.ledger import dates
 from lightning_hp.search.parameters import Choice, Parameter
@@ -47,7 +49,7 @@ def head(view: StudyView, verdict: dates.Verdict | None) -> str:
     said = f"{'Minimise' if view.minimises else 'Maximise'} {html.escape(description.monitor)}"
     steps = f", {description.max_steps} validations a trial" if description.max_steps else ""
     stage = next((s for s in reversed(view.stages) if view.trials and s.first <= view.trials[-1].number), None)
-    now = f" Last stage: {html.escape(stage.name)}." if stage else ""
+    now = f" Last stage: {html.escape(stage.name).replace(' ', '&nbsp;')}." if stage else ""
     return (
         f"<header><h1>{html.escape(view.name)}</h1>{pill}</header>"
         f'<p class="sub">{said} over {len(view.space)} parameters in {description.n_trials} planned trials{steps}.'
@@ -84,8 +86,7 @@ def winner(view: StudyView, paths: StudyPaths, result: Mapping[str, Any]) -> str
     file = result.get("best_yaml") or (str(paths.best) if paths.best.exists() else None)
     if file:
         body += (
-            '<h3 style="margin-top:20px">Train with these values</h3>'
-            f"<pre>lightning-hp fit {html.escape(_quoted(str(file)))}</pre>"
+            f'<h3 class="gap">Train with these values</h3><pre>lightning-hp fit {html.escape(_quoted(str(file)))}</pre>'
         )
     start = next((t for t in view.complete if t.number == 0), None)
     said = f"Trial {best.number} of {len(view.trials)}"
@@ -110,9 +111,10 @@ def _scores(view: StudyView, result: Mapping[str, Any]) -> str:
         [html.escape(name), *(f"<b>{number_text(values[s])}</b>" if s in values else "–" for s in splits)]
         for name, values in plain.items()
     ]
-    said = '<h3 style="margin-top:20px">How good they are</h3>'
+    said = '<h3 class="gap">How good they are</h3>'
     note = '<p class="small dim">The test split was not looked at while tuning.</p>' if splits["test"] else ""
-    return said + note + table([("Metric", False), ("Validation", True), ("Test", True)], rows)
+    scores = table([("Metric", False), ("Validation", True), ("Test", True)], rows)
+    return f'<div class="narrow">{said}{note}{scores}</div>'
 
 
 def range_text(parameter: Parameter) -> str:
@@ -127,7 +129,7 @@ def range_text(parameter: Parameter) -> str:
 def _place(view: StudyView, parameter: Parameter, stored: Any) -> str:
     """Where the best value lies in the range, over the last box, as a small picture."""
     at = float(parameter.unit([stored])[0])
-    stage = next((s for s in reversed(figures.reached(view)) if parameter.tier in s.tiers), None)
+    stage = next((s for s in reversed(reached(view)) if parameter.tier in s.tiers), None)
     box = ""
     if stage is not None and stage.box:
         low, high = stage.interval(parameter.stored_name)
@@ -138,38 +140,61 @@ def _place(view: StudyView, parameter: Parameter, stored: Any) -> str:
 
 def mattered(view: StudyView, page: Page, evidence: Mapping[str, Any]) -> str:
     """Importance as measured beside the tiers as assumed, and where the two disagree."""
-    measured = importances(evidence)
-    disagree, none = sentences(evidence, "disagreements"), sentences(evidence, "without_effect")
-    if not measured and not disagree and not none:
-        return ""
-    body = page.plot(figures.importance(view, measured), "importance per stage") if measured else ""
+    by_stage, overall = importances(evidence), _overall(view, evidence)
+    disagree = sentences(evidence, "disagreements")
+    if not by_stage and not overall and not disagree:
+        why = evidence.get("why_not_measured")
+        return section("What mattered", html.escape(str(why)), "") if why else ""
+    body = overall
     if disagree:
-        body += f"<h3>Where measurement and tiers disagree</h3>{bullets(disagree)}"
-    elif measured:
-        body += '<p class="small dim">Nothing measured speaks against the tiers.</p>'
-    if none:
-        body += f'<h3 style="margin-top:14px">No effect seen</h3>{bullets(none)}'
+        body += f'<h3 class="gap">Where measurement and tiers disagree</h3>{bullets(disagree)}'
+    elif overall:
+        body += '<p class="small dim gap">Nothing measured speaks against the assumed tiers.</p>'
+    if by_stage:
+        drawn = page.plot(figures.importance(view, by_stage), "importance per stage")
+        body += f'<h3 class="gap">Stage by stage</h3>{drawn}'
     said = (
-        "Share of the difference between good and bad trials that a parameter explains, measured within each stage; "
-        "the letter is the tier that was assumed."
+        "The part of the difference between good and bad trials that each parameter explains, measured within the "
+        "stages so that narrowing a range earns no credit, with the share that chance would get taken off."
     )
     return section("What mattered", said, body)
 
 
+def _overall(view: StudyView, evidence: Mapping[str, Any]) -> str:
+    """Assumed tier, measured tier and share of the effect, a row a parameter; empty where nothing was measured."""
+    found = evidence.get("parameters")
+    measured = {k: v for k, v in found.items() if finite(v.get("importance"))} if isinstance(found, Mapping) else {}
+    rows = []
+    for p in sorted(view.space.parameters, key=lambda p: -measured.get(p.name, {}).get("importance", -1.0)):
+        if p.name not in measured:
+            continue
+        one = measured[p.name]
+        share = min(max(float(one["importance"]), 0.0), 1.0)
+        colour = f"var(--{p.tier})" if one.get("effect") else "var(--line)"
+        bar = f'<div class="bar"><i style="width:{share:.1%};background:{colour}"></i></div>'
+        said = f"{share:.0%}" if one.get("effect") else '<span class="dim">no more than chance</span>'
+        measured_tier = chip(str(one["measured_tier"])) if one.get("measured_tier") else "–"
+        rows.append([f'<td class="w">{html.escape(p.name)}</td>', chip(p.tier), measured_tier, bar, said])
+    head = [("Parameter", False), ("Assumed", False), ("Measured", False), ("Part of the effect", False), ("", True)]
+    return table(head, rows) if rows else ""
+
+
 def importances(evidence: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Stage name to parameter name to share, from the evidence."""
-    found = evidence.get("importance")
+    """Stage name to parameter name to share, of the stages that could be measured."""
+    stages = evidence.get("stages")
+    measured = [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
     return {
-        str(stage): {str(k): float(v) for k, v in shares.items() if finite(v)}
-        for stage, shares in (found.items() if isinstance(found, Mapping) else ())
-        if isinstance(shares, Mapping) and shares
+        str(s["name"]): {str(k): float(v) for k, v in s["importance"].items() if finite(v)}
+        for s in measured
+        if isinstance(s.get("importance"), Mapping) and s["importance"]
     }
 
 
 def sentences(evidence: Mapping[str, Any], kind: str) -> list[str]:
     """The sentences of one kind, plain text."""
     found = evidence.get(kind)
-    return [str(s) for s in found] if isinstance(found, list | tuple) else []
+    listed = found if isinstance(found, list) else []
+    return [str(one["sentence"]) if isinstance(one, Mapping) else str(one) for one in listed]
 
 
 def bullets(lines: list[str]) -> str:
@@ -178,13 +203,15 @@ def bullets(lines: list[str]) -> str:
 
 
 def main_pair(view: StudyView, evidence: Mapping[str, Any]) -> tuple[Parameter, Parameter] | None:
-    """The two parameters that mattered most by the last stages' measurement, else the first two by tier."""
+    """The two parameters that mattered most: in the study, then over its stages, then by tier."""
     if len(view.space) < 2:
         return None
     total: Counter[str] = Counter()
     for shares in importances(evidence).values():
         total.update(shares)
-    order = sorted(view.space.parameters, key=lambda p: (-total[p.name], p.tier))
+    found = evidence.get("parameters")
+    overall = {k: v["importance"] for k, v in found.items() if v.get("effect")} if isinstance(found, Mapping) else {}
+    order = sorted(view.space.parameters, key=lambda p: (-overall.get(p.name, 0.0), -total[p.name], p.tier))
     return order[0], order[1]
 
 
@@ -228,7 +255,7 @@ def failures(view: StudyView, paths: StudyPaths) -> str:
     """Failed and diverged trials by reason."""
     groups: dict[str, list[Any]] = {}
     for trial in view.failed:
-        groups.setdefault(figures.short_reason(trial), []).append(trial)
+        groups.setdefault(short_reason(trial), []).append(trial)
     for trial in view.diverged:
         groups.setdefault("diverged: the loss was not finite", []).append(trial)
     if not groups:
@@ -264,7 +291,7 @@ def audits(view: StudyView, paths: StudyPaths) -> str:
     if view.best is not None:
         lines = _findings(paths, view.best.number)
         if lines:
-            body += f'<h3 style="margin-top:14px">In the winner, trial {view.best.number}</h3>{bullets(lines)}'
+            body += f'<h3 class="gap">In the winner, trial {view.best.number}</h3>{bullets(lines)}'
     return section("BatchNorm audit", f"{len(audited)} of {len(view.trials)} trials were audited.", body)
 
 

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 TIER_COLOURS = {"A": "#3d6fd9", "B": "#d9822b", "C": "#1f9d84", "D": "#a35bc4"}
 NEUTRAL = "#8b929c"
 #: share of white in the palest stage of a tier
-_PALEST = 0.5
+_PALEST = 0.4
 
 
 @dataclass(frozen=True)
