@@ -32,7 +32,7 @@ CLOCK_SKEW = timedelta(minutes=5)
 STATUSES = ("fresh", "due", "stale", "invalid")
 
 _INTERVAL = re.compile(r"([1-9][0-9]{0,4})(d|w|mo|y)")
-_LONGEST_DAYS = 36_525
+_MOST = {"d": 36_525, "w": 5_217, "mo": 1_200, "y": 100}
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,11 @@ def parse_interval(text: object, name: str = "retune_after") -> Interval:
     if match is None:
         raise ValueError(f"`{name}` must be an interval such as 30d, 12w, 3mo or 1y, got {text!r}")
     count, unit = int(match[1]), match[2]
-    days = count * {"d": 1, "w": 7, "mo": 31, "y": 366}[unit]
-    if days > _LONGEST_DAYS * 1.02:
+    if count > _MOST[unit]:
         raise ValueError(f"`{name}` must be at most 100 years, got {text!r}")
     if unit in ("mo", "y"):
         return Interval(months=count * (12 if unit == "y" else 1))
-    return Interval(days=days)
+    return Interval(days=count * (7 if unit == "w" else 1))
 
 
 def intervals_by_tier(retune_after: object = None, name: str = "retune_after") -> dict[str, str]:

@@ -211,8 +211,8 @@ def cdf_distance(old: Sequence[float], new: Sequence[float], slack: float = 0.0)
             Kolmogorov-Smirnov distance, else of the largest ``F(x - slack) - G(x)`` in either direction.
 
     Returns:
-        Between 0 and 1. A quantile ``q`` at level ``p`` says that at least ``p`` of the values are at most ``q``, and at
-        most ``p`` lie below ``q``; ties need no other treatment.
+        Between 0 and 1. A quantile ``q`` at level ``p`` says that at least ``p`` of the values are at most ``q``, and
+        at most ``p`` lie below ``q``; ties need no other treatment.
     """
     best = 0.0
     for left, right in ((new, old), (old, new)):

@@ -136,20 +136,19 @@ def read(path: str | Path) -> Ledger:
 
     Raises:
         ValueError: In one line with file and line: a newer schema, a line that is no event.
-        OSError: If the file cannot be read.
+        OSError: If the file cannot be read (one line, with the path).
+        TimeoutError: If a writer keeps the lock.
     """
     path = Path(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        with path.open("rb") as stream, locked(stream.fileno(), path, shared=True):
+            content = stream.read()
     except FileNotFoundError:
         return Ledger(path)
+    except TimeoutError:
+        raise
     except OSError as error:
         raise type(error)(error.errno, f"ledger cannot be read: {error.strerror}", str(path)) from error
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError(f"{path}: a ledger must be an ordinary file")
-        with locked(descriptor, path, shared=True):
-            content = stream.read()
     records: list[Record] = []
     problems: list[str] = []
     for number, line in enumerate(content.split(b"\n"), start=1):

@@ -134,7 +134,7 @@ def test_the_global_random_state_is_put_back_even_when_reading_fails(dies: bool)
     torch.manual_seed(3)
     before = random_states()
     if dies:
-        with pytest.raises(OSError, match="disk gone"):
+        with pytest.raises(OSError, match=r"disk gone"):
             data_fingerprint(DataLoader(Dying(), batch_size=4, shuffle=True))
     else:
         first = data_fingerprint(DataLoader(Dying(), batch_size=4, shuffle=True))
@@ -213,7 +213,7 @@ def test_several_loaders_keep_their_columns_apart() -> None:
 def test_a_source_without_rows_is_refused(source: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data_fingerprint(source)
-    with pytest.raises(ValueError, match="`max_rows` must be a whole number from 2, got 1"):
+    with pytest.raises(ValueError, match=r"`max_rows` must be a whole number from 2, got 1"):
         data_fingerprint(source, max_rows=1)
 
 
@@ -314,13 +314,13 @@ def test_the_distance_of_two_sketches_never_exceeds_the_true_one() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("mean", 0.0), ("rows", 1.0), ("false_alarm", 1.0), ("classes", -1.0)])
 def test_a_tolerance_out_of_range_is_refused(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
+    with pytest.raises(ValueError, match=rf"`{name}` must be"):
         Tolerance(**{name: value})
 
 
 def test_something_else_than_a_fingerprint_is_refused() -> None:
     old = data_fingerprint([torch.ones(3, 1)])
-    with pytest.raises(ValueError, match="`new` must be a data fingerprint of schema 1"):
+    with pytest.raises(ValueError, match=r"`new` must be a data fingerprint of schema 1"):
         compare(old, {"schema": 2, "columns": {}})
 
 
