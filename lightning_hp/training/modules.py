@@ -18,6 +18,7 @@ from torch.nn import functional
 from torchmetrics import MeanAbsoluteError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_hp.training.metrics import RowMean
 from lightning_hp.training.mlp import BatchNormMLP, check_mlp_arguments, layer_widths
 from lightning_hp.training.optimizers import (
     build_optimizer,
@@ -56,6 +57,7 @@ class _BatchNormModule(pl.LightningModule):
     def _build(self) -> None:
         hp = self.hparams
         self.net = BatchNormMLP(hp["num_features"], hp[self._outputs_name], **{k: hp[k] for k in _MLP_ARGUMENTS})
+        self.train_mean_loss, self.val_mean_loss, self.test_mean_loss = RowMean(), RowMean(), RowMean()
         self._build_metrics()
 
     def _build_metrics(self) -> None:
@@ -113,13 +115,15 @@ class _BatchNormModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log ``train_loss``: the mean over the epoch's rows, measured while the weights were changing."""
         if self._loss_rows:
-            mean = self._loss_sum / self._loss_rows
-            self.log("train_loss", mean, batch_size=self._loss_rows, sync_dist=True)
+            self.train_mean_loss.update(self._loss_sum / self._loss_rows, self._loss_rows)
+            self.log("train_loss", self.train_mean_loss)
 
     def _evaluate(self, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
         x, y = batch
         output = self(x)
-        self.log(f"{split}_loss", self._loss(output, y), batch_size=len(x), on_epoch=True, sync_dist=True)
+        metric: RowMean = getattr(self, f"{split}_mean_loss")
+        metric.update(self._loss(output, y), len(x))
+        self.log(f"{split}_loss", metric, batch_size=len(x), on_step=False, on_epoch=True)
         return output, y
 
     def _log_metric(self, name: str, prediction: Tensor, target: Tensor) -> None:
