@@ -1,0 +1,288 @@
+"""How a model is looked at without being changed: record its calls, replay them, put everything back.
+
+A training step is arbitrary code: it may parse dictionaries, train two networks, or build two views of each image.
+Guessing how it feeds the model fails in most projects. So the *calls* are recorded instead: while a step runs, the
+outermost calls into modules that contain a tracked layer are kept with their arguments (`CallRecorder`). Later they
+are replayed under `no_grad`, in any mode, as often as needed (`replay`), inside `preserved`, which restores modes,
+buffers, momenta, flags and random state.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from lightning_hp.batchnorm.statistics import LayerNames, find_layers
+
+__all__ = ["Call", "CallRecorder", "Step", "input_hooks", "preserved", "replay"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One outermost call into a module that contains tracked layers.
+
+    Attributes:
+        module: qualified name inside the model; "" is the model itself.
+        args: positional arguments, tensors detached and copied.
+        kwargs: keyword arguments, likewise.
+        rows: size of the first dimension of the first tensor among them.
+    """
+
+    module: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: int
+
+
+Step = list[Call]
+"""The calls of one training batch, in order."""
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def call_of(module: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Call:
+    """A `Call` with its tensors detached and copied, so that later in-place changes do not reach it."""
+    with torch.inference_mode(False), torch.no_grad():
+        args, kwargs = tree_map(
+            lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs or {})
+        )
+    first = next((t for t in _tensors((args, kwargs)) if t.dim() > 0), None)
+    return Call(module, args, kwargs, 0 if first is None else int(first.shape[0]))
+
+
+def _in_backward() -> bool:
+    # Activation checkpointing calls inner modules again during backward; those calls belong to no step.
+    task = getattr(torch._C, "_current_graph_task_id", None)
+    return task is not None and task() != -1
+
+
+_MIN_STEPS = 16  # the spread between batches is estimated from them
+
+
+class CallRecorder:
+    """Keeps the calls of the last few recorded steps.
+
+    Args:
+        model: the module whose calls are recorded; it is not kept alive in `Call`s.
+        max_steps: recorded steps that are kept; older ones are dropped.
+        max_rows: older steps are dropped while the others hold this many rows (at least 16 steps are kept).
+        max_bytes: upper limit of the memory of kept arguments; older steps are dropped first.
+
+    Raises:
+        ValueError: if a limit is not positive.
+
+    Example:
+        >>> recorder = CallRecorder(model, max_steps=32)
+        >>> with recorder.recording():
+        ...     loss = training_step(batch)
+        >>> recorder.steps
+    """
+
+    def __init__(
+        self, model: nn.Module, max_steps: int = 128, max_rows: int = 2048, max_bytes: int = 256 * 2**20
+    ) -> None:
+        if max_steps < 1:
+            raise ValueError(f"`max_steps` must be at least 1, got {max_steps!r}")
+        if max_rows < 1:
+            raise ValueError(f"`max_rows` must be at least 1, got {max_rows!r}")
+        if max_bytes < 1:
+            raise ValueError(f"`max_bytes` must be at least 1, got {max_bytes!r}")
+        layers = list(find_layers(model))
+        self._candidates = {
+            name: module
+            for name, module in model.named_modules()
+            if any(layer == name or layer.startswith(f"{name}." if name else "") for layer in layers)
+        }
+        self._roots: dict[str, nn.Module] | None = None
+        self._depth = 0
+        self._current: Step | None = None
+        self._kept: deque[tuple[Step, int, int]] = deque(maxlen=max_steps)
+        self._max_rows, self._max_bytes = max_rows, max_bytes
+        self._handles: list[Any] = []
+
+    @property
+    def steps(self) -> list[Step]:
+        """Recorded steps, oldest first."""
+        return [step for step, _, _ in self._kept]
+
+    @property
+    def rows(self) -> int:
+        """Rows in all kept calls."""
+        return sum(rows for _, rows, _ in self._kept)
+
+    def clear(self) -> None:
+        """Forget every recorded step."""
+        self._kept.clear()
+
+    def start(self) -> None:
+        """Begin one step: put the hooks on. `recording` is the form that cannot forget to stop."""
+        self.stop(keep=False)
+        self._current, self._depth = [], 0
+        # The first recording hooks every ancestor of a tracked layer to learn which are called from outside; the
+        # later ones hook only these, so that a recorded step costs microseconds.
+        for name, module in (self._roots or self._candidates).items():
+            self._handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def stop(self, keep: bool = True) -> None:
+        """End the step: take the hooks off, and keep what was recorded if `keep`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        step, self._current = self._current, None
+        if not keep or not step:
+            return
+        if self._roots is None:
+            self._roots = {call.module: self._candidates[call.module] for call in step}
+        size = sum(t.numel() * t.element_size() for call in step for t in _tensors((call.args, call.kwargs)))
+        rows = max(call.rows for call in step)
+        while self._kept and size + sum(kept for _, _, kept in self._kept) > self._max_bytes:
+            self._kept.popleft()
+        while len(self._kept) >= _MIN_STEPS and self.rows >= self._max_rows:
+            self._kept.popleft()
+        self._kept.append((step, rows, size))
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record the calls made inside as one step; nothing is kept if an exception leaves it."""
+        self.start()
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            self.stop(keep=done)
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Lightning sends `training_step` through DDP by patching `forward` for one call, under this name. That
+            # outer call carries the batch, not the model's input, and cannot be replayed.
+            redirected = getattr(module.__dict__.get("forward"), "__name__", "") == "wrapped_forward"
+            if self._depth == 0 and self._current is not None and not redirected and not _in_backward():
+                self._current.append(call_of(name, args, kwargs))
+            if not redirected:
+                self._depth += 1
+
+        return hook
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._depth = max(self._depth - 1, 0)
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    """Restore the generators of torch, CUDA, Python and (if loaded) NumPy, also after an exception."""
+    numpy = sys.modules.get("numpy")
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        if numpy is not None:
+            numpy.random.set_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Put back, also after an exception: modes, buffers (by `copy_`), momenta, tracking flags and random state.
+
+    What modules keep in plain Python attributes is not known here and not restored.
+    """
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    layers = [(layer, layer.momentum, layer.track_running_stats) for layer in find_layers(model).values()]
+    with _random_state():
+        try:
+            yield
+        finally:
+            with torch.inference_mode(False), torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    buffer.copy_(value)
+                    module._buffers[name] = buffer
+            for layer, momentum, tracking in layers:
+                layer.momentum, layer.track_running_stats = momentum, tracking
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+
+
+@contextmanager
+def input_hooks(layers: LayerNames, on_input: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `on_input(name, x)` with the input of every call of every given layer; the hooks come off at the end."""
+    handles = []
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                on_input(name, args[0])
+
+        return hook
+
+    try:
+        for name, layer in layers.items():
+            handles.append(layer.register_forward_pre_hook(hook_of(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def replay(
+    model: nn.Module,
+    steps: Sequence[Step],
+    on_output: Callable[[int, int, Any], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> None:
+    """Make the recorded calls again, without gradients and without compiled graphs (hooks inside those do not fire).
+
+    Modes and buffers are the caller's business: see `preserved`.
+
+    Args:
+        model: the model the calls were recorded on.
+        steps: recorded steps.
+        on_output: called with (step index, call index, output) after each call.
+        on_step: called with the step index before each step.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def moved(leaf: Any) -> Any:
+        return leaf.to(device) if isinstance(leaf, Tensor) and leaf.device != device else leaf
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stance = getattr(torch.compiler, "set_stance", None)
+        if stance is not None and "torch._dynamo" in sys.modules:  # nothing is compiled without it, and it loads slowly
+            stack.enter_context(stance("force_eager"))
+        for index, step in enumerate(steps):
+            if on_step is not None:
+                on_step(index)
+            for position, call in enumerate(step):
+                module = model.get_submodule(call.module) if call.module else model
+                # A call may change its argument in place (ReLU(inplace=True) first): give it a copy.
+                args, kwargs = tree_map(
+                    lambda leaf: moved(leaf).clone() if isinstance(leaf, Tensor) else leaf, (call.args, call.kwargs)
+                )
+                output = module(*args, **kwargs)
+                if on_output is not None:
+                    on_output(index, position, output)

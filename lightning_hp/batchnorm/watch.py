@@ -1,0 +1,206 @@
+"""What is noted while a training runs: counters, a finiteness check, and now and then a recorded step.
+
+The watch never draws random numbers, never changes the model and takes no forward pass. A check reads two things: the
+update counters (their growth over the batches since the last check gives updates per batch) and the sum of all
+statistics (NaN and infinity survive summing). On an accelerator the sum is read one check later, so that no check
+waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_hp.batchnorm.observe import CallRecorder, Step, call_of
+from lightning_hp.batchnorm.rules_state import bad_channels
+from lightning_hp.batchnorm.snapshot import Facts, state_of
+from lightning_hp.batchnorm.statistics import Moments, find_layers, recover_batch_moments
+
+__all__ = ["TrainingWatch"]
+
+_RECORD_EVERY = 4  # batches; a recorded step costs a copy of its inputs
+_FIRST_STEPS = 8  # recorded at once, so that short runs have something to replay
+_RECOVERED = 64  # batch moments kept for models whose calls cannot be recorded
+
+
+class TrainingWatch:
+    """Watches one model through one training.
+
+    Args:
+        model: the model, with its layers materialised.
+        every_n_steps: batches between checks.
+        record: whether to record steps for a data pass at all.
+        max_rows: rows to keep for the data pass.
+
+    Example:
+        >>> watch = TrainingWatch(model)
+        >>> for index, batch in enumerate(loader):
+        ...     watch.before_batch(index, len(loader), last_epoch=False)
+        ...     training_step(batch)
+        ...     watch.after_batch(step)
+        >>> snapshot = measure(model, watch.steps, watch.facts(), watch.training)
+    """
+
+    def __init__(self, model: nn.Module, every_n_steps: int = 10, record: bool = True, max_rows: int = 2048) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps!r}")
+        self.layers = find_layers(model)
+        self.every_n_steps = every_n_steps
+        self.recorder = CallRecorder(model, max_rows=max_rows) if record and self.layers else None
+        self.training = {name: layer.training for name, layer in self.layers.items()}
+        self.nonfinite: dict[str, int] = {}
+        self.recovered: dict[str, list[Moments]] = {}
+        self._initial = {
+            name: (state.running_mean.clone(), state.running_var.clone(), state.updates)
+            for name, state in ((name, state_of(name, layer)) for name, layer in self.layers.items())
+        }
+        self._gamma = {
+            n: layer.weight.detach().abs().median().item() for n, layer in self.layers.items() if layer.affine
+        }
+        self._buffers = [b for x in self.layers.values() for b in (x.running_mean, x.running_var) if b is not None]
+        self._counters = [x.num_batches_tracked for x in self.layers.values() if x.num_batches_tracked is not None]
+        self._counted = [name for name, x in self.layers.items() if x.num_batches_tracked is not None]
+        self._last_counts = self._counts()
+        self._grown = dict.fromkeys(self._counted, 0)
+        self._batches = self._since = self._empty_recordings = 0
+        self._recording = False
+        self._before: list[Tensor] | None = None
+        self._pending: tuple[int, Tensor] | None = None
+
+    @property
+    def steps(self) -> list[Step]:
+        """Recorded steps, oldest first."""
+        return self.recorder.steps if self.recorder is not None else []
+
+    def _counts(self) -> list[int]:
+        if not self._counters:
+            return []
+        return [int(v) for v in torch.stack([c.detach() for c in self._counters]).tolist()]
+
+    def before_batch(self, index: int, batches: float | None, last_epoch: bool) -> None:
+        """Call before each training batch.
+
+        Args:
+            index: index of the batch in its epoch.
+            batches: batches in the epoch; None or infinity if unknown.
+            last_epoch: whether the training is known to end with this epoch, so that its inputs are what counts.
+        """
+        if self.recorder is None or not self.layers:
+            return
+        stride = max(self.every_n_steps, _RECORD_EVERY)
+        if last_epoch and batches and math.isfinite(batches):
+            stride = max(1, int(batches) // 32)
+        if index % stride == 0 or (len(self.recorder.steps) < _FIRST_STEPS and self._empty_recordings < _FIRST_STEPS):
+            if self._empty_recordings >= _FIRST_STEPS:
+                # Nothing can be recorded here (compiled training step): take batch moments from buffer differences.
+                self._before = [b.detach().clone() for b in self._buffers]
+                self._last_counts_at_record = self._counts()
+                return
+            self.recorder.start()
+            self._recording = True
+
+    def after_batch(self, step: int, batch: object = None) -> bool:
+        """Call after each training batch; checks every `every_n_steps` of them.
+
+        Args:
+            step: what to report as the step of a fault.
+            batch: unused by the watch itself; kept by callers that replay raw batches.
+
+        Returns:
+            True if a check found a statistic that is not finite for the first time.
+        """
+        if self._recording and self.recorder is not None:
+            kept = len(self.recorder.steps)
+            self.recorder.stop()
+            self._recording = False
+            self._empty_recordings += len(self.recorder.steps) == 0 and kept == 0
+        if self._before is not None:
+            self._recover(self._before)
+            self._before = None
+        self._batches += 1
+        self._since += 1
+        if self._since < self.every_n_steps or not self.layers:
+            return False
+        return self.check(step)
+
+    def abandon(self) -> None:
+        """Take hooks off after an exception in a batch."""
+        if self.recorder is not None:
+            self.recorder.stop(keep=False)
+        self._recording, self._before = False, None
+
+    def check(self, step: int) -> bool:
+        """Read counters and finiteness now. Returns True if something not finite was found for the first time."""
+        if self._since:
+            now = self._counts()
+            for name, new, old in zip(self._counted, now, self._last_counts, strict=True):
+                self._grown[name] += new - old
+            self._last_counts = now
+            self.training = {name: layer.training for name, layer in self.layers.items()}
+            self._since = 0
+        if not self._buffers:
+            return False
+        total = torch.cat([b.detach().reshape(-1) for b in self._buffers]).sum()
+        due = (step, total)
+        if total.device.type != "cpu":
+            due, self._pending = self._pending or due, due
+        if math.isfinite(float(due[1])):
+            return False
+        return self._locate(due[0])
+
+    def _locate(self, step: int) -> bool:
+        fresh = False
+        for name, layer in self.layers.items():
+            if name not in self.nonfinite and bad_channels(state_of(name, layer)):
+                self.nonfinite[name] = step
+                fresh = True
+        return fresh
+
+    def resync(self) -> None:
+        """Forget counter growth that did not come from training batches (validation, a repair)."""
+        self._last_counts = self._counts()
+
+    def counts(self) -> dict[str, int]:
+        """Update counter of each layer now."""
+        return dict(zip(self._counted, self._counts(), strict=True))
+
+    def _recover(self, before: list[Tensor]) -> None:
+        counts = dict(zip(self._counted, self._counts(), strict=True))
+        old = dict(zip(self._counted, self._last_counts_at_record, strict=True))
+        for position, (name, layer) in enumerate(self.layers.items()):
+            m = layer.momentum
+            if m is None or not 0 < m <= 1 or counts.get(name, 0) - old.get(name, 0) != 1:
+                continue
+            mean, var = before[2 * position], before[2 * position + 1]
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            got_mean = recover_batch_moments(mean.cpu(), layer.running_mean.detach().cpu(), m)
+            got_var = recover_batch_moments(var.cpu(), layer.running_var.detach().cpu(), m)
+            kept = self.recovered.setdefault(name, [])
+            kept.append(Moments(2.0, got_mean, got_var.clamp_min(0.0)))  # n = 2 makes m2 the unbiased variance
+            del kept[:-_RECOVERED]
+
+    def facts(self) -> Facts:
+        """What was observed, for the rules."""
+        self.check(self._batches)
+        shrink = {
+            name: 1.0 - self.layers[name].weight.detach().abs().median().item() / before
+            for name, before in self._gamma.items()
+            if before > 0
+        }
+        seen = max(self._batches, 1)
+        return Facts(
+            updates_per_step={name: grown / seen for name, grown in self._grown.items()} if self._batches else {},
+            nonfinite=dict(self.nonfinite),
+            initial=dict(self._initial),
+            gamma_shrink=shrink,
+            trained_steps=self._batches,
+        )
+
+
+def raw_call(batch: object) -> Step:
+    """A step that gives the first part of a raw batch to the model itself: the fallback for compiled models."""
+    first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    return [call_of("", (first,))]
