@@ -10,8 +10,8 @@ A stage is decided by the trial number, a box by the finished trials numbered be
 enters, so a resumed study and a second worker come to the same answer. All functions are pure.
 
 A box is the hull of the best quarter of those trials (at least two) on each parameter's unit axis, with a margin.
-``m`` points drawn uniformly from an interval span (m - 1) / (m + 1) of it on average, so adding hull / (m - 1) at either
-side estimates its ends without bias. A parameter that does not matter has good values everywhere and keeps a wide box;
+``m`` points drawn uniformly from an interval span (m - 1) / (m + 1) of it on average, so adding hull / (m - 1) on both
+sides estimates its ends without bias. A parameter that does not matter has good values everywhere and keeps a wide box;
 one that matters is narrowed.
 """
 
