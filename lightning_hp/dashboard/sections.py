@@ -77,7 +77,7 @@ def winner(view: StudyView, paths: StudyPaths, result: Mapping[str, Any]) -> str
                 f'<td class="w">{html.escape(parameter.name)}</td>',
                 f'<td class="v n">{value}</td>' if not off else '<td class="n dim">not in use</td>',
                 _place(view, parameter, best.params[parameter.stored_name]),
-                f'<td class="small dim">{html.escape(range_text(parameter))}</td>',
+                f'<td class="small dim nowrap">{html.escape(range_text(parameter))}</td>',
                 f'<span class="dim">{html.escape(value_text(parameter, parameter.default))}</span>',
             ]
         )
@@ -234,7 +234,7 @@ def leaders(view: StudyView, most: int = 8) -> str:
             for p in parameters
         ]
         value = f'<td class="v n">{number_text(value_of(trial))}</td>'
-        stage_cell = f'<td style="white-space:nowrap">{label}</td>'
+        stage_cell = f'<td class="nowrap">{label}</td>'
         rows.append(
             [str(trial.number), value, stage_cell, duration_text(seconds if finite(seconds) else None), *naturals]
         )

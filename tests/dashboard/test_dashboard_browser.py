@@ -1,0 +1,63 @@
+"""The report in a real browser: it draws, follows the dark setting, fits a phone, and asks the network for nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import UTC, datetime
+
+import pytest
+
+from lightning_hp.dashboard.report import write_report
+from lightning_hp.search.evidence import evidence
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    binary = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if binary is None:
+        pytest.skip("no Chromium on this machine (set CHROMIUM to its path)")
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=binary, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(finished):
+    study, paths = finished
+    found = evidence(study.sampler.space, study.trials, "minimize", study.sampler.stages(study))
+    return write_report(study, paths, found, {}, datetime(2026, 11, 21, tzinfo=UTC)).as_uri()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_report_draws_everything_without_network(chromium, address, scheme, width):
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    problems, asked = [], []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    for plot in page.locator(".plot").all():
+        plot.scroll_into_view_if_needed()
+        page.wait_for_function(
+            "i => (document.getElementById(i).data||[]).some(t => t.x.length) && "
+            "document.getElementById(i).querySelector('.trace, .contour, .contourlayer path')",
+            arg=plot.get_attribute("id"),
+            timeout=30_000,
+        )
+    assert page.locator(".plot").count() == 12
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in background.removeprefix("rgb(").rstrip(")").split(","))
+    assert (brightness < 150) == (scheme == "dark")
+    ink = page.evaluate("document.querySelector('.plot text').style.fill")
+    dim = page.evaluate("getComputedStyle(document.querySelector('.sub')).color")
+    assert ink == dim
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert problems == []
+    page.close()
