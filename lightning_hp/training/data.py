@@ -99,7 +99,7 @@ class InMemoryDataModule(pl.LightningDataModule):
             if value < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {value!r}")
         check_split_arguments(val_fraction, test_fraction)
-        self.save_hyperparameters(ignore=["_class_path"])
+        self.save_hyperparameters()
         self.batch_size, self.num_workers, self.drop_last = batch_size, num_workers, drop_last
         self.batch_growth, self.batch_growth_every = batch_growth, batch_growth_every
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed

@@ -103,7 +103,7 @@ class _BatchNormModule(pl.LightningModule):
         """Return the mean loss of a mini-batch."""
         x, y = batch
         loss = self._loss(self(x), y)
-        self._loss_sum += loss.detach() * len(x)
+        self._loss_sum.add_(loss.detach(), alpha=len(x))
         self._loss_rows += len(x)
         return loss
 

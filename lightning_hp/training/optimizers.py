@@ -128,7 +128,10 @@ def build_optimizer(
     check_optimizer_arguments(optimizer, learning_rate, momentum, nesterov, beta1, beta2, epsilon, weight_decay)
     groups = parameter_groups(module, weight_decay, decay_norm_and_bias)
     # One fused kernel instead of a Python loop over small tensors: about half of a small network's optimizer step.
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for g in groups for p in g["params"]) or None
+    # It takes no sparse gradients.
+    dense = not any(getattr(part, "sparse", False) for part in module.modules())
+    parameters = [p for group in groups for p in group["params"]]
+    fused = (dense and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)) or None
     if optimizer == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=fused)
     adam = torch.optim.AdamW if optimizer == "adamw" else torch.optim.Adam

@@ -133,7 +133,6 @@ class TabularDataModule(InMemoryDataModule):
         )
         if task not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}")
-        self.save_hyperparameters(ignore=["_class_path"])
         self.path, self.target, self.task, self.separator = path, target, task, separator
         self._wanted = (numeric, categorical)
         self._encoder: TableEncoder | None = None

@@ -66,6 +66,14 @@ def test_the_switch_decays_everything():
     assert len(only["params"]) == len(list(BatchNormMLP(4, 2).parameters()))
 
 
+def test_sparse_gradients_are_taken():
+    module = nn.Embedding(9, 4, sparse=True)
+    module(torch.tensor([2])).sum().backward()
+    before = module.weight.detach().clone()
+    build_optimizer(module, momentum=0.0, learning_rate=0.5).step()
+    assert (module.weight - before)[2].tolist() == pytest.approx([-0.5] * 4)
+
+
 def test_nothing_to_train_is_said():
     with pytest.raises(ValueError, match="`module` must have a parameter that requires a gradient, got none"):
         parameter_groups(nn.ReLU(), 0.1)

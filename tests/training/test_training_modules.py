@@ -189,10 +189,15 @@ def test_the_configs_are_ordinary_lightningcli_files(name, tmp_path, monkeypatch
     monkeypatch.chdir(request.config.rootpath)
     monkeypatch.setattr("sys.argv", ["train.py"])
     overrides = ["--trainer.max_epochs", "2", "--model.init_args.hidden_units", "[16, 8]", "--seed_everything", "1"]
+    overrides += ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", str(tmp_path)]
+    overrides += ["--trainer.log_every_n_steps", "1"]
     cli = LightningCLI(
         run=False, save_config_callback=None, args=["--config", f"configs/{name}/train.yaml", *overrides]
     )
     cli.trainer.fit(cli.model, cli.datamodule)
+    hparams = cli.trainer.logger.experiment.hparams
+    assert hparams["batch_size"] == cli.datamodule.batch_size
+    assert hparams["learning_rate"] == cli.model.hparams["learning_rate"]
     assert {"val_loss", "val_accuracy"} <= cli.trainer.callback_metrics.keys()
     assert cli.model.net.widths == (16, 8)
     cli.trainer.save_checkpoint(tmp_path / "m.ckpt")
