@@ -274,7 +274,7 @@ class Choice:
         for value in self.choices:
             if value is not None and not isinstance(value, bool | int | float | str):
                 raise ValueError(f"`{where}.choices` must be numbers, texts, booleans or null, got {value!r}")
-        if len({(type(value), value) for value in self.choices}) < len(self.choices):
+        if len(set(self.choices)) < len(self.choices):  # 1, 1.0 and True are one value to Optuna too
             raise ValueError(f"`{where}.choices` must be different from each other, got {list(self.choices)!r}")
         _check_default(self.default in self.choices, self.default, f"one of {list(self.choices)}", where)
 

@@ -99,11 +99,12 @@ class SearchSpace:
             raise ValueError(f"`{where}` must give each parameter a name of its own, got {', '.join(twice)} twice")
         for parameter in self.parameters:
             for condition in parameter.active_if:
+                place = f"{where}.{parameter.name}.active_if"
                 if condition.name not in names or condition.name == parameter.name:
                     raise ValueError(
-                        f"`{where}.{parameter.name}.active_if` must name another parameter ({', '.join(names)}), "
-                        f"got {condition.name!r}"
+                        f"`{place}` must name another parameter ({', '.join(names)}), got {condition.name!r}"
                     )
+                _check_condition(condition, self[condition.name], f"{place}.{condition.name}")
 
     # --- looking things up ---
 
@@ -353,6 +354,19 @@ def _conditions(given: Any, where: str) -> tuple[Condition, ...]:
     if not isinstance(given, Mapping) or not given:
         raise ValueError(f"`{where}` must be a mapping such as {{num_layers: '>= 3'}}, got {given!r}")
     return tuple(Condition.parse(str(name), text, f"{where}.{name}") for name, text in given.items())
+
+
+def _check_condition(condition: Condition, decider: Parameter, where: str) -> None:
+    equality = condition.operator in ("==", "!=")
+    if equality and isinstance(decider, Choice) and condition.value not in decider.choices:
+        raise ValueError(f"`{where}` must be one of {list(decider.choices)}, got {condition.value!r}")
+    try:
+        condition.holds({decider.name: decider.default})
+    except TypeError:
+        raise ValueError(
+            f"`{where}` must be comparable with the values of {decider.name}, "
+            f"got {condition.operator} {condition.value}"
+        ) from None
 
 
 def _most_layers(counter: Any, names: Mapping[str, str], mapping: Mapping[str, Any], where: str) -> int:
