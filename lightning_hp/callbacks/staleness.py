@@ -1,0 +1,292 @@
+"""Tells at the start of a fit whether the hyperparameters are still the right ones, and keeps the ledger informed.
+
+The tracker compares the model, the training data and the hyperparameters of the run with the last record of a ledger
+and says one line. What it finds is appended to the ledger, so that ``lightning-hp status`` knows it too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_hp.ledger import dates, records
+from lightning_hp.ledger.fingerprint import Tolerance, compare, data_fingerprint, model_fingerprint
+
+ACTIONS = ("warn", "raise", "log")
+#: A check that finds nothing new is written at most this often, so that frequent fits do not fill the ledger.
+_QUIET = timedelta(days=1)
+#: Findings of one check that are written, worst first.
+_KEPT = 10
+
+ShiftTest = Callable[[pl.Trainer, pl.LightningModule], Sequence[str] | None]
+
+
+class StalenessTracker(pl.Callback):
+    """Say at fit start whether the tuning of this model is fresh, due, stale or invalid.
+
+    At fit start: one line, the dates into the loggers (``staleness/...``) and into every checkpoint (ISO 8601 text).
+    The training data is read once, at most ``max_rows`` rows, in the main process and without changing the random
+    state. After ``Trainer.validate``, ``test`` and ``predict`` the ``shift`` test is asked, if there is one; two
+    shifted checks in a row make the record due. Under several processes rank 0 reads and writes, and all act on its
+    verdict.
+
+    Leave it out of the trials of a study: their values differ from the recorded ones on purpose.
+
+    Attributes:
+        verdict: The verdict of the last check, or None.
+        restored: What the loaded checkpoint said, or an empty mapping.
+
+    Args:
+        ledger: The ledger file.
+        name: Which name of the ledger; None where it holds only one.
+        on_stale: What to do unless fresh: ``warn``, ``raise`` (RuntimeError) or ``log``. Without a record it is said as
+            information in any case.
+        max_rows: Most training rows to look at; 0 leaves the data alone.
+        tolerance: How far the data may move.
+        shift: Takes Trainer and module after a run of evaluation and returns what shifted, a sentence each: empty if
+            nothing did, None if it cannot say. Called in every process; what rank 0 returns counts.
+        clock: Returns the time, with a time zone.
+
+    Raises:
+        ValueError: If an argument is not what it must be.
+    """
+
+    def __init__(
+        self,
+        ledger: str | Path = records.FILE_NAME,
+        name: str | None = None,
+        on_stale: str = "warn",
+        max_rows: int = 2048,
+        tolerance: Tolerance | None = None,
+        shift: ShiftTest | None = None,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        if on_stale not in ACTIONS:
+            raise ValueError(f"`on_stale` must be one of {', '.join(ACTIONS)}, got {on_stale!r}")
+        if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 0 or max_rows == 1:
+            raise ValueError(f"`max_rows` must be 0 or a whole number from 2, got {max_rows!r}")
+        self.ledger = Path(ledger)
+        self.name = name
+        self.on_stale = on_stale
+        self.max_rows = max_rows
+        self.tolerance = tolerance or Tolerance()
+        self.shift = shift
+        self.clock = clock or (lambda: datetime.now(UTC))
+        self.verdict: dates.Verdict | None = None
+        self.restored: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Of the checkpoint: trackers of different names do not collide."""
+        return self._generate_state_key(name=self.name)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare with the ledger and say one line.
+
+        Raises:
+            RuntimeError: With ``on_stale="raise"``, in every process, unless the record is fresh.
+        """
+        found, line, failed = None, "", False
+        if trainer.is_global_zero:
+            # whatever the data set may raise: an exception here would leave the other processes waiting
+            try:
+                found, line = self._check_fit(trainer, pl_module)
+                failed = found.status not in ("fresh", "untuned") or bool(line)
+                line = self._sentence(found, line)
+            except Exception as error:
+                failed, line = True, _unknown(error)
+        self.verdict, line, failed = trainer.strategy.broadcast((found, line, failed))
+        self._act(line, failed)
+        if self.verdict is not None:
+            self._log(trainer, self.verdict)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask the shift test after ``Trainer.validate``; not within a fit."""
+        if trainer.state.fn == "validate":
+            self._check_shift(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask the shift test."""
+        self._check_shift(trainer, pl_module)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask the shift test."""
+        self._check_shift(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last verdict in JSON types, which load with ``weights_only=True``."""
+        return {} if self.verdict is None else self.verdict.to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what the checkpoint said; the next check does not use it."""
+        self.restored = dict(state_dict)
+
+    def record_shift(self, findings: Sequence[str], write: bool = True) -> dates.Verdict:
+        """Enter one check of the reference moments in the ledger, and judge again.
+
+        Args:
+            findings: What shifted, a sentence each; empty if nothing did.
+            write: False leaves the ledger alone.
+
+        Raises:
+            ValueError: If the ledger cannot be read or holds no such name.
+        """
+        ledger = records.read(self.ledger)
+        name = self._name_in(ledger)
+        now = self.clock()
+        if ledger.latest(name) is not None and write:
+            self._enter(ledger, name, "moments", list(findings), False, now)
+            ledger = records.read(self.ledger)
+        self.verdict = dates.verdict(ledger.of(name), now, tolerance=self.tolerance)
+        return self.verdict
+
+    def _check_shift(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.shift is None or trainer.sanity_checking:
+            return
+        findings = self.shift(trainer, pl_module)
+        found, line, failed = None, "", False
+        if trainer.is_global_zero and findings is not None:
+            try:
+                found = self.record_shift(findings, write=not trainer.fast_dev_run)  # type: ignore[attr-defined]
+                failed = bool(findings) or found.status not in ("fresh", "untuned")
+                shifted = f"shifted: {dates.summarise(findings)}" if findings else ""
+                line = self._sentence(found, shifted)
+            except Exception as error:
+                failed, line = True, _unknown(error)
+        verdict, line, failed = trainer.strategy.broadcast((found, line, failed))
+        if line:
+            self.verdict = verdict or self.verdict
+            self._act(line, failed)
+
+    def _check_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[dates.Verdict, str]:
+        """The verdict on this run, and in what its hyperparameters differ from the record."""
+        ledger = records.read(self.ledger)
+        name, now = self._name_in(ledger), self.clock()
+        known = ledger.of(name)
+        record = ledger.latest(name)
+        if record is None:
+            return dates.verdict(known, now), ""
+        before = dates.verdict(known, now)  # a clock in the past is found before anything is read or written
+        current: dict[str, Any] = {"model": model_fingerprint(pl_module)}
+        reference = _reference(known)
+        if self.max_rows and "data" in reference and trainer.train_dataloader is not None:
+            current["data"] = data_fingerprint(trainer.train_dataloader, max_rows=self.max_rows)
+        found = dates.verdict(known, now, current, self.tolerance) if current else before
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._enter_checks(ledger, name, reference, current, now)
+        return found, _differences(record, _hyperparameters(trainer, pl_module))
+
+    def _enter_checks(
+        self,
+        ledger: records.Ledger,
+        name: str,
+        reference: Mapping[str, Any],
+        current: Mapping[str, Any],
+        now: datetime,
+    ) -> None:
+        if "model" in reference:
+            was, now_is = reference["model"], current["model"]
+            changed = [] if was == now_is else [f"model changed: was {was}, is {now_is}"]
+            self._enter(ledger, name, "model", changed, True, now)
+        if "data" in current:
+            drifts = compare(reference["data"], current["data"], self.tolerance)
+            structural = any(drift.structural for drift in drifts)
+            self._enter(ledger, name, "data", [drift.sentence for drift in drifts], structural, now)
+
+    def _enter(
+        self, ledger: records.Ledger, name: str, kind: str, findings: list[str], structural: bool, now: datetime
+    ) -> None:
+        if findings:
+            kept = findings[:_KEPT]
+            if len(findings) > _KEPT:
+                kept.append(f"and {len(findings) - _KEPT} more")
+            event = records.drifted(name=name, kind=kind, findings=kept, structural=structural, now=now)
+        else:
+            last = next((record for record in reversed(ledger.of(name)) if record.get("kind") == kind), None)
+            if last is not None and last["event"] == "checked" and now - dates.from_text(last["at"]) < _QUIET:
+                return
+            event = records.checked(name=name, kind=kind, now=now)
+        records.append(self.ledger, event)
+
+    def _name_in(self, ledger: records.Ledger) -> str:
+        if self.name is not None:
+            return self.name
+        if len(ledger.names) > 1:
+            raise ValueError(f"`name` must be one of {', '.join(ledger.names)} of {self.ledger}, got None")
+        return ledger.names[0] if ledger.names else ""
+
+    def _sentence(self, found: dates.Verdict, more: str) -> str:
+        reason = "never tuned: " + found.reason if found.status == "untuned" else found.reason
+        status = {"due": "re-test due: ", "stale": "stale: ", "invalid": "invalid: "}.get(found.status, "")
+        status = "" if reason.startswith(("due", "stale")) else status
+        text = f"hyperparameters of {found.name or self.name or 'this model'} {status}{reason}"
+        text += f"; {more}" if more else ""
+        return text if found.status == "fresh" else f"{text} (do: {found.todo})"
+
+    def _act(self, line: str, failed: bool) -> None:
+        if failed and self.on_stale == "raise":
+            raise RuntimeError(line)
+        if failed and self.on_stale == "warn":
+            rank_zero_warn(line)
+        else:
+            rank_zero_info(line)
+
+    def _log(self, trainer: pl.Trainer, found: dates.Verdict) -> None:
+        if found.next_date is None or found.age is None:
+            return
+        days = timedelta(days=1)
+        metrics = {
+            "staleness/age_days": found.age / days,
+            "staleness/days_left": (found.next_date - self.clock()) / days,
+        }
+        texts = {f"staleness/{key}": value for key, value in found.to_dict().items() if isinstance(value, str)}
+        for logger in trainer.loggers:
+            logger.log_hyperparams(texts)
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _unknown(error: Exception) -> str:
+    kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+    return f"staleness unknown: {kind}{error}"
+
+
+def _reference(known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Fingerprints to compare with: those of the last tuning, renewed by a re-test that confirmed it."""
+    reference: dict[str, Any] = {}
+    for record in known:
+        if record["event"] in ("tuned", "retuned"):
+            reference = dict(record["fingerprints"])
+        elif record["event"] == "retested" and record["outcome"] == "confirmed":
+            reference |= record["fingerprints"]
+    return reference
+
+
+def _hyperparameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    """What model and DataModule saved with ``save_hyperparameters``, the model's first."""
+    found = dict(getattr(trainer.datamodule, "hparams", None) or {})  # type: ignore[attr-defined]
+    return {**found, **dict(pl_module.hparams)}
+
+
+def _differences(record: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """In what the run differs from the tuned values; a name is compared by the last part of its path."""
+    texts = []
+    for values in record["hyperparameters"].values():
+        for name, tuned in values.items():
+            key = name.rsplit(".", 1)[-1]
+            if key in run and not _same(run[key], tuned):
+                texts.append(f"{key} is {run[key]!r}, tuned was {tuned!r}")
+    return f"other values than tuned: {dates.summarise(texts, most=3)}" if texts else ""
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
+        return len(one) == len(two) and all(map(_same, one, two))
+    if isinstance(one, (int, float)) and isinstance(two, (int, float)):
+        return math.isclose(one, two, rel_tol=1e-6, abs_tol=0.0)
+    return bool(one == two)
