@@ -16,8 +16,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hp.callbacks import staleness
-from lightning_hp.callbacks.staleness import StalenessTracker
+from lightning_hp.callbacks import StalenessTracker, staleness
 from lightning_hp.ledger import dates, records
 from lightning_hp.ledger.fingerprint import data_fingerprint, model_fingerprint
 

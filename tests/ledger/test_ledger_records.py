@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import signal
@@ -321,6 +322,19 @@ def test_without_flock_a_lock_file_keeps_others_out_and_is_removed(
         with lock.locked(stream.fileno(), path):
             assert beside.exists()
         assert not beside.exists()
+
+
+@pytest.mark.skipif(lock.fcntl is None, reason="no flock on this system")
+def test_append_and_read_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.jsonl"
+    records.append(path, tuned())
+    monkeypatch.setattr(records, "locked", functools.partial(lock.locked, timeout=0.0))
+    with path.open() as stream, lock.locked(stream.fileno(), path):
+        with pytest.raises(TimeoutError, match=r"is locked by another process"):
+            records.append(path, checked())
+        with pytest.raises(TimeoutError, match=r"is locked by another process"):
+            records.read(path)
+    assert len(records.read(path).records) == 1
 
 
 @pytest.mark.skipif(lock.fcntl is None, reason="no flock on this system")

@@ -277,3 +277,12 @@ def test_an_event_keeps_its_identity_when_its_date_moves(tmp_path: Path) -> None
     overdue = event(40)
     assert overdue["DTSTART;VALUE=DATE"] == "20260312"
     assert (overdue["UID"], int(overdue["SEQUENCE"]) > int(first["SEQUENCE"])) == (first["UID"], True)
+
+
+@pytest.mark.parametrize("shift", range(3))
+def test_long_lines_are_folded_by_bytes_wherever_a_character_falls(tmp_path: Path, shift: int) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    name = "a" * shift + "ß漢" * 60
+    tune(ledger, name, retune_after="30d")
+    text = to_ics([("x", dates.verdict(records.read(ledger).of(name), START))], START)
+    assert parse(text)[0]["SUMMARY"] == f"Re-test {name} (tier A, B, C)"
