@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_hp.batchnorm.snapshot import Snapshot, measure
+from lightning_hp.batchnorm.measure import measure
+from lightning_hp.batchnorm.snapshot import Snapshot
 from lightning_hp.batchnorm.watch import TrainingWatch
 
 

@@ -67,6 +67,15 @@ def _in_backward() -> bool:
     return task is not None and task() != -1
 
 
+def _compiled_insides(model: nn.Module) -> Iterator[str]:
+    """Names below which hooks would be traced into a compiled graph: they would fire once, or break the graph."""
+    for name, module in model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            yield name
+        elif hasattr(module, "_orig_mod"):
+            yield f"{name}._orig_mod" if name else "_orig_mod"
+
+
 _MIN_STEPS = 16  # the spread between batches is estimated from them
 
 
@@ -99,10 +108,12 @@ class CallRecorder:
         if max_bytes < 1:
             raise ValueError(f"`max_bytes` must be at least 1, got {max_bytes!r}")
         layers = list(find_layers(model))
+        inside = tuple(_compiled_insides(model))
         self._candidates = {
             name: module
             for name, module in model.named_modules()
             if any(layer == name or layer.startswith(f"{name}." if name else "") for layer in layers)
+            and not any(name == prefix or name.startswith(f"{prefix}.") for prefix in inside)
         }
         self._roots: dict[str, nn.Module] | None = None
         self._depth = 0
@@ -110,6 +121,11 @@ class CallRecorder:
         self._kept: deque[tuple[Step, int, int]] = deque(maxlen=max_steps)
         self._max_rows, self._max_bytes = max_rows, max_bytes
         self._handles: list[Any] = []
+
+    @property
+    def possible(self) -> bool:
+        """False when every call runs inside a compiled graph, where none can be seen."""
+        return bool(self._candidates)
 
     @property
     def steps(self) -> list[Step]:

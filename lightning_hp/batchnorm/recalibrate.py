@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_hp.batchnorm.measure import common_steps, install
 from lightning_hp.batchnorm.observe import Step, input_hooks, preserved, replay
-from lightning_hp.batchnorm.snapshot import install
 from lightning_hp.batchnorm.statistics import LayerNames, Moments, debiased, find_layers, is_instance_norm
 
 __all__ = [
@@ -107,6 +107,7 @@ def population_statistics(
     Raises:
         ValueError: if `steps` is empty, `method` unknown, or `layers` names a layer that is not tracked.
     """
+    steps = common_steps(steps)
     if not steps:
         raise ValueError("`steps` must hold at least one recorded step, got none")
     if method not in METHODS:

@@ -38,11 +38,9 @@ from lightning_hp.batchnorm.rules_data import (
     bn08_outputs,
     bn09_noise,
     bn10_warmup,
-    bn14_independence,
     bn15_channels,
-    bn17_modes,
-    bn18_validation,
 )
+from lightning_hp.batchnorm.rules_inputs import bn14_independence, bn17_modes, bn18_validation
 from lightning_hp.batchnorm.rules_state import (
     bn01_nonfinite,
     bn02_never_updated,

@@ -23,10 +23,7 @@ __all__ = [
     "bn08_outputs",
     "bn09_noise",
     "bn10_warmup",
-    "bn14_independence",
     "bn15_channels",
-    "bn17_modes",
-    "bn18_validation",
     "suspects",
 ]
 
@@ -241,7 +238,8 @@ def bn09_noise(snapshot: Snapshot, limits: Limits) -> list[Finding]:
 def bn10_warmup(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """A start value that is still in the average; without it the average is closer to the data."""
     found = []
-    for name in suspects(snapshot, limits):
+    damage = _damage(snapshot, limits)
+    for name, grades in suspects(snapshot, limits).items():
         state, data = snapshot.layers[name], snapshot.data[name]
         initial_mean, initial_var, before = snapshot.facts.initial.get(
             name, (torch.zeros(state.channels), torch.ones(state.channels), 0)
@@ -265,7 +263,7 @@ def bn10_warmup(snapshot: Snapshot, limits: Limits) -> list[Finding]:
         found.append(
             Finding(
                 "BN10",
-                "WARN",
+                "WARN" if damage or set(grades) & {"WARN", "ERROR"} else "INFO",
                 name,
                 "not_warmed_up",
                 f"After {updates} updates at momentum {state.momentum:g} the statistics still hold {left:.0%} of "
@@ -282,34 +280,6 @@ def bn10_warmup(snapshot: Snapshot, limits: Limits) -> list[Finding]:
 def _score(mean: torch.Tensor, var: torch.Tensor, moments: Moments, eps: float) -> float:
     variance = moments.variance()
     return mean_error(mean, moments.mean, variance, eps) + variance_error(var, variance, eps)
-
-
-def bn14_independence(snapshot: Snapshot, limits: Limits) -> list[Finding]:
-    """Batch means that spread more than independent rows would: unshuffled, sorted or grouped data.
-
-    The first layer tells.
-    """
-    for name in snapshot.structure.order or tuple(snapshot.data):
-        data = snapshot.data.get(name)
-        if data is None or data.steps < limits["iid_steps"] or data.rows < 4 or not snapshot.layers[name].training:
-            continue
-        if data.iid_ratio < limits["iid_ratio"]:
-            continue
-        return [
-            Finding(
-                "BN14",
-                "WARN",
-                name,
-                "not_independent",
-                f"Batch means vary {data.iid_ratio:.1f} times as much as those of independent rows: batches differ "
-                f"in content.",
-                "Shuffle the training data (and groups within it). Recalibration does not help: the weights "
-                "themselves were trained "
-                "with batch statistics that depend on the class or group.",
-                {"iid_ratio": data.iid_ratio},
-            )
-        ]
-    return []
 
 
 def bn15_channels(snapshot: Snapshot, limits: Limits) -> list[Finding]:
@@ -354,67 +324,3 @@ def bn15_channels(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 )
             )
     return found
-
-
-def bn17_modes(snapshot: Snapshot, limits: Limits) -> list[Finding]:
-    """Same data and population statistics, yet other inputs in eval mode: something upstream depends on the mode."""
-    for name in snapshot.structure.order:
-        state, data = snapshot.layers[name], snapshot.data.get(name)
-        if data is None or data.population.n == 0 or data.values < 16 or not state.training:
-            continue
-        if name in snapshot.structure.dropout_before:
-            continue  # told as advice by BN16
-        variance = data.train.variance()
-        d = mean_error(data.population.mean, data.train.mean, variance, state.eps)
-        lv = variance_error(data.population.variance(), variance, state.eps)
-        noise = data.batch_noise / data.steps**0.5
-        if max(d, lv) < limits["mode_info"] or (d < 2 * noise and lv < 2 * data.batch_noise_var / data.steps**0.5):
-            continue
-        severity = "WARN" if max(d, lv) >= limits["mode_warn"] else "INFO"
-        return [
-            Finding(
-                "BN17",
-                severity,
-                name,
-                "mode_dependent",
-                f"On the same data the layer's input moves by {d:.2f} sd and its log variance by {lv:.2f} between "
-                f"train and eval "
-                "mode; no running average can fit both.",
-                "Look for code that depends on self.training before this layer, or for batches so small that batch "
-                "statistics "
-                "differ from population statistics.",
-                {"d": d, "lv": lv},
-            )
-        ]
-    return []
-
-
-def bn18_validation(snapshot: Snapshot, limits: Limits) -> list[Finding]:
-    """Validation inputs against training inputs, both in eval mode; the first layer hit.
-
-    Augmentation may explain small ones.
-    """
-    for name in snapshot.structure.order:
-        data, seen = snapshot.data.get(name), snapshot.facts.validation.get(name)
-        if data is None or seen is None or seen.n < 64 or data.population.n == 0:
-            continue
-        eps, variance = snapshot.layers[name].eps, data.population.variance()
-        d = mean_error(seen.mean, data.population.mean, variance, eps)
-        lv = variance_error(seen.variance(), variance, eps)
-        noise = (data.batch_noise**2 * data.values * (1.0 / seen.n + 1.0 / data.train.n)) ** 0.5
-        if (d < limits["noise_ratio"] * noise and lv < limits["var_warn"]) or max(d, lv) < limits["val_info"]:
-            continue
-        return [
-            Finding(
-                "BN18",
-                "WARN" if max(d, lv) >= limits["val_warn"] else "INFO",
-                name,
-                "validation_differs",
-                f"Validation inputs of the layer lie {d:.2f} sd from training inputs (log variance {lv:.2f} apart), "
-                f"in the same mode.",
-                "Compare the two transforms (normalisation, scaling, resizing). Augmentation in training only can "
-                "be the reason.",
-                {"d": d, "lv": lv},
-            )
-        ]
-    return []

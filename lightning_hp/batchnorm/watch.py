@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_hp.batchnorm.observe import CallRecorder, Step, call_of
+from lightning_hp.batchnorm.observe import CallRecorder, Step
 from lightning_hp.batchnorm.rules_state import bad_channels
-from lightning_hp.batchnorm.snapshot import Facts, state_of
+from lightning_hp.batchnorm.snapshot import Facts, LayerState, state_of
 from lightning_hp.batchnorm.statistics import Moments, find_layers, recover_batch_moments
 
 __all__ = ["TrainingWatch"]
@@ -33,6 +33,8 @@ class TrainingWatch:
         every_n_steps: batches between checks.
         record: whether to record steps for a data pass at all.
         max_rows: rows to keep for the data pass.
+        hooks: False where hooks would be traced into a compiled training step; batch moments are then recovered from
+        buffers.
 
     Example:
         >>> watch = TrainingWatch(model)
@@ -43,12 +45,22 @@ class TrainingWatch:
         >>> snapshot = measure(model, watch.steps, watch.facts(), watch.training)
     """
 
-    def __init__(self, model: nn.Module, every_n_steps: int = 10, record: bool = True, max_rows: int = 2048) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        every_n_steps: int = 10,
+        record: bool = True,
+        max_rows: int = 2048,
+        hooks: bool = True,
+    ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps!r}")
         self.layers = find_layers(model)
         self.every_n_steps = every_n_steps
-        self.recorder = CallRecorder(model, max_rows=max_rows) if record and self.layers else None
+        self.recorder = CallRecorder(model, max_rows=max_rows) if record and hooks and self.layers else None
+        if self.recorder is not None and not self.recorder.possible:
+            self.recorder = None
+        self._recover_only = record and self.recorder is None
         self.training = {name: layer.training for name, layer in self.layers.items()}
         self.nonfinite: dict[str, int] = {}
         self.recovered: dict[str, list[Moments]] = {}
@@ -64,9 +76,10 @@ class TrainingWatch:
         self._counted = [name for name, x in self.layers.items() if x.num_batches_tracked is not None]
         self._last_counts = self._counts()
         self._grown = dict.fromkeys(self._counted, 0)
-        self._batches = self._since = self._empty_recordings = 0
+        self._batches = self._since = self._attempts = 0
         self._recording = False
         self._before: list[Tensor] | None = None
+        self._counts_before: list[int] = []
         self._pending: tuple[int, Tensor] | None = None
 
     @property
@@ -87,35 +100,34 @@ class TrainingWatch:
             batches: batches in the epoch; None or infinity if unknown.
             last_epoch: whether the training is known to end with this epoch, so that its inputs are what counts.
         """
-        if self.recorder is None or not self.layers:
+        if not self.layers or (self.recorder is None and not self._recover_only):
             return
         stride = max(self.every_n_steps, _RECORD_EVERY)
         if last_epoch and batches and math.isfinite(batches):
             stride = max(1, int(batches) // 32)
-        if index % stride == 0 or (len(self.recorder.steps) < _FIRST_STEPS and self._empty_recordings < _FIRST_STEPS):
-            if self._empty_recordings >= _FIRST_STEPS:
-                # Nothing can be recorded here (compiled training step): take batch moments from buffer differences.
+        if self._recover_only:
+            # Nothing can be recorded (compiled training step): take batch moments from buffer differences.
+            if index % stride == 0:
                 self._before = [b.detach().clone() for b in self._buffers]
-                self._last_counts_at_record = self._counts()
-                return
+                self._counts_before = self._counts()
+        elif self.recorder is not None and (index % stride == 0 or len(self.recorder.steps) < _FIRST_STEPS):
             self.recorder.start()
             self._recording = True
 
-    def after_batch(self, step: int, batch: object = None) -> bool:
+    def after_batch(self, step: int) -> bool:
         """Call after each training batch; checks every `every_n_steps` of them.
 
         Args:
             step: what to report as the step of a fault.
-            batch: unused by the watch itself; kept by callers that replay raw batches.
 
         Returns:
             True if a check found a statistic that is not finite for the first time.
         """
         if self._recording and self.recorder is not None:
-            kept = len(self.recorder.steps)
             self.recorder.stop()
             self._recording = False
-            self._empty_recordings += len(self.recorder.steps) == 0 and kept == 0
+            self._attempts += 1
+            self._recover_only = self._attempts >= _FIRST_STEPS and not self.recorder.steps
         if self._before is not None:
             self._recover(self._before)
             self._before = None
@@ -158,6 +170,14 @@ class TrainingWatch:
                 fresh = True
         return fresh
 
+    def states(self) -> dict[str, LayerState]:
+        """State of each layer now, with the mode it had in training."""
+        return {name: state_of(name, layer, self.training.get(name)) for name, layer in self.layers.items()}
+
+    def trainable_layers(self) -> list[str]:
+        """Layers that were in train mode and tracking at the last check: those whose statistics training made."""
+        return [n for n, layer in self.layers.items() if self.training.get(n, True) and layer.track_running_stats]
+
     def resync(self) -> None:
         """Forget counter growth that did not come from training batches (validation, a repair)."""
         self._last_counts = self._counts()
@@ -168,7 +188,7 @@ class TrainingWatch:
 
     def _recover(self, before: list[Tensor]) -> None:
         counts = dict(zip(self._counted, self._counts(), strict=True))
-        old = dict(zip(self._counted, self._last_counts_at_record, strict=True))
+        old = dict(zip(self._counted, self._counts_before, strict=True))
         for position, (name, layer) in enumerate(self.layers.items()):
             m = layer.momentum
             if m is None or not 0 < m <= 1 or counts.get(name, 0) - old.get(name, 0) != 1:
@@ -198,9 +218,3 @@ class TrainingWatch:
             gamma_shrink=shrink,
             trained_steps=self._batches,
         )
-
-
-def raw_call(batch: object) -> Step:
-    """A step that gives the first part of a raw batch to the model itself: the fallback for compiled models."""
-    first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-    return [call_of("", (first,))]

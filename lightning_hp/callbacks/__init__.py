@@ -1,4 +1,4 @@
-"""Callbacks for an existing Trainer."""
+"""Callbacks for an existing Trainer. Each is imported when it is first asked for: none needs the others."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_hp.callbacks.auditor import BatchNormAuditError as BatchNormAuditError
+    from lightning_hp.callbacks.auditor import BatchNormAuditor as BatchNormAuditor
+    from lightning_hp.callbacks.auditor import BatchNormWarning as BatchNormWarning
     from lightning_hp.callbacks.staleness import StalenessTracker as StalenessTracker
 
-_HOMES = {
-    "StalenessTracker": "lightning_hp.callbacks.staleness",
+_WHERE = {
+    "BatchNormAuditError": "auditor",
+    "BatchNormAuditor": "auditor",
+    "BatchNormWarning": "auditor",
+    "StalenessTracker": "staleness",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_WHERE})

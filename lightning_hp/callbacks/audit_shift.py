@@ -1,0 +1,98 @@
+"""What is noted while a validation, test or prediction loop runs: update counters, input moments, calls to replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_hp.batchnorm.findings import Finding
+from lightning_hp.batchnorm.observe import CallRecorder
+from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, compare, shift_findings
+from lightning_hp.batchnorm.statistics import find_layers
+
+__all__ = ["EvaluationWatch"]
+
+_MOST_BATCHES = 64  # raw batches kept for judging a repair
+
+
+class EvaluationWatch:
+    """Watches evaluation loops of one model.
+
+    Args:
+        model: the model.
+        collect: whether to collect input moments.
+        max_rows: rows to collect a loop.
+    """
+
+    def __init__(self, model: nn.Module, collect: bool, max_rows: int) -> None:
+        self.model = model
+        self.layers = find_layers(model)
+        self.batches: list[Any] = []
+        self._collect, self._max_rows = collect, max_rows
+        self._moments: InputMoments | None = None
+        self._recorder: CallRecorder | None = None
+        self._open = ExitStack()
+        self._before: dict[str, int] = {}
+        self._raw = False
+
+    def _counters(self) -> dict[str, int]:
+        return {n: int(x.num_batches_tracked) for n, x in self.layers.items() if x.num_batches_tracked is not None}
+
+    def start(self, record: bool, raw: bool) -> None:
+        """Begin a loop. `record` keeps calls for `shift`; `raw` keeps batches for `repair_at_end`."""
+        self.layers = find_layers(self.model)
+        self._before, self._raw = self._counters(), raw
+        self._moments = InputMoments(self.layers, self._max_rows) if self._collect and self.layers else None
+        self._recorder = CallRecorder(self.model, max_rows=self._max_rows) if record and self.layers else None
+        self.batches = []
+
+    def before_batch(self, batch: Any) -> None:
+        """Put hooks on for one batch, while there is room."""
+        self.after_batch()
+        if self._raw and len(self.batches) < _MOST_BATCHES:
+            self.batches.append(tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, batch))
+        if self._moments is None or self._moments.full:
+            return
+        self._open.enter_context(self._moments.collecting())
+        if self._recorder is not None:
+            self._recorder.start()
+
+    def after_batch(self) -> None:
+        """Take the hooks of the batch off."""
+        self._open.close()
+        if self._recorder is not None:
+            self._recorder.stop()
+
+    def abandon(self) -> None:
+        """Take hooks off after an exception."""
+        self._open.close()
+        if self._recorder is not None:
+            self._recorder.stop(keep=False)
+
+    def updates(self) -> dict[str, int]:
+        """How far each layer's counter moved since `start`."""
+        self.after_batch()
+        return {name: count - self._before.get(name, count) for name, count in self._counters().items()}
+
+    def moments(self) -> Reference:
+        """Moments of the inputs seen in this loop, over all ranks."""
+        return self._moments.result() if self._moments is not None else Reference({})
+
+    def shift(
+        self, reference: Reference | None, thresholds: Mapping[str, float]
+    ) -> tuple[list[Finding], list[dict[str, Any]]]:
+        """Findings DR01 and DR02 and the shift of each layer, against `reference`; nothing without one."""
+        if reference is None or not reference.layers:
+            return [], []
+        shifts = compare(reference, self.moments())
+        disagreement = None
+        if self._recorder is not None and self._recorder.steps:
+            with torch.inference_mode(False):
+                disagreement = absorption(self.model, self._recorder.steps)
+        return shift_findings(shifts, disagreement, thresholds), [asdict(shift) for shift in shifts]
