@@ -50,7 +50,7 @@ LEAST_WIDTH: dict[str, float] = {"coarse": 0.5, "fine": 0.15}
 #: A point within this part of a box's width of its edge is at the edge.
 AT_EDGE = 0.1
 #: An edge at which the best point sits moves out by this part of the box's width.
-WIDEN_BY = 0.25
+WIDEN_BY = 0.5
 _TOUCH = 1e-9
 _SOBOL_BLOCK = 64
 _sobol_lock = threading.Lock()  # scipy's Sobol engines share their direction numbers among threads

@@ -286,7 +286,7 @@ def test_presets_with_paths_and_a_selection():
     given["data.init_args.batch_size"]["default"] = 32
     assert preset("sgd")["batch_size"]["default"] == 64  # a copy
     assert isinstance(preset("adam"), Mapping)
-    with pytest.raises(ValueError, match="`space` must be a mapping or one of the presets sgd, adam, .*, got 'sdg'"):
+    with pytest.raises(ValueError, match=r"`space` must be a mapping or one of the presets sgd, adam, .*, got 'sdg'"):
         preset("sdg")
 
 
