@@ -30,7 +30,7 @@ def history(view: StudyView) -> go.Figure:
     figure = go.Figure()
     metric = html.escape(view.description.monitor)
     shown = {t.number for t in thinned(view, view.complete)}
-    values = [value_of(t) for t in view.complete]
+    values = [value_of(t) for t in view.complete] + [v for t in view.pruned for _, v in curve_of(t)[-1:]]
     last = view.trials[-1].number if view.trials else 1
     for stage in view.stages:
         mine = [t for t in view.complete if view.stage_of(t) is stage and t.number in shown]

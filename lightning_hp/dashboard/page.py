@@ -30,10 +30,12 @@ class Page:
 
     Args:
         title: Plain text.
+        refresh: Seconds after which the browser loads it again, None for never.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, refresh: int | None = None) -> None:
         self.title = title
+        self.refresh = refresh
         self._figures: dict[str, Any] = {}
 
     def plot(self, figure: go.Figure, alternative: str) -> str:
@@ -69,11 +71,12 @@ class Page:
                 f'<script type="application/json" id="figures">{data}</script>\n'
                 f"<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>\n"
             )
+        again = f'<meta http-equiv="refresh" content="{self.refresh:d}">\n' if self.refresh else ""
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{html.escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+            f"{again}<title>{html.escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
             f"{scripts}</body>\n</html>\n"
         )
 

@@ -119,7 +119,7 @@ def _tiles(view: StudyView, result: Mapping[str, Any]) -> str:
     if best is not None:
         which = f"best {view.description.monitor}, trial {best.number}"
         tiles.append((number_text(value_of(best)), which))
-    for name, value in list(sections.metrics(result, "test").items())[:2]:
+    for name, value in sorted(sections.metrics(result, "test").items(), key=lambda m: "loss" in m[0])[:2]:
         tiles.append((number_text(value), name if "test" in name else f"{name}, test split"))
     counts = [f"{len(view.complete)} complete"]
     counts += [f"{len(view.pruned)} pruned"] if view.pruned else []
@@ -128,7 +128,7 @@ def _tiles(view: StudyView, result: Mapping[str, Any]) -> str:
     took = result.get("seconds")
     if took is None:
         took = sum(t.duration.total_seconds() for t in view.trials if t.duration is not None)
-    tiles.append((duration_text(took), "from first to last"))
+    tiles.append((duration_text(took), "of training"))
     shown = "".join(f'<div class="tile"><b>{html.escape(v)}</b><span>{html.escape(w)}</span></div>' for v, w in tiles)
     return f'<div class="tiles">{shown}</div>'
 

@@ -238,7 +238,7 @@ def leaders(view: StudyView, most: int = 8) -> str:
         rows.append(
             [str(trial.number), value, stage_cell, duration_text(seconds if finite(seconds) else None), *naturals]
         )
-    return section("Best trials", "", table(head, rows))
+    return section("Best trials", "", f'<div class="tight">{table(head, rows)}</div>')
 
 
 def advice(evidence: Mapping[str, Any]) -> str:
@@ -316,10 +316,11 @@ def ages(verdict: dates.Verdict | None) -> str:
         return ""
     rows = [[chip(t), d.strftime("%Y-%m-%d")] for t, d in sorted(verdict.dates.items())]
     tone = TONES.get(verdict.status, "dim")
-    said = f'<span class="{tone}">{html.escape(verdict.status)}</span>: {html.escape(verdict.reason)}.'
+    said = f'<span class="{tone}">{html.escape(verdict.reason[:1].upper() + verdict.reason[1:])}</span>.'
     if verdict.todo and verdict.todo != "nothing":
         said += f" To do: <code>{html.escape(verdict.todo)}</code>"
-    return section("When to look again", said, table([("Tier", False), ("Re-test on", False)], rows) if rows else "")
+    listed = f'<div class="narrow">{table([("Tier", False), ("Re-test on", False)], rows)}</div>' if rows else ""
+    return section("When to look again", said, listed)
 
 
 def _quoted(path: str) -> str:

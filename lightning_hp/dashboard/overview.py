@@ -1,0 +1,228 @@
+"""All studies on one page, and each in one line: how good, which stage, how far, how old, how big.
+
+Optuna's list of studies has names and directions only. What is shown here is read from storage and from the study
+folders on every request; only sizes on disk are kept for a minute.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hp.dashboard.axes import number_text
+from lightning_hp.dashboard.page import Page, table
+from lightning_hp.dashboard.report import verdict_of
+from lightning_hp.dashboard.sections import TONES
+from lightning_hp.dashboard.shelf import Shelf
+from lightning_hp.dashboard.view import finite, value_of
+from lightning_hp.ledger.dates import Verdict
+from lightning_hp.tuning.storage import ATTRIBUTE
+
+#: seconds for which a folder's size is believed
+SIZE_KEPT = 60.0
+#: seconds between two loads of the overview
+REFRESH = 15
+_sizes: dict[Path, tuple[float, int]] = {}
+
+
+@dataclass(frozen=True)
+class Status:
+    """One study in short.
+
+    Attributes:
+        number: Its number in the storage that is served.
+        name: Its name.
+        metric: What is measured, as far as it is known.
+        best: The best value, None without a complete trial.
+        best_trial: Its trial's number.
+        stage: Of the last trial that has one, such as ``4 fine ABC``; empty where there is none.
+        finished: Trials that have ended.
+        running: Trials that are running.
+        planned: Planned total, None where it is not known.
+        active: When a trial last began or ended.
+        verdict: Of its ledger, None without one.
+        size: Of its folder in bytes, None without one.
+        has_report: Whether the folder holds a report.
+    """
+
+    number: int
+    name: str
+    metric: str
+    best: float | None
+    best_trial: int | None
+    stage: str
+    finished: int
+    running: int
+    planned: int | None
+    active: datetime | None
+    verdict: Verdict | None
+    size: int | None
+    has_report: bool
+
+    @property
+    def line(self) -> str:
+        """Such as ``4 fine ABC, best 0.081; stale since 2026-01-31 (tier A)``."""
+        said = [self.stage] if self.stage else []
+        said.append(
+            f"best {number_text(self.best)}" if self.best is not None else f"{self.finished} trials, none complete"
+        )
+        text = ", ".join(said)
+        return f"{text}; {self.verdict.reason}" if self.verdict is not None else text
+
+    @property
+    def tone(self) -> str:
+        """``good``, ``warn``, ``bad`` or ``dim``, by age."""
+        return TONES.get(self.verdict.status, "dim") if self.verdict is not None else "dim"
+
+
+def statuses(shelf: Shelf, now: datetime) -> list[Status]:
+    """All studies, those with trials running or ended last first."""
+    found = [status_of(shelf, study._study_id, study.study_name, now) for study in shelf.get_all_studies()]
+    never = datetime(1970, 1, 1, tzinfo=UTC)
+    return sorted(found, key=lambda s: (s.running > 0, s.active or never), reverse=True)
+
+
+def status_of(shelf: Shelf, number: int, name: str, now: datetime) -> Status:
+    """One study.
+
+    Args:
+        shelf: Where it is.
+        number: Its number there.
+        name: How it is called.
+        now: The clock, with a time zone.
+
+    Raises:
+        KeyError: If there is no such study.
+    """
+    trials = shelf.get_all_trials(number, deepcopy=False)
+    attributes = shelf.get_study_user_attrs(number)
+    described: dict[str, Any] = attributes.get(ATTRIBUTE) or {}
+    directions = shelf.get_study_directions(number)
+    best = _best(trials, directions[0]) if len(directions) == 1 else None
+    stages = [t.user_attrs["stage"] for t in trials if "stage" in t.user_attrs]
+    paths = shelf.folder_of(number)
+    names = shelf.get_study_system_attrs(number).get("study:metric_names") or [""]
+    return Status(
+        number=number,
+        name=name,
+        metric=str(described.get("monitor") or names[0]),
+        best=value_of(best) if best is not None else None,
+        best_trial=best.number if best is not None else None,
+        stage=str(stages[-1]) if stages else "",
+        finished=sum(t.state.is_finished() for t in trials),
+        running=sum(t.state is TrialState.RUNNING for t in trials),
+        planned=described.get("n_trials"),
+        active=_active(trials),
+        verdict=verdict_of(paths, paths.root.name, now) if paths is not None else None,
+        size=size_of(paths.root) if paths is not None else None,
+        has_report=paths is not None and paths.report.is_file(),
+    )
+
+
+def _best(trials: list[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
+    sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
+    counted = [
+        t for t in trials if t.state is TrialState.COMPLETE and finite(t.value) and not t.user_attrs.get("diverged")
+    ]
+    return min(counted, key=lambda t: (sign * value_of(t), t.number), default=None)
+
+
+def _active(trials: list[FrozenTrial]) -> datetime | None:
+    """Optuna keeps local time without a zone."""
+    moments = [m for t in trials for m in (t.datetime_complete or t.datetime_start,) if m is not None]
+    return max(moments).astimezone(UTC) if moments else None
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder; links are not followed, vanished files not counted."""
+    at = time.monotonic()
+    known = _sizes.get(folder)
+    if known is not None and at - known[0] < SIZE_KEPT:
+        return known[1]
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except OSError:
+                continue
+    _sizes[folder] = (at, total)
+    return total
+
+
+def size_text(size: int | None) -> str:
+    """Bytes in the unit that suits: ``812 kB``, ``3.4 MB``."""
+    if size is None:
+        return "–"
+    if size < 999_500:
+        return f"{round(size / 1e3)} kB"
+    return f"{size / 1e6:.1f} MB" if size < 999.5e6 else f"{size / 1e9:.1f} GB"
+
+
+def ago_text(since: datetime | None, now: datetime) -> str:
+    """How long ago: ``just now``, ``12 min ago``, ``3 h ago``, ``5 days ago``."""
+    if since is None:
+        return "–"
+    gone = now - since
+    if gone < timedelta(minutes=1):
+        return "just now"
+    if gone < timedelta(hours=1):
+        return f"{gone // timedelta(minutes=1)} min ago"
+    if gone < timedelta(hours=48):
+        return f"{gone // timedelta(hours=1)} h ago"
+    return f"{gone // timedelta(days=1)} days ago"
+
+
+def overview(shelf: Shelf, now: datetime) -> str:
+    """The page, as HTML."""
+    found = statuses(shelf, now)
+    page = Page("Studies – lightning_hp", refresh=REFRESH)
+    if not found:
+        return page.html('<header><h1>Studies</h1></header><p class="sub">There is no study yet.</p>')
+    aged = [s for s in found if s.verdict is not None]
+    counts = {status: sum(s.verdict is not None and s.verdict.status == status for s in aged) for status in TONES}
+    said = f"{len(found)} {'study' if len(found) == 1 else 'studies'}"
+    running = sum(s.running > 0 for s in found)
+    said += f", {running} running" if running else ""
+    said += "".join(f", {n} {status}" for status, n in counts.items() if n)
+    head = [
+        ("Study", False),
+        ("Best", True),
+        ("Stage", False),
+        ("Trials", False),
+        ("Age", False),
+        ("Last active", True),
+    ]
+    rows = [_row(status, now) for status in found]
+    body = table([*head, ("On disk", True), ("", True)], rows)
+    return page.html(f'<header><h1>Studies</h1></header><p class="sub">{said}.</p><section>{body}</section>')
+
+
+def _row(status: Status, now: datetime) -> list[str]:
+    link = f'<a class="strong" href="/dashboard/studies/{status.number}">{html.escape(status.name)}</a>'
+    best = "–"
+    if status.best is not None:
+        best = f"<b>{number_text(status.best)}</b>"
+        best += f'<br><span class="small dim">{html.escape(status.metric)}, trial {status.best_trial}</span>'
+    share = min(1.0, status.finished / status.planned) if status.planned else 1.0
+    count = f"{status.finished} of {status.planned}" if status.planned else str(status.finished)
+    count += f", {status.running} running" if status.running else ""
+    bar = f'<div class="bar"><i style="width:{share:.0%};background:var(--accent)"></i></div>'
+    trials = f'{bar}<span class="small dim nowrap">{count}</span>'
+    age = "–"
+    if status.verdict is not None:
+        age = f'<span class="pill {status.tone}">{html.escape(status.verdict.status)}</span>'
+        age += f'<br><span class="small dim">{html.escape(status.verdict.reason)}</span>'
+    report = f'<a href="/hp/report/{status.number}">report</a>' if status.has_report else ""
+    when = f'<span class="nowrap">{ago_text(status.active, now)}</span>'
+    stage = html.escape(status.stage) or "–"
+    return [f'<td class="w">{link}</td>', best, f'<td class="nowrap">{stage}</td>', trials, age, when,
+            size_text(status.size), report]  # fmt: skip

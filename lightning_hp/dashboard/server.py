@@ -1,0 +1,274 @@
+"""The dashboard as it is served: Optuna's, over all studies of a folder, behind the guard, with our pages beside it.
+
+Ours are ``/hp/`` (all studies), ``/hp/report/N`` (the report of study N), ``/hp/status/N`` (one line, JSON) and
+``/hp/banner.js``, which shows that line on every page of Optuna's. The server is waitress, on this machine's own address
+unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import webbrowser
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from lightning_hp.dashboard.guard import PASSWORD_VARIABLE, Application, Guard, is_loopback, names_of
+from lightning_hp.dashboard.overview import overview, status_of
+from lightning_hp.dashboard.shelf import Shelf, ShelfArtifacts, study_folders
+from lightning_hp.tuning.paths import StudyPaths
+from lightning_hp.tuning.storage import StudyError, open_storage
+
+_log = logging.getLogger(__name__)
+#: waitress threads; a page asks for a few things at once, and a poll of a big study takes a while
+THREADS = 8
+_NUMBERED = re.compile(r"^/hp/(status|report)/(\d{1,15})$")
+_SCRIPT = b'<script defer src="/hp/banner.js"></script></body>'
+
+
+def serve(
+    target: str | Path | BaseStorage,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    read_only: bool = False,
+    password: str | None = None,
+    hosts: Iterable[str] = (),
+    open_browser: bool = False,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve the dashboard until interrupted.
+
+    Args:
+        target: A study folder, a folder of study folders, the name of a study in ``runs``, an Optuna storage URL, a
+            SQLite file, or an open storage.
+        host: Address to listen on. Others than loopback need a password.
+        port: Port to listen on; 0 takes a free one.
+        read_only: Refuse everything that could change a study.
+        password: Asked for by every page, any user name; None for none.
+        hosts: Further names under which the server is reached, as behind a proxy.
+        open_browser: Open the page in this machine's browser.
+        ready: Called with the address once the server listens.
+
+    Raises:
+        StudyError: If there is no such study or storage.
+        ValueError: If ``host`` is open to the network and there is no password.
+        OSError: If the port is taken.
+    """
+    server = make_server(target, host, port, read_only=read_only, password=password, hosts=hosts)
+    address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{server.effective_port}/"
+    if ready is not None:
+        ready(address)
+    if open_browser:
+        webbrowser.open(address)
+    try:
+        server.run()
+    finally:
+        server.close()
+
+
+def make_server(
+    target: str | Path | BaseStorage,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    read_only: bool = False,
+    password: str | None = None,
+    hosts: Iterable[str] = (),
+) -> Any:
+    """A waitress server that listens and is started with ``run()``; arguments and errors as for :func:`serve`."""
+    from waitress.server import create_server
+
+    if not is_loopback(host) and not password:
+        raise ValueError(
+            f"`host` must be this machine's own (127.0.0.1) where there is no password, got {host!r}; "
+            f"set {PASSWORD_VARIABLE} or give a password file"
+        )
+    guarded = Guard(application(shelf_of(target)), {*names_of(host), *hosts}, password, read_only)
+    return create_server(guarded, host=host, port=port, threads=THREADS, ident="lightning-hp")
+
+
+def serve_command(
+    target: str,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    read_only: bool = False,
+    password_file: str | None = None,
+    hosts: Iterable[str] = (),
+    open_browser: bool = False,
+) -> int:
+    """What the command line runs: :func:`serve`, the password from the environment or a file, never from arguments.
+
+    Args:
+        target: See :func:`serve`.
+        host: See :func:`serve`.
+        port: See :func:`serve`.
+        read_only: See :func:`serve`.
+        password_file: A file whose first line is the password; None reads ``LIGHTNING_HP_PASSWORD``, if set.
+        hosts: See :func:`serve`.
+        open_browser: See :func:`serve`.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        ValueError: If the password is empty, the port is taken, or ``host`` is open to the network without a password.
+    """
+    password = read_password(password_file)
+
+    def ready(address: str) -> None:
+        said = "read-only, " if read_only else ""
+        sys.stdout.write(f"dashboard at {address} ({said}{'password, ' if password else ''}Ctrl-C stops it)\n")
+        sys.stdout.flush()
+
+    chosen: dict[str, Any] = {"read_only": read_only, "password": password, "hosts": hosts}
+    try:
+        serve(target, host, port, **chosen, open_browser=open_browser, ready=ready)
+    except OSError as error:
+        raise ValueError(f"`port` must be free on {host}, got {port!r} ({error.strerror or error})") from error
+    return 0
+
+
+def read_password(file: str | None) -> str | None:
+    """The password from a file, else from the environment, else None.
+
+    Raises:
+        ValueError: If the file cannot be read or its first line is empty, or the variable is set and empty.
+    """
+    if file is None:
+        password = os.environ.get(PASSWORD_VARIABLE)
+        if password == "":
+            raise ValueError(f"`{PASSWORD_VARIABLE}` must have at least one character, got ''")
+        return password
+    try:
+        with open(file, encoding="utf-8") as opened:
+            password = opened.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`password_file` must be a file that can be read, got {file!r}: {error}") from error
+    if not password:
+        raise ValueError(f"`password_file` must hold the password in its first line, got an empty line in {file!r}")
+    return password
+
+
+def shelf_of(target: str | Path | BaseStorage) -> Shelf:
+    """The studies that a person names; see :func:`serve`.
+
+    Raises:
+        StudyError: If there is no such study or storage.
+    """
+    if isinstance(target, BaseStorage):
+        return Shelf([(target, {})])
+    text = str(target)
+    if "://" in text:
+        return Shelf([(open_storage(text, StudyPaths(Path())), {})])
+    for path in (Path(text), Path("runs") / text):
+        if path.is_dir() and study_folders(path):
+            return Shelf(folder=path)
+        if path.is_file() and path.name == "journal.log":
+            return Shelf([(open_storage("journal", StudyPaths(path.parent)), {})])
+        if path.is_file() and path.suffix in (".db", ".sqlite", ".sqlite3"):
+            return Shelf([(open_storage(f"sqlite:///{path.absolute()}", StudyPaths(path.parent)), {})])
+    raise StudyError(
+        f"`study` must be a study folder, a folder of studies, the name of one in runs, or a storage URL, got {text!r}"
+    )
+
+
+def application(shelf: Shelf) -> Application:
+    """Optuna's dashboard and our pages as one WSGI application, without the guard."""
+    from optuna_dashboard import wsgi
+
+    dashboard: Application = wsgi(shelf, artifact_store=ShelfArtifacts(shelf))
+    banner = files(__package__).joinpath("banner.js").read_bytes()
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/":
+            return _redirect(_start_page(shelf), start_response)
+        if path in ("/hp", "/hp/"):
+            return _send(overview(shelf, datetime.now(UTC)).encode(), "text/html; charset=utf-8", start_response)
+        if path == "/hp/banner.js":
+            return _send(banner, "text/javascript; charset=utf-8", start_response)
+        numbered = _NUMBERED.match(path)
+        if numbered:
+            return _of_study(shelf, numbered[1], int(numbered[2]), start_response)
+        if path.startswith("/dashboard"):
+            return _with_banner(dashboard, environ, start_response)
+        return dashboard(environ, start_response)
+
+    return answer
+
+
+def _of_study(shelf: Shelf, what: str, number: int, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    try:
+        name = shelf.get_study_name_from_id(number)
+        if what == "status":
+            status = status_of(shelf, number, name, datetime.now(UTC))
+            body = json.dumps({"line": status.line, "tone": status.tone, "name": status.name}).encode()
+            return _send(body, "application/json", start_response)
+        paths = shelf.folder_of(number)
+        report = paths.report.read_bytes() if paths is not None else None
+    except (KeyError, FileNotFoundError):
+        report = None
+    if report is None:
+        return _send(b"not found", "text/plain; charset=utf-8", start_response, "404 Not Found")
+    sandbox = [("Content-Security-Policy", "sandbox allow-scripts allow-downloads")]
+    return _send(report, "text/html; charset=utf-8", start_response, more=sandbox)
+
+
+def _start_page(shelf: Shelf) -> str:
+    studies = shelf.get_all_studies()
+    return f"/dashboard/studies/{studies[0]._study_id}" if len(studies) == 1 else "/hp/"
+
+
+def _with_banner(
+    dashboard: Application, environ: dict[str, Any], start_response: Callable[..., Any]
+) -> Iterable[bytes]:
+    """The dashboard's page with our script added at its end; unchanged where it has no end that we know."""
+    asked = {
+        k: v for k, v in environ.items() if k not in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE")
+    }
+    started: list[Any] = []
+
+    def catch(status: str, headers: list[tuple[str, str]], *more: Any) -> Callable[[bytes], None]:
+        started[:] = [status, headers]
+        return lambda data: None
+
+    answered = dashboard(asked, catch)
+    try:
+        body = b"".join(answered)
+    finally:
+        close = getattr(answered, "close", None)
+        if close is not None:
+            close()
+    status, headers = started
+    if status.startswith("200") and b"</body>" in body:
+        head, _, tail = body.rpartition(b"</body>")
+        body = head + _SCRIPT + tail
+        dropped = ("content-length", "last-modified", "etag")
+        headers = [h for h in headers if h[0].lower() not in dropped] + [("Content-Length", str(len(body)))]
+    start_response(status, headers)
+    return [body]
+
+
+def _send(
+    body: bytes,
+    kind: str,
+    start_response: Callable[..., Any],
+    status: str = "200 OK",
+    more: Iterable[tuple[str, str]] = (),
+) -> Iterable[bytes]:
+    headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Cache-Control", "no-store"), *more]
+    start_response(status, headers)
+    return [body]
+
+
+def _redirect(where: str, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    return _send(b"", "text/plain", start_response, "302 Found", [("Location", where)])
