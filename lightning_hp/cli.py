@@ -13,8 +13,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-DONE, ERROR = 0, 1
-INTERRUPTED = 130
+DONE, ERROR, USAGE = 0, 1, 2
+INTERRUPTED, TERMINATED = 130, 143
 #: options of ``tune`` that replace a key of ``tune.yaml``, and where the key is
 _OVERRIDES = {
     "trials": ("budget", "trials"),
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    sys.path.insert(0, os.getcwd())  # the user's own modules, as `python -m` would find them
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # the user's own modules, as `python -m` would find them
     debug = "--debug" in given
     try:
         if given and given[0] == "fit":
@@ -48,6 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on from here")
         return INTERRUPTED
+    except SystemExit as stop:
+        # Lightning leaves a training by SystemExit: without a code after SIGTERM, with 1 after Ctrl-C
+        if type(stop).__name__ == "SIGTERMException":
+            _say("terminated; the same command goes on from here")
+            return TERMINATED
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            _say("interrupted; the same command goes on from here")
+            return INTERRUPTED
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -115,6 +125,23 @@ def _parser() -> ArgumentParser:
     space.add_argument("config", type=str, help="tune.yaml, or the name of a preset")
     space.add_argument("--trials", type=int, default=None, help="budget to plan for, trials")
 
+    status = verb("status", "Show what is tuned under a folder: age, next dates, what to do. Exit code 3 if due.")
+    status.add_argument("paths", type=str, nargs="*", default=[], help="ledgers, or folders to search; default here")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    status.add_argument("--fail-on", dest="fail_on", type=str, default="due", help="due or stale: what exits with 3")
+    status.add_argument("--write-cron", dest="write_cron", action="store_true", help="print a crontab line")
+    status.add_argument(
+        "--write-github-action", dest="write_github_action", action="store_true", help="print a GitHub workflow"
+    )
+    status.add_argument("--ics", type=str, default=None, help="also write the re-test dates to this calendar file")
+
+    postpone = verb("postpone", "Move a re-test to a later date, with the reason.")
+    postpone.add_argument("name", type=str, help="what was tuned, as `status` names it")
+    postpone.add_argument("--until", type=str, required=True, help="the new date, YYYY-MM-DD")
+    postpone.add_argument("--why", type=str, required=True, help="the reason")
+    postpone.add_argument("--by", type=str, default=None, help="who decided; default the current user")
+    postpone.add_argument("--ledger", type=str, default=".", help="the ledger, or a folder to search; default here")
+
     dashboard = verb("dashboard", "Serve optuna-dashboard on studies, on this machine.")
     dashboard.add_argument("study", type=str, nargs="?", default="runs", help="study, folder of studies, or Optuna URL")
     dashboard.add_argument("--host", type=str, default="127.0.0.1")
@@ -128,16 +155,18 @@ def _parser() -> ArgumentParser:
 def _tune(given: Namespace) -> int:
     from pathlib import Path
 
-    from lightning_hp.tuning.config import TuneConfig, read_yaml
+    from lightning_hp.tuning.config import ConfigError, TuneConfig, read_yaml
 
     path = Path(given.config)
     mapping = read_yaml(path, "config")
     replaced: list[str] = []
     for option, (*parents, key) in _OVERRIDES.items():
         if given[option] is not None:
-            place: dict[str, Any] = mapping
+            place: Any = mapping
             for parent in parents:
                 place = place.setdefault(parent, {})
+                if not isinstance(place, dict):
+                    raise ConfigError(f"`{parent}` must be a mapping, got {place!r}")
             place[key] = given[option]
             replaced += [f"--{option}", str(given[option])]
     config = TuneConfig.from_dict(mapping, base=path.parent, source=path)
@@ -249,11 +278,32 @@ def _dashboard(given: Namespace) -> int:
     return serve_command(given.study, host=given.host, port=given.port)
 
 
+def _status(given: Namespace) -> int:
+    from lightning_hp.tuning.status_command import status_command
+
+    return status_command(
+        given.paths,
+        json=given.json,
+        fail_on=given.fail_on,
+        write_cron=given.write_cron,
+        write_github_action=given.write_github_action,
+        ics=given.ics,
+    )
+
+
+def _postpone(given: Namespace) -> int:
+    from lightning_hp.tuning.status_command import postpone_command
+
+    return postpone_command(given.name, until=given.until, why=given.why, ledger=given.ledger, by=given.by)
+
+
 _VERBS = {
     "tune": _tune,
     "best": _best,
     "report": _report,
     "sample": _sample,
     "space": _space,
+    "status": _status,
+    "postpone": _postpone,
     "dashboard": _dashboard,
 }
