@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
 
 
-class TrialPruning(pl.Callback):
+class TrialPruning(EarlyStopping):
     """Report a metric after every validation and stop when ``report`` says so.
 
     A metric that is only logged by training is reported at the ends of training epochs. Under several processes rank 0
     asks, and its verdict is everybody's.
+
+    An ``EarlyStopping`` to Lightning for one reason: only those, and checkpoints, are called after the module's own
+    ``on_train_epoch_end``, where many a module logs its training metrics. Nothing else of it is used.
 
     Attributes:
         curve: Step (1, 2, ... counts validations) to value, as reported.
@@ -31,16 +37,34 @@ class TrialPruning(pl.Callback):
     """
 
     def __init__(self, monitor: str, report: Callable[[float, int], bool]) -> None:
-        self.monitor = monitor
+        super().__init__(monitor)
         self.report = report
         self.curve: dict[int, float] = {}
         self.pruned = False
         self.diverged = False
         self._from_validation = False
+        self._before: Tensor | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Nothing to settle: what decides is whether a validation logged the metric."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the curve is in the study."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the metric as it stands: what training logged stays there, and is no result of this validation."""
+        self._before = trainer.callback_metrics.get(self.monitor)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report what the validation logged."""
-        if not trainer.sanity_checking and trainer.state.fn == "fit" and self.monitor in trainer.callback_metrics:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        found = trainer.callback_metrics.get(self.monitor)
+        if found is not None and found is not self._before:
             self._from_validation = True
             self._report(trainer)
 
@@ -68,8 +92,9 @@ class TrialPruning(pl.Callback):
         elif trainer.is_global_zero:
             stop = self.report(value, step)
         stop = trainer.strategy.broadcast(stop)
-        self.pruned = stop and not self.diverged
         if stop:
+            # for good: `min_epochs` may let further validations pass before the fit ends
+            self.pruned = self.pruned or not self.diverged
             trainer.should_stop = True
 
 

@@ -98,6 +98,9 @@ class CliBuilder:
         """
         self._cli({}, [], instantiate=False)
         arguments = space.arguments(space.defaults())
+        with contextlib.suppress(ConfigError):
+            self._cli(arguments, [], instantiate=False)
+            return
         for key, value in arguments.items():
             try:
                 self._cli({key: value}, [], instantiate=False)

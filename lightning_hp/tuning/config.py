@@ -146,49 +146,80 @@ class TuneConfig:
             ConfigError: See :meth:`from_file`.
         """
         _known(given, _KEYS, "")
-        name = _text(given, "name", None)
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ConfigError(f"`name` must be letters, digits, '.', '_' or '-', got {name!r}")
         config = base / _text(given, "config", None)
         if not config.is_file():
             raise ConfigError(f"`config` must be a LightningCLI file, got {str(config)!r}: no such file")
-        mode = _one_of(given, "mode", ("min", "max"), "min")
-        storage = _text(given, "storage", "journal")
-        if storage != "journal" and "://" not in storage:
-            raise ConfigError(f"`storage` must be journal or an Optuna URL such as sqlite:///study.db, got {storage!r}")
         if "space" not in given:
             raise ConfigError("`space` is missing; expected a preset name or a mapping from parameters to ranges")
         space = given["space"]
-        retune_after = given.get("retune_after")
-        try:
-            mapping = preset(space, paths=True) if isinstance(space, str) else space
-            made = SearchSpace.from_dict(mapping)
-            if retune_after is not None:
-                intervals_by_tier(retune_after)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(str(error)) from error
         return cls(
-            name=name,
             config=config,
-            space=made,
-            monitor=_text(given, "monitor", "val_loss"),
-            mode=mode,
+            space=_space(space, paths=True),
+            preset=space if isinstance(space, str) else None,
             budget=_budget(given.get("budget", {})),
             caviar=_caviar(given.get("caviar", {})),
-            folder=Path(_text(given, "folder", f"runs/{name}")),
-            storage=storage,
-            seed=_whole(given, "seed", 0, 0, "seed"),
-            plan=_one_of(given, "plan", PLANS, "default"),
-            preset=space if isinstance(space, str) else None,
-            prune=_switch(given, "prune", True),
-            audit=_switch(given, "audit", True),
-            keep_checkpoints=_whole(given, "keep_checkpoints", 3, 1, "keep_checkpoints"),
-            retune_after=retune_after,
             model=_text(given, "model", "") or None,
             data=_text(given, "data", "") or None,
             cli=_text(given, "cli", "") or None,
             source=source,
+            **_settings(given),
         )
+
+    @classmethod
+    def from_arguments(
+        cls, space: SearchSpace | Mapping[str, Any] | str, trials: int, max_epochs: int | None, given: Mapping[str, Any]
+    ) -> TuneConfig:
+        """Check the arguments of :func:`lightning_hp.tune`; there is no file.
+
+        Raises:
+            ConfigError: Naming the argument, what was expected and what was given.
+        """
+        budget = {"trials": trials} if max_epochs is None else {"trials": trials, "max_epochs": max_epochs}
+        return cls(
+            config=None,
+            space=_space(space, paths=False),
+            preset=space if isinstance(space, str) else None,
+            budget=_budget(budget, ""),
+            **_settings(given),
+        )
+
+
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file and a call of ``tune`` say in the same words."""
+    name = _text(given, "name", None)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"`name` must be letters, digits, '.', '_' or '-', got {name!r}")
+    storage = _text(given, "storage", "journal")
+    if storage != "journal" and "://" not in storage:
+        raise ConfigError(f"`storage` must be journal or an Optuna URL such as sqlite:///study.db, got {storage!r}")
+    retune_after = given.get("retune_after")
+    if retune_after is not None:
+        try:
+            intervals_by_tier(retune_after)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from error
+    return {
+        "name": name,
+        "monitor": _text(given, "monitor", "val_loss"),
+        "mode": _one_of(given, "mode", ("min", "max"), "min"),
+        "folder": Path(_text(given, "folder", f"runs/{name}")),
+        "storage": storage,
+        "seed": _whole(given, "seed", 0, 0, "seed"),
+        "plan": _one_of(given, "plan", PLANS, "default"),
+        "prune": _switch(given, "prune", True),
+        "audit": _switch(given, "audit", True),
+        "keep_checkpoints": _whole(given, "keep_checkpoints", 3, 1, "keep_checkpoints"),
+        "retune_after": retune_after,
+    }
+
+
+def _space(given: Any, paths: bool) -> SearchSpace:
+    if isinstance(given, SearchSpace):
+        return given
+    try:
+        return SearchSpace.from_dict(preset(given, paths=paths) if isinstance(given, str) else given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
@@ -258,13 +289,13 @@ def _whole(given: Mapping[str, Any], key: str, default: int, least: int, path: s
     return value
 
 
-def _budget(given: Any) -> Budget:
+def _budget(given: Any, where: str = "budget.") -> Budget:
     _known(given, ("trials", "max_epochs", "time"), "budget")
     epochs = None
     if "max_epochs" in given:
-        epochs = _whole(given, "max_epochs", 1, 1, "budget.max_epochs")
+        epochs = _whole(given, "max_epochs", 1, 1, f"{where}max_epochs")
     seconds = _seconds(given["time"]) if "time" in given else None
-    return Budget(_whole(given, "trials", 60, 1, "budget.trials"), epochs, seconds)
+    return Budget(_whole(given, "trials", 60, 1, f"{where}trials"), epochs, seconds)
 
 
 def _seconds(given: Any) -> float:
@@ -272,10 +303,11 @@ def _seconds(given: Any) -> float:
     if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
         return float(given)
     parts = re.fullmatch(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})", str(given))
-    if parts is None:
+    days, hours, minutes, seconds = (int(p or 0) for p in parts.groups()) if parts else (0, 0, 0, 0)
+    total = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    if total == 0:
         raise ConfigError(f"`budget.time` must be HH:MM:SS, DD:HH:MM:SS or seconds above 0, got {given!r}")
-    days, hours, minutes, seconds = (int(p or 0) for p in parts.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    return total
 
 
 def _caviar(given: Any) -> Caviar:

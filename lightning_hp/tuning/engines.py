@@ -18,6 +18,8 @@ from lightning_hp.tuning.finish import Result, finish
 from lightning_hp.tuning.runner import Event, StudyRunner, interruptible
 from lightning_hp.tuning.storage import StudyError
 
+#: exit codes of a worker that was told to stop by SIGINT or SIGTERM
+_STOPPED = (130, 143)
 #: seconds between looks at the study while workers run it
 POLL = 0.3
 
@@ -43,6 +45,7 @@ def run(
     """
     builder.check(config.space)
     runner = StudyRunner(config, builder, listen)
+    runner.catch_up()
     while True:
         if config.caviar.engine == "local":
             _work_in_processes(runner, worker_command)
@@ -100,7 +103,7 @@ def _environment(worker: int, workers: int) -> dict[str, str]:
 def _follow(runner: StudyRunner, processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Tell the display what storage shows, until all workers have ended."""
     started: set[int] = set()
-    finished = {t.number for t in runner.study.get_trials(deepcopy=False) if t.state.is_finished()}
+    finished = runner.catch_up()
     running = True
     while running:
         running = any(process.poll() is None for process in processes)
@@ -116,11 +119,23 @@ def _follow(runner: StudyRunner, processes: Sequence[subprocess.Popen[bytes]]) -
 
 
 def _check(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], runner: StudyRunner) -> None:
-    """Raise what the first failed worker said; the study goes on if another worker brought it to its end."""
+    """Raise what the first failed worker said.
+
+    A worker that was killed is no error while another one came to its end: its trial has been, or will be, taken over.
+    """
     if runner.stopping.is_set():
         return
+    killed = 0
     for process, log in zip(processes, logs, strict=True):
-        if process.returncode not in (0, None):
+        code = process.returncode
+        if code < 0 or code in _STOPPED:
+            killed += 1
+            runner.listen(Event("said", text=f"a worker was stopped from outside (exit code {code}); see {log}"))
+        elif code:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            said = lines[-1] if lines else f"exit code {process.returncode}"
+            said = lines[-1] if lines else f"exit code {code}"
             raise StudyError(f"{said.removeprefix('error: ')} (worker log: {log})")
+    if killed == len(processes):
+        raise StudyError(
+            f"all workers were stopped from outside; the same command goes on from here (logs: {logs[0].parent})"
+        )

@@ -73,6 +73,8 @@ def finish(runner: StudyRunner) -> Result:
         found = read_result(runner.paths)
         if found is None or found["trial"] != best[0].number or found["trials"] != counts:
             found = _conclude(runner, best[0], counts)
+        elif not runner.paths.report.is_file():
+            write_reports(runner.study, runner.paths)
         return _result(runner, found)
 
 
@@ -106,7 +108,7 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int]) ->
     }
     if isinstance(runner.builder, CliBuilder):
         write_text(paths.best, best_yaml(runner, runner.builder, best, found))
-    record = tuned(
+    record: Mapping[str, Any] = tuned(
         name=runner.study.study_name,
         study=str(paths.root),
         trials=sum(counts.values()),
@@ -121,13 +123,23 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int]) ->
         versions=runner.description.versions,
         now=now,
     )
-    records.append(paths.ledger, record)
+    record = _date(paths.ledger, record)
     found["ledger"] = {"tuned_at": record["tuned_at"], "retest_at": record["retest_at"]}
     runner.study.set_user_attr("stale_after", min(record["retest_at"].values())[:10])
     runner.study.set_user_attr("best", f"{found['monitor']}={best.value:.6g} (trial {best.number})")
     write_text(paths.result, json.dumps(found, indent=1))
     write_reports(runner.study, paths)
     return found
+
+
+def _date(ledger: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Append to the ledger, unless a process that was stopped right after it has done so; gives what stands there."""
+    last = records.read(ledger).latest(record["name"])
+    same = ("study", "trials", "metric", "value", "hyperparameters")
+    if last is not None and all(last[field] == record[field] for field in same):
+        return last
+    records.append(ledger, record)
+    return record
 
 
 def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[str, Any]:

@@ -11,10 +11,14 @@ NaN or infinite      COMPLETE  value: the worst finite one so far, so that the c
 out of memory        FAIL      reason; the same structure is not trained again in this study
 any other exception  FAIL      reason and traceback
 ===================  ========  ======================================================================================
+
+What says nothing about the trial ends the run instead, and leaves the trial to be run again with the same values: a
+configuration that cannot work for any trial, and a full disk.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import math
 import time
@@ -34,16 +38,27 @@ from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import ConfigError
 from lightning_hp.tuning.paths import TrialPaths, write_text
-from lightning_hp.tuning.storage import one_line
+from lightning_hp.tuning.storage import StudyError, one_line
 
 #: characters of a traceback kept in the study; the whole is in the trial's error.txt
 TRACEBACK_CHARACTERS = 2000
 OUT_OF_MEMORY = "out of memory"
 DIVERGED = "NaN or infinite metric before the first finite one"
+#: system errors that say that nothing more can be written: disk full, quota, file-size limit
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class TrialCheckpoint(ModelCheckpoint):
-    """The checkpoint of a trial; a class of its own, so that it never has the state key of one of the user's."""
+    """The checkpoint of a trial; a class of its own, so that it never has the state key of one of the user's.
+
+    A validation without the metric saves nothing, instead of being an error: :class:`TrialPruning` decides at the end
+    of the epoch, when training has logged too.
+    """
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where the metric is known."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
 
 
 @dataclass
@@ -55,14 +70,14 @@ class Outcome:
         value: The best value of the curve; None where there is none.
         diverged: Whether the metric became NaN or infinite.
         attributes: User attributes to store with the trial.
-        stop: A configuration error that every other trial would meet too.
+        stop: What ends the run, since every other trial would meet it too: a configuration error, a full disk.
     """
 
     state: Literal["complete", "pruned", "fail"]
     value: float | None = None
     diverged: bool = False
     attributes: dict[str, Any] = field(default_factory=dict)
-    stop: ConfigError | None = None
+    stop: ConfigError | StudyError | None = None
 
 
 class Interrupt(Protocol):
@@ -178,6 +193,9 @@ def _finished(pruning: TrialPruning, mode: str) -> Outcome:
 def _crashed(error: BaseException, paths: TrialPaths) -> Outcome:
     if is_out_of_memory(error):
         return Outcome("fail", attributes={"failure": OUT_OF_MEMORY})
+    if is_disk_full(error):
+        said = f"nothing more can be written ({one_line(error)}); make room, and the same command goes on from here"
+        return Outcome("fail", stop=StudyError(said))
     text = "".join(traceback.format_exception(error))
     write_text(paths.error, text)
     return Outcome("fail", attributes={"failure": one_line(error), "traceback": text[-TRACEBACK_CHARACTERS:]})
@@ -189,6 +207,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an exception, or what caused it, says that a file could not be written for want of space."""
+    while error is not None:
+        # torch writes checkpoints in C++, and has no better word for it
+        if getattr(error, "errno", None) in _NO_SPACE or "PytorchStreamWriter failed writing" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _refuse_launchers(trainer: pl.Trainer) -> None:

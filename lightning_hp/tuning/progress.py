@@ -9,8 +9,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from lightning_hp.tuning.runner import Event
 
@@ -27,7 +29,6 @@ class StudyDisplay:
         monitor: Name of the metric.
         mode: ``min`` or ``max``.
         workers: Trials that run at once, for the time left.
-        finished: Trials that were finished before.
         console: Where to; None for standard error.
     """
 
@@ -38,19 +39,16 @@ class StudyDisplay:
         monitor: str,
         mode: str,
         workers: int = 1,
-        finished: list[FrozenTrial] | None = None,
         console: Console | None = None,
     ) -> None:
         self.name, self.n_trials, self.monitor, self.mode, self.workers = name, n_trials, monitor, mode, workers
         self.console = console or Console(stderr=True)
         self.trials: list[FrozenTrial] = []
-        self.done = len(finished or [])
+        self.done = 0
         self.best: FrozenTrial | None = None
         self.running: dict[int, FrozenTrial] = {}
         self.began = time.monotonic()
         self.note = ""
-        for trial in finished or []:
-            self._is_best(trial)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -82,6 +80,11 @@ class StudyDisplay:
             self.running[event.trial.number] = event.trial
             if event.kind == "resumed":
                 self._line(f"trial {event.trial.number} was interrupted: running it again with the same values")
+        elif event.kind == "known" and event.trial is not None:
+            self.done += 1
+            self.running.pop(event.trial.number, None)
+            self._is_best(event.trial)
+            self._bar.update(self._task, completed=self.done, left=self._left())
         elif event.kind == "finished" and event.trial is not None:
             self._finished(event.trial)
 
@@ -122,7 +125,7 @@ class StudyDisplay:
         for column, align in (
             ("trial", "right"),
             ("stage", "left"),
-            (self.monitor, "right"),
+            (escape(self.monitor), "right"),
             ("", "left"),
             ("s", "right"),
         ):
@@ -134,18 +137,19 @@ class StudyDisplay:
                 str(trial.number),
                 cells["stage"],
                 cells["value"],
-                cells["why"] or cells["state"],
+                Text(cells["why"] or cells["state"]),
                 cells["seconds"],
                 style=style,
             )
         for trial in self.running.values():
             table.add_row(str(trial.number), str(trial.user_attrs.get("stage", "")), "", "running", "", style="dim")
-        best = "no complete trial yet"
+        best = Text("no complete trial yet")
         if self.best is not None:
-            best = f"best {self.monitor} [bold green]{self.best.value:.5g}[/] in trial {self.best.number}"
+            value = (f"{self.best.value:.5g}", "bold green")
+            best = Text.assemble(f"best {self.monitor} ", value, f" in trial {self.best.number}")
         parts: list[Any] = [self._bar, best, table]
         if self.note:
-            parts.append(f"[dim]{self.note}")
+            parts.append(Text(self.note, "dim"))
         return Group(*parts)
 
 

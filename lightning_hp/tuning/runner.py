@@ -8,9 +8,11 @@ claim (a file lock); who asks for one, or looks for orphans, holds the study's l
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -34,6 +36,8 @@ from lightning_hp.tuning.storage import Description, StudyError, describe, hushe
 
 #: this many failures in a row with one cause stop a study: it is the configuration, not the trial
 SAME_FAILURES = 3
+#: a trial whose process died this many times is given up: it may well be what kills it (memory, a driver)
+MOST_DEATHS = 5
 #: so many proposals in a row whose structure is known to run out of memory stop a study
 MOST_SKIPPED = 20
 
@@ -43,7 +47,8 @@ class Event:
     """What a study tells its display.
 
     Attributes:
-        kind: ``started``, ``finished`` (a trial), ``resumed`` (a trial taken over), ``said`` (a sentence).
+        kind: ``known`` (a trial that was finished before, or by another process), ``started``, ``finished`` (a
+            trial), ``resumed`` (a trial taken over), ``said`` (a sentence).
         trial: The trial, where the event is about one.
         text: The sentence of ``said``.
     """
@@ -92,9 +97,10 @@ class StudyRunner:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self.stopping = threading.Event()
+        self._told: set[int] = set()
         storage = open_storage(config.storage, self.paths)
         with self.paths.ask_lock():
-            study = open_study(config.name, storage, self.wanted)
+            study = open_study(config.name, storage, self.wanted, self.paths)
             remember(self.paths, config.name, config.storage)
         self.description = describe(study)
         self.sampler = sampler_for(self.description)
@@ -117,9 +123,10 @@ class StudyRunner:
             StudyError: If three trials in a row failed with the same cause.
         """
         deadline = math.inf if self.config.budget.seconds is None else time.monotonic() + self.config.budget.seconds
-        with interruptible(self.stopping, self.listen), patient_warnings():
+        with interruptible(self.stopping, self.listen), patient_warnings(), quick_collection():
             skipped = 0
             while not self.stopping.is_set() and time.monotonic() < deadline and skipped < MOST_SKIPPED:
+                self.catch_up()
                 with contextlib.ExitStack() as claims:
                     asked = self._next(claims)
                     if asked is None:
@@ -140,8 +147,10 @@ class StudyRunner:
             trials = self.study.get_trials(deepcopy=False)
             for found in trials:
                 if found.state is TrialState.RUNNING and self._orphaned(found, claims):
-                    self.listen(Event("resumed", found))
                     trial = optuna.Trial(self.study, found._trial_id)
+                    if self._given_up(trial):
+                        continue
+                    self.listen(Event("resumed", found))
                     return trial, self._suggest(trial)
             waiting = any(t.state is TrialState.WAITING for t in trials)
             if sum(t.state is not TrialState.WAITING for t in trials) >= self.config.budget.trials and not waiting:
@@ -160,6 +169,17 @@ class StudyRunner:
                 claims.enter_context(mine.pop_all())
                 return True
         return False
+
+    def _given_up(self, trial: optuna.Trial) -> bool:
+        """Count one more death of a trial's process; fail the trial when there were too many."""
+        deaths = trial.user_attrs.get("deaths", 0) + 1
+        trial.set_user_attr("deaths", deaths)
+        if deaths < MOST_DEATHS:
+            return False
+        trial.set_user_attr("failure", f"its process died {deaths} times")
+        self.study.tell(trial, state=TrialState.FAIL)
+        self._announce(trial)
+        return True
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         try:
@@ -194,11 +214,15 @@ class StudyRunner:
             callbacks=self._callbacks(trial.number),
             prune=self.config.prune,
         )
+        if outcome.stop is not None:
+            # told nothing: it is run again, with the same values, once the cause is gone
+            if "deaths" in trial.user_attrs:
+                with contextlib.suppress(OSError):
+                    trial.set_user_attr("deaths", 0)
+            raise outcome.stop
         self._tell(trial, outcome)
         self._announce(trial)
         drop_checkpoints(self.study, self.paths, self.config.keep_checkpoints)
-        if outcome.stop is not None:
-            raise outcome.stop
 
     def _callbacks(self, number: int) -> list[pl.Callback]:
         return []
@@ -227,7 +251,16 @@ class StudyRunner:
         return max(finite) if self.description.mode == "min" else min(finite)
 
     def _announce(self, trial: optuna.Trial) -> None:
+        self._told.add(trial.number)
         self.listen(Event("finished", self.study._storage.get_trial(trial._trial_id)))
+
+    def catch_up(self) -> set[int]:
+        """Announce as known what has been finished by others, or before; gives the numbers of all announced."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and trial.number not in self._told:
+                self._told.add(trial.number)
+                self.listen(Event("known", trial))
+        return self._told
 
     def _check_failures(self) -> None:
         ended = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and t.datetime_complete]
@@ -251,13 +284,16 @@ class StudyRunner:
         with interruptible(self.stopping, self.listen):
             said = False
             while not self.stopping.is_set():
-                running = [t.number for t in self.study.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
+                # under the lock, since between being asked for and being claimed a trial looks like an orphan
+                with self.paths.ask_lock():
+                    running = [t.number for t in self.study.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
+                    for number in running:
+                        with self.paths.trial(number).claim() as orphan:
+                            if orphan and self.study.get_trials(deepcopy=False)[number].state is TrialState.RUNNING:
+                                return False
+                self.catch_up()
                 if not running:
                     return True
-                for number in running:
-                    with self.paths.trial(number).claim() as orphan:
-                        if orphan and self.study.get_trials(deepcopy=False)[number].state is TrialState.RUNNING:
-                            return False
                 if not said:
                     said = True
                     self.listen(
@@ -292,15 +328,32 @@ def interruptible(stopping: threading.Event, listen: Callable[[Event], None]) ->
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if stopping.is_set():
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h\n")  # the live display hides the cursor
             os._exit(130)
         stopping.set()
-        listen(Event("said", text="stopping after the running trial; Ctrl-C again leaves at once (nothing is lost)"))
+        # it may have interrupted a print, and a second one inside the first is refused
+        with contextlib.suppress(RuntimeError):
+            listen(
+                Event("said", text="stopping after the running trial; Ctrl-C again leaves at once (nothing is lost)")
+            )
 
     before = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def quick_collection() -> Iterator[None]:
+    """Keep what the imports brought out of garbage collection, which else takes 0.2 s or more after every trial."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock  # the documented base class; not re-exported
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from lightning_hp.search.space import SearchSpace, differences
 from lightning_hp.tuning.paths import StudyPaths, write_text
@@ -213,26 +214,25 @@ def open_study(
     name: str,
     storage: BaseStorage,
     wanted: Description,
-    sampler: optuna.samplers.BaseSampler | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
+    paths: StudyPaths,
 ) -> optuna.Study:
-    """Create a study, or continue it if its space, metric and direction are the same.
+    """Create a study, or continue it if its space, metric, seed and plan are the same.
+
+    Another study that has not finished a single trial is nothing to lose: it makes way, so that a mistake that the
+    first trial showed can be mended and the command given again. The study's ask lock must be held.
 
     Args:
         name: Study name.
         storage: An open storage.
         wanted: What the study is to be; written where the study is new. A changed total of trials is taken over.
-        sampler: See Optuna.
-        pruner: See Optuna.
+        paths: The study folder, where running trials are claimed.
 
     Raises:
-        StudyError: If a study of this name exists with another space, metric or direction.
+        StudyError: If a study of this name exists with another space, metric, seed or plan.
     """
     direction = StudyDirection.MINIMIZE if wanted.mode == "min" else StudyDirection.MAXIMIZE
     with hushed():
-        study = optuna.create_study(
-            study_name=name, storage=storage, sampler=sampler, pruner=pruner, direction=direction, load_if_exists=True
-        )
+        study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
     found = study.user_attrs.get(ATTRIBUTE)
     advice = "choose another `name`, or delete the study folder to start anew"
     if found is None:
@@ -246,16 +246,31 @@ def open_study(
     changed = differences(found["space"], wanted.space.to_dict())
     changed += [
         f"{field} was {getattr(had, field)!r}, is {getattr(wanted, field)!r}"
-        for field in ("monitor", "mode")
+        for field in ("monitor", "mode", "seed", "plan")
         if getattr(had, field) != getattr(wanted, field)
     ]
     if changed:
-        raise StudyError(f"study {name!r} exists with another space: {'; '.join(changed)}; {advice}")
+        if _nothing_to_lose(study, paths):
+            optuna.delete_study(study_name=name, storage=storage)
+            return open_study(name, storage, wanted, paths)
+        raise StudyError(f"study {name!r} exists with another configuration: {'; '.join(changed)}; {advice}")
     if study.direction != direction:
         raise StudyError(f"study {name!r} exists with direction {study.direction.name.lower()}; {advice}")
     if (had.n_trials, had.max_steps) != (wanted.n_trials, wanted.max_steps):
         study.set_user_attr(ATTRIBUTE, {**found, "n_trials": wanted.n_trials, "max_steps": wanted.max_steps})
     return study
+
+
+def _nothing_to_lose(study: optuna.Study, paths: StudyPaths) -> bool:
+    """Whether a study has no result, and nobody is at work on one."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            return False
+        if trial.state is TrialState.RUNNING:
+            with paths.trial(trial.number).claim() as orphan:
+                if not orphan:
+                    return False
+    return True
 
 
 def describe(study: optuna.Study) -> Description:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def summarise(result: Result, console: Console) -> None:
     """Print the end of ``lightning-hp tune``."""
     show_result(json.loads((result.folder / "result.json").read_text(encoding="utf-8")), console)
-    console.print(f"report     {result.report}", soft_wrap=True, highlight=False)
+    _line(f"report     {result.report}", console)
 
 
 def show_result(found: Mapping[str, Any], console: Console) -> None:
@@ -43,22 +43,23 @@ def show_result(found: Mapping[str, Any], console: Console) -> None:
         table.add_column(column)
     for tier, values in found["by_tier"].items():
         for i, (name, value) in enumerate(values.items()):
-            table.add_row(tier if i == 0 else "", name, number(value))
+            table.add_row(tier if i == 0 else "", Text(name), Text(number(value)))
     console.print(table)
     for split in ("validation", "test"):
         if found[split]:
             metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(found[split].items()))
-            console.print(f"{split:<10} {metrics}", highlight=False, soft_wrap=True)
+            _line(f"{split:<10} {metrics}", console)
     if found.get("ledger"):
         dates = ", ".join(f"{tier} {at[:10]}" for tier, at in found["ledger"]["retest_at"].items())
-        console.print(f"re-test    {dates}", highlight=False, soft_wrap=True)
-    console.print(f"checkpoint {found['checkpoint']}", highlight=False, soft_wrap=True)
+        _line(f"re-test    {dates}", console)
+    _line(f"checkpoint {found['checkpoint']}", console)
     if found.get("best_yaml"):
-        console.print(
-            f"best.yaml  {found['best_yaml']}   (lightning-hp fit {found['best_yaml']})",
-            highlight=False,
-            soft_wrap=True,
-        )
+        _line(f"best.yaml  {found['best_yaml']}   (lightning-hp fit {found['best_yaml']})", console)
+
+
+def _line(text: str, console: Console) -> None:
+    """A line as it is: names, paths and errors may hold what rich would take for markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def number(value: Any) -> str:
@@ -75,14 +76,14 @@ def show_evidence(measured: Mapping[str, Any], console: Console) -> None:
     for name, found in ordered:
         importance = found["importance"]
         table.add_row(
-            name,
+            Text(name),
             found["tier"],
             found["measured_tier"] or "-",
             "closed" if not found["open"] else "-" if importance is None else f"{importance:.2f}",
         )
     console.print(table)
     for sentence in sentences(measured):
-        console.print(f"- {sentence}", highlight=False, soft_wrap=True)
+        _line(f"- {sentence}", console)
 
 
 def sentences(measured: Mapping[str, Any]) -> list[str]:
@@ -127,7 +128,8 @@ def show_space(given: str, trials: int | None, console: Console) -> None:
         if parameter.active_if:
             name += " (if " + " and ".join(f"{c.name} {c.operator} {c.value}" for c in parameter.active_if) + ")"
         scale = "choice" if isinstance(parameter, Choice) else parameter.scale
-        table.add_row(parameter.tier, name, scale, range_of(parameter), number(parameter.default), opening)
+        default = Text(number(parameter.default))
+        table.add_row(parameter.tier, Text(name), scale, Text(range_of(parameter)), default, opening)
     console.print(table)
     console.print(f"stages for {planned_for} trials:", highlight=False)
     for stage in stages:

@@ -8,10 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_hp.search.presets import preset
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import Budget, Caviar, ConfigError, TuneConfig
+from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 
@@ -66,30 +65,20 @@ def tune(
         ConfigError: If an argument does not fit.
         StudyError: If the study cannot be opened, or has to stop.
     """
-    try:
-        mapping = preset(space) if isinstance(space, str) else space
-        made = mapping if isinstance(mapping, SearchSpace) else SearchSpace.from_dict(mapping)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-    if mode not in ("min", "max"):
-        raise ConfigError(f"`mode` must be min or max, got {mode!r}")
-    config = TuneConfig(
-        name=name,
-        config=None,
-        space=made,
-        monitor=monitor,
-        mode=mode,
-        budget=Budget(trials, max_epochs),
-        caviar=Caviar(),
-        folder=Path(folder) if folder is not None else Path("runs") / name,
-        storage=storage,
-        seed=seed,
-        plan=plan,
-        preset=space if isinstance(space, str) else None,
-        prune=prune,
-        keep_checkpoints=keep_checkpoints,
-        retune_after=retune_after,
-    )
+    given: dict[str, Any] = {
+        "name": name,
+        "monitor": monitor,
+        "mode": mode,
+        "storage": storage,
+        "seed": seed,
+        "plan": plan,
+        "prune": prune,
+        "keep_checkpoints": keep_checkpoints,
+        "retune_after": retune_after,
+    }
+    if folder is not None:
+        given["folder"] = str(folder)
+    config = TuneConfig.from_arguments(space, trials, max_epochs, given)
     return run(config, PythonBuilder(module, datamodule, trainer))
 
 
