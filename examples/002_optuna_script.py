@@ -2,8 +2,8 @@
 
 Run:  python examples/002_optuna_script.py            (under a minute on one core; no torch, no Lightning)
 
-The objective trains scikit-learn's SGDClassifier-like network by hand: a two-layer perceptron in numpy, on the bundled
-8x8 digits, by mini-batch gradient descent with momentum. Everything else is what an Optuna script has anyway.
+The objective trains a perceptron with one hidden layer, written in numpy, on scikit-learn's bundled 8x8 digits by
+mini-batch gradient descent with momentum. Everything else is what an Optuna script has anyway.
 """
 
 import numpy as np

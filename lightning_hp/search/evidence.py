@@ -36,6 +36,9 @@ SHUFFLES = 19
 FEWEST_IN_STAGE, FEWEST_IN_STUDY = 8, 20
 #: With so many values or fewer a whole number is counted, not smoothed.
 FEW_VALUES = 12
+#: Fewest coarse trials to call a parameter unimportant. A learning rate that carried most of the effect was dismissed
+#: in 6 of 30 simulated studies with 20 coarse trials, in none with 30, 40, 60 or 100.
+FEWEST_TO_DISMISS = 30
 #: A parameter without effect whose part is below this much of an equal share is called unimportant.
 CLEARLY_LESS = 0.5
 #: Edges are judged by so many of the best trials.
@@ -65,7 +68,7 @@ def evidence(
           ``measured_tier`` (as many parameters to a tier as assumed);
         * ``disagreements``: sentences on tiers that the measurement contradicts;
         * ``edges``: parameter, side, bound, trials, sentence for each range that should be wider;
-        * ``unimportant``: parameters without effect and with little of it, [] when not measured;
+        * ``unimportant``: parameters without effect and with a small part of it; [] with too few trials to say so;
         * ``why_not_measured``: a sentence, or None.
 
     Raises:
@@ -78,6 +81,8 @@ def evidence(
     for trial in order:
         groups[stage_at(stages, trial.number).index].append(trial)
     parameters, why_not = _parameters(space, stages, groups, direction)
+    n_coarse = sum(len(groups[stage.index]) for stage in stages if stage.kind == "coarse")
+    unimportant = _unimportant(parameters) if n_coarse >= FEWEST_TO_DISMISS else []
     return {
         "counts": _counts(trials),
         "best": _best(space, order),
@@ -93,9 +98,9 @@ def evidence(
             for stage in stages
         ],
         "parameters": parameters,
-        "disagreements": _disagreements(parameters),
+        "disagreements": _disagreements(parameters, unimportant, n_coarse),
         "edges": _edges(space, stages, order),
-        "unimportant": _unimportant(parameters),
+        "unimportant": unimportant,
         "why_not_measured": why_not,
     }
 
@@ -252,16 +257,16 @@ def _unimportant(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [n for n, part in parts.items() if not parameters[n]["effect"] and part < CLEARLY_LESS / len(parts)]
 
 
-def _disagreements(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    weak, said = _unimportant(parameters), []
+def _disagreements(parameters: Mapping[str, Mapping[str, Any]], unimportant: Sequence[str], n_coarse: int) -> list[str]:
+    said = []
     for name, found in parameters.items():
         if found["importance"] is None:
             continue
         here = f"{name} behaves like tier {found['measured_tier']} here: {found['importance']:.2f} of the effect"
         if found["effect"] and found["measured_tier"] < found["tier"]:
             said.append(f"{here} (assumed tier {found['tier']})")
-        elif name in weak and found["measured_tier"] > found["tier"]:
-            said.append(f"{here}, no more than chance (assumed tier {found['tier']})")
+        elif name in unimportant and found["measured_tier"] > found["tier"]:
+            said.append(f"{here}, no more than chance in {n_coarse} trials (assumed tier {found['tier']})")
     return said
 
 

@@ -71,7 +71,15 @@ def test_a_tier_that_disagrees_is_said_with_its_part():
     assert f"weight_decay behaves like tier A here: {part} of the effect (assumed tier C)" in found["disagreements"]
     demoted = [s for s in found["disagreements"] if s.startswith("learning_rate behaves like tier")]
     assert len(demoted) == 1
-    assert demoted[0].endswith("no more than chance (assumed tier A)")
+    assert demoted[0].endswith("no more than chance in 60 trials (assumed tier A)")
+
+
+def test_few_trials_dismiss_nothing():
+    for n, dismissed in ((40, False), (80, True)):
+        found = evidence_of(study_of(lambda v: decades(v["learning_rate"], 0.02), n=n))
+        assert found["why_not_measured"] is None
+        assert bool(found["unimportant"]) is dismissed
+        assert any("no more than chance" in s for s in found["disagreements"]) <= dismissed
 
 
 def test_natural_names_and_maximise():
