@@ -30,6 +30,8 @@ from lightning_hp.tuning.paths import StudyPaths, write_text
 #: the study user attribute that holds the description, and its schema number
 ATTRIBUTE = "lightning_hp"
 SCHEMA = 1
+#: bytes that hold any line of a journal: the longest is the description of a study
+LONGEST_LINE = 1 << 20
 
 
 class StudyError(Exception):
@@ -60,8 +62,17 @@ class _MendingJournal(JournalFileBackend):
         self._mending.acquire()
         try:
             self._cut()
+            self._check_end()
         finally:
             self._mending.release()
+
+    def _check_end(self) -> None:
+        """Refuse a file whose last whole line is none of Optuna's: it would ignore that line, until others follow it."""
+        with open(self._path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
+            last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
+        if last and not (last.startswith(b"{") and last.endswith(b"}")):
+            raise ValueError(f"its last line is no journal line: {last[:40].decode(errors='replace')!r}")
 
     def _cut(self) -> int:
         """Cut what stands behind the last line end, and give the size that is left; the lock must be held."""
@@ -185,7 +196,7 @@ def open_storage(storage: str, paths: StudyPaths) -> BaseStorage:
         try:
             paths.root.mkdir(parents=True, exist_ok=True)
             return JournalStorage(_MendingJournal(paths.journal))
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # Optuna has no error of its own for a file that is no journal
             raise StudyError(f"`storage` cannot be opened: {paths.journal}: {one_line(error)}") from error
     try:
         return optuna.storages.get_storage(storage)
@@ -232,7 +243,10 @@ def open_study(
     """
     direction = StudyDirection.MINIMIZE if wanted.mode == "min" else StudyDirection.MAXIMIZE
     with hushed():
-        study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
+        try:  # Optuna's load_if_exists would write to the journal at every opening
+            study = optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
     found = study.user_attrs.get(ATTRIBUTE)
     advice = "choose another `name`, or delete the study folder to start anew"
     if found is None:
