@@ -9,27 +9,50 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
-from lightning_hp.dashboard.funnel import zoom_funnel
+from lightning_hp.dashboard.findings import importances, main_pair
+from lightning_hp.dashboard.funnel import PANELS, zoom_funnel, zoom_grid
 from lightning_hp.dashboard.landscape import contour
-from lightning_hp.dashboard.style import BAD, LINE, ring, short_reason, style, thinned, value_axis
+from lightning_hp.dashboard.style import (
+    BAD,
+    LEGEND,
+    LINE,
+    MOST_POINTS,
+    box,
+    ring,
+    short_reason,
+    style,
+    thinned,
+    value_axis,
+)
 from lightning_hp.dashboard.view import NEUTRAL, StudyView, curve_of, finite, value_of
 
-__all__ = ["best_so_far", "contour", "curves", "history", "importance", "zoom_funnel"]
+__all__ = ["best_so_far", "contour", "curves", "history", "importance", "study_figures", "zoom_funnel", "zoom_grid"]
+
+#: fewest trials that a landscape is drawn from
+FEWEST_FOR_LANDSCAPE = 8
+#: most trials drawn in a figure of the dashboard, which sends it again at each poll
+FEW_POINTS = 150
+SEVERITY_COLOURS = {"ERROR": BAD, "WARN": "#d9822b", "INFO": NEUTRAL}
 
 
-def history(view: StudyView) -> go.Figure:
+def history(view: StudyView, most: int = MOST_POINTS) -> go.Figure:
     """Value by trial number: coloured by stage, with the best so far, pruned, diverged and failed trials marked.
 
     Failed trials have no value and stand at the lower edge; pruned ones at the last value they reported.
+
+    Args:
+        view: The study.
+        most: Most complete and most pruned trials to draw.
     """
     figure = go.Figure()
     metric = html.escape(view.description.monitor)
-    shown = {t.number for t in thinned(view, view.complete)}
+    shown = {t.number for t in thinned(view, view.complete, most)}
     values = [value_of(t) for t in view.complete] + [v for t in view.pruned for _, v in curve_of(t)[-1:]]
     last = view.trials[-1].number if view.trials else 1
     for stage in view.stages:
@@ -38,7 +61,7 @@ def history(view: StudyView) -> go.Figure:
             _points([t for t in mine if not t.user_attrs.get("diverged")], stage.name, stage.colour, metric)
         )
     figure.add_trace(_marks(view, view.diverged, "diverged", "diamond-open", metric))
-    figure.add_trace(_marks(view, thinned(view, view.pruned), "pruned", "triangle-down-open", metric))
+    figure.add_trace(_marks(view, thinned(view, view.pruned, most), "pruned", "triangle-down-open", metric))
     best_x, best_y = best_so_far(view)
     figure.add_trace(
         go.Scatter(
@@ -62,7 +85,7 @@ def history(view: StudyView) -> go.Figure:
         xaxis={"title": {"text": "trial"}, "showgrid": False, "range": [-0.8, last + 0.8], "tickformat": "d"},
         yaxis={"title": {"text": metric}, **value_axis(values)},
         yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend=LEGEND,
     )
     return figure
 
@@ -126,7 +149,7 @@ def curves(view: StudyView, most: int = 3) -> go.Figure:
     figure.update_layout(
         xaxis={"title": {"text": "validation"}, "showgrid": False, "rangemode": "tozero"},
         yaxis={"title": {"text": metric}, **value_axis(values)},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "reversed"},
+        legend={**LEGEND, "traceorder": "reversed"},
     )
     return figure
 
@@ -169,7 +192,7 @@ def importance(view: StudyView, measured: Mapping[str, Mapping[str, float]]) -> 
     figure.update_layout(
         barmode="group", bargap=0.35, bargroupgap=0.1,
         xaxis={"tickformat": ".0%", "rangemode": "tozero", "nticks": 5}, yaxis={"showgrid": False, "automargin": True},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "reversed"},
+        legend={**LEGEND, "traceorder": "reversed"},
     )  # fmt: skip
     return figure
 
@@ -190,3 +213,87 @@ def _marks(view: StudyView, trials: Sequence[FrozenTrial], name: str, symbol: st
         marker={"size": 7, "symbol": symbol, "color": [view.colour_of(t) for t, _ in valued], "opacity": 0.75},
         hovertemplate=f"trial %{{x}}: {name} at {metric} %{{y:.4~g}}<extra></extra>",
     )  # fmt: skip
+
+
+def audit_history(view: StudyView, most: int = MOST_POINTS) -> go.Figure:
+    """BatchNorm findings by trial, stacked by severity.
+
+    Args:
+        view: The study.
+        most: Most trials to draw; the last ones.
+    """
+    figure = go.Figure()
+    audited = [t for t in view.trials if isinstance(t.user_attrs.get("audit"), Mapping)][-most:]
+    for severity, colour in SEVERITY_COLOURS.items():
+        counts = [int(t.user_attrs["audit"].get(severity, 0)) for t in audited]
+        marker = {"color": colour, "line": {"width": 0}}
+        figure.add_trace(go.Bar(x=[t.number for t in audited], y=counts, name=severity, marker=marker))
+    style(figure, height=300)
+    figure.update_layout(
+        barmode="stack", bargap=0.2, legend=LEGEND,
+        xaxis={"title": {"text": "trial"}, "showgrid": False, "tickformat": "d"},
+        yaxis={"title": {"text": "findings"}, "rangemode": "tozero", "tickformat": "d", "nticks": 5},
+    )  # fmt: skip
+    return figure
+
+
+def drift_history(events: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) -> go.Figure:
+    """Checks since the tuning, by date: how many findings each had.
+
+    Args:
+        events: Events of a ledger, oldest first; only ``checked`` and ``drifted`` are drawn.
+        most: Most checks to draw; the last ones.
+    """
+    figure = go.Figure()
+    checks = [e for e in events if e.get("event") in ("checked", "drifted")][-most:]
+    for kind in sorted({str(e.get("kind")) for e in checks}):
+        mine = [e for e in checks if str(e.get("kind")) == kind]
+        counts = [len(e.get("findings") or []) for e in mine]
+        figure.add_trace(go.Scatter(x=[e["at"] for e in mine], y=counts, name=html.escape(kind), mode="lines+markers"))
+    style(figure, height=300)
+    figure.update_layout(
+        legend=LEGEND, xaxis={"type": "date", "showgrid": False},
+        yaxis={"title": {"text": "findings"}, "rangemode": "tozero", "tickformat": "d", "nticks": 5},
+    )  # fmt: skip
+    return figure
+
+
+def study_figures(
+    view: StudyView, evidence: Mapping[str, Any] | None = None, events: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, go.Figure]:
+    """The figures that the dashboard shows on a study's page, by identifier, in order.
+
+    The dashboard draws them half a page wide in boxes of 450 pixels in which it cuts off what is larger, and sends all
+    of them again at each poll: so each has that height, a title of its own and few points. (One figure with buttons
+    would not do: each poll sets the buttons back.)
+
+    Args:
+        view: The study.
+        evidence: What mattered, as ``search.evidence`` gives it.
+        events: Events of the study's ledger.
+    """
+    told = evidence or {}
+    found: list[tuple[str, str, go.Figure]] = []
+    order = sorted(view.space.parameters, key=lambda p: p.tier) if view.trials else []
+    for start in range(0, len(order), PANELS):
+        panels = order[start : start + PANELS]
+        said = f", tiers {panels[0].tier} to {panels[-1].tier}" if len(order) > PANELS else ""
+        found.append(("zoom", f"Zoom by parameter{said}", zoom_grid(view, panels, FEW_POINTS)))
+    if view.trials:
+        found.append(("history", "Progress by stage", history(view, FEW_POINTS)))
+    measured = importances(told)
+    if measured:
+        found.append(("importance", "Importance beside the assumed tiers", importance(view, measured)))
+    counted = [t for t in view.complete if not t.user_attrs.get("diverged")]
+    pair = main_pair(view, told)
+    if pair is not None and len(view.placed(counted)[0]) >= FEWEST_FOR_LANDSCAPE:
+        found.append(("landscape", "Landscape, complete trials only", contour(view, *pair, cells=25)))
+    if any(isinstance(t.user_attrs.get("audit"), Mapping) for t in view.trials):
+        found.append(("audit", "BatchNorm findings", audit_history(view, FEW_POINTS)))
+    if any(e.get("event") in ("checked", "drifted") for e in events):
+        found.append(("drift", "Checks since the tuning", drift_history(events, FEW_POINTS)))
+    named = {}
+    for number, (name, title, figure) in enumerate(found, start=1):
+        box(figure, title)
+        named[f"lightning-hp-{number}-{name}"] = figure
+    return named

@@ -12,9 +12,22 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from lightning_hp.dashboard.axes import ticks
-from lightning_hp.dashboard.style import GOOD_SHARE, MOST_POINTS, natural_text, outcome_text, ring, style, thinned
+from lightning_hp.dashboard.style import (
+    BOX,
+    GOOD_SHARE,
+    GRID,
+    MOST_POINTS,
+    natural_text,
+    outcome_text,
+    ring,
+    style,
+    thinned,
+)
 from lightning_hp.dashboard.view import NEUTRAL, StageView, StudyView, faded
 from lightning_hp.search.parameters import Parameter
+
+#: most funnels in one figure
+PANELS = 8
 
 
 def zoom_funnel(view: StudyView, parameter: Parameter, most: int = MOST_POINTS) -> go.Figure:
@@ -32,7 +45,7 @@ def zoom_funnel(view: StudyView, parameter: Parameter, most: int = MOST_POINTS) 
     for trace in funnel_traces(view, parameter, most):
         figure.add_trace(trace)
     positions, labels = ticks(parameter, 5)
-    last = max([view.trials[-1].number if view.trials else 0, *(s.last for s in reached(view))], default=0)
+    last = _last_number(view)
     style(figure, height=240)
     figure.update_layout(
         shapes=funnel_boxes(view, parameter),
@@ -42,6 +55,53 @@ def zoom_funnel(view: StudyView, parameter: Parameter, most: int = MOST_POINTS) 
         yaxis={"range": [last + 0.8, -0.8], "nticks": 5, "showgrid": False, "tickformat": "d"},
     )
     return figure
+
+
+def zoom_grid(view: StudyView, parameters: Sequence[Parameter], most: int = MOST_POINTS) -> go.Figure:
+    """Several funnels in one figure, two a row, for places that take one figure only.
+
+    Args:
+        view: The study.
+        parameters: At most ``PANELS`` of its space.
+        most: Most points to draw in one panel.
+    """
+    figure = go.Figure()
+    style(figure, height=BOX)
+    rows = -(-len(parameters) // 2)
+    pitch = 1 / max(1, rows)
+    last = _last_number(view)
+    axes: dict[str, Any] = {}
+    for i, parameter in enumerate(parameters):
+        row, column = divmod(i, 2)
+        key = "" if i == 0 else str(i + 1)
+        left, top = column * 0.54, 1 - row * pitch
+        positions, labels = ticks(parameter, 4)
+        small = {"gridcolor": GRID, "zeroline": False, "ticks": "", "tickfont": {"size": 9.5}}
+        axes[f"xaxis{key}"] = {
+            **small, "domain": [left, left + 0.46], "anchor": f"y{key}", "range": [-0.03, 1.03],
+            "tickvals": positions, "ticktext": [html.escape(v) for v in labels],
+        }  # fmt: skip
+        axes[f"yaxis{key}"] = {
+            **small, "domain": [top - pitch * 0.72, top - 0.02], "anchor": f"x{key}", "range": [last + 0.8, -0.8],
+            "nticks": 4, "showgrid": False, "tickformat": "d",
+        }  # fmt: skip
+        figure.add_annotation(
+            text=f"{html.escape(parameter.name)}  <b>{parameter.tier}</b>", xref="paper", yref="paper", x=left,
+            y=top - 0.015, xanchor="left", yanchor="bottom", showarrow=False, font={"size": 11},
+        )  # fmt: skip
+        for trace in funnel_traces(view, parameter, most):
+            trace.update(xaxis=f"x{key}", yaxis=f"y{key}", showlegend=False, customdata=None, hovertemplate=None)
+            trace.update(hoverinfo="skip", x=[round(v, 3) for v in trace.x])
+            trace.marker.size = 10 if trace.name == "best" else max(3, trace.marker.size - 2)
+            figure.add_trace(trace)
+        for shape in funnel_boxes(view, parameter, f"x{key}", f"y{key}"):
+            figure.add_shape(shape)
+    figure.update_layout(showlegend=False, **axes)
+    return figure
+
+
+def _last_number(view: StudyView) -> int:
+    return max([view.trials[-1].number if view.trials else 0, *(s.last for s in reached(view))], default=0)
 
 
 def funnel_boxes(view: StudyView, parameter: Parameter, xref: str = "x", yref: str = "y") -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ import optuna
 
 from lightning_hp.dashboard import figures, sections
 from lightning_hp.dashboard.axes import duration_text, number_text
+from lightning_hp.dashboard.findings import main_pair
 from lightning_hp.dashboard.funnel import reached
 from lightning_hp.dashboard.page import Page
 from lightning_hp.dashboard.style import MOST_POINTS
@@ -169,9 +170,9 @@ def _funnel(view: StudyView, page: Page) -> str:
 
 
 def _landscape(view: StudyView, page: Page, evidence: Mapping[str, Any]) -> str:
-    pair = sections.main_pair(view, evidence)
+    pair = main_pair(view, evidence)
     counted = [t for t in view.complete if not t.user_attrs.get("diverged")]
-    if pair is None or len(view.placed(counted)[0]) < 8:
+    if pair is None or len(view.placed(counted)[0]) < figures.FEWEST_FOR_LANDSCAPE:
         return ""
     drawn = page.plot(figures.contour(view, *pair), f"value over {pair[0].name} and {pair[1].name}")
     said = "The two that mattered most. The stronger the colour the better; blank where no complete trial is near."

@@ -8,12 +8,12 @@ from __future__ import annotations
 import html
 import json
 import shlex
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from lightning_hp.dashboard import figures
 from lightning_hp.dashboard.axes import duration_text, number_text, value_text
+from lightning_hp.dashboard.findings import importances, sentences
 from lightning_hp.dashboard.funnel import reached
 from lightning_hp.dashboard.page import Page, chip, table
 from lightning_hp.dashboard.style import short_reason
@@ -179,40 +179,9 @@ def _overall(view: StudyView, evidence: Mapping[str, Any]) -> str:
     return table(head, rows) if rows else ""
 
 
-def importances(evidence: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Stage name to parameter name to share, of the stages that could be measured."""
-    stages = evidence.get("stages")
-    measured = [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
-    return {
-        str(s["name"]): {str(k): float(v) for k, v in s["importance"].items() if finite(v)}
-        for s in measured
-        if isinstance(s.get("importance"), Mapping) and s["importance"]
-    }
-
-
-def sentences(evidence: Mapping[str, Any], kind: str) -> list[str]:
-    """The sentences of one kind, plain text."""
-    found = evidence.get(kind)
-    listed = found if isinstance(found, list) else []
-    return [str(one["sentence"]) if isinstance(one, Mapping) else str(one) for one in listed]
-
-
 def bullets(lines: list[str]) -> str:
     """Plain sentences as a list."""
     return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
-
-
-def main_pair(view: StudyView, evidence: Mapping[str, Any]) -> tuple[Parameter, Parameter] | None:
-    """The two parameters that mattered most: in the study, then over its stages, then by tier."""
-    if len(view.space) < 2:
-        return None
-    total: Counter[str] = Counter()
-    for shares in importances(evidence).values():
-        total.update(shares)
-    found = evidence.get("parameters")
-    overall = {k: v["importance"] for k, v in found.items() if v.get("effect")} if isinstance(found, Mapping) else {}
-    order = sorted(view.space.parameters, key=lambda p: (-overall.get(p.name, 0.0), -total[p.name], p.tier))
-    return order[0], order[1]
 
 
 def leaders(view: StudyView, most: int = 8) -> str:

@@ -1,7 +1,7 @@
 """The dashboard as it is served: Optuna's, over all studies of a folder, behind the guard, with our pages beside it.
 
 Ours are ``/hp/`` (all studies), ``/hp/report/N`` (the report of study N), ``/hp/status/N`` (one line, JSON) and
-``/hp/banner.js``, which shows that line on every page of Optuna's. The server is waitress, on this machine's own address
+``/hp/banner.js``, which shows that line on every page of Optuna's. The server is waitress, on this machine only
 unless told otherwise.
 """
 
@@ -185,6 +185,7 @@ def application(shelf: Shelf) -> Application:
     """Optuna's dashboard and our pages as one WSGI application, without the guard."""
     from optuna_dashboard import wsgi
 
+    _order_figures()
     dashboard: Application = wsgi(shelf, artifact_store=ShelfArtifacts(shelf))
     banner = files(__package__).joinpath("banner.js").read_bytes()
 
@@ -204,6 +205,24 @@ def application(shelf: Shelf) -> Application:
         return dashboard(environ, start_response)
 
     return answer
+
+
+def _order_figures() -> None:
+    """Have the dashboard send a study's figures by identifier; it keeps them in a set, so they come in random order.
+
+    The function that lists them is private: where it has another name, the order stays random.
+    """
+    import optuna_dashboard._app as dashboard
+
+    listing = getattr(dashboard, "get_plotly_graph_objects", None)
+    if listing is None or getattr(listing, "in_order", False):
+        return
+
+    def in_order(attributes: dict[str, Any]) -> dict[str, str]:
+        return dict(sorted(listing(attributes).items()))
+
+    in_order.in_order = True  # type: ignore[attr-defined]
+    dashboard.get_plotly_graph_objects = in_order
 
 
 def _of_study(shelf: Shelf, what: str, number: int, start_response: Callable[..., Any]) -> Iterable[bytes]:

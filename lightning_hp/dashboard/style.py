@@ -22,6 +22,9 @@ TEXT = "#7d8590"
 GRID = "rgba(128,134,145,0.18)"
 LINE = "rgba(128,134,145,0.75)"
 BAD = "#d1453b"
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+#: height that the dashboard gives a figure, pixels
+BOX = 450
 #: a value axis is logarithmic when all values are positive and the largest is this many times the smallest
 LOG_FROM = 15.0
 #: share of finished trials drawn strongly in a funnel: the quarter that the zoom is made from
@@ -84,3 +87,14 @@ def style(figure: go.Figure, height: int) -> None:
         font={"family": FONT, "size": 12, "color": TEXT}, margin={"l": 56, "r": 12, "t": 8, "b": 40},
         hoverlabel={"font": {"family": FONT, "size": 12}}, xaxis=axis, yaxis=axis, showlegend=True,
     )  # fmt: skip
+
+
+def box(figure: go.Figure, title: str) -> None:
+    """Fit a figure into the dashboard's box and give it a title, plain text."""
+    legend = len(figure.data) > 1 and bool(figure.layout.showlegend)
+    figure.update_layout(
+        height=BOX,
+        margin={"l": 56, "r": 16, "t": 96 if legend else 60, "b": 44},
+        title={"text": html.escape(title), "x": 0.02, "y": 0.975, "yanchor": "top", "font": {"size": 16}},
+        font={"size": 11},
+    )

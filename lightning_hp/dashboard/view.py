@@ -22,15 +22,15 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hp.search.presets import OPENS_FROM
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import Stage
+from lightning_hp.search.stages import Stage, stage_at
 from lightning_hp.tuning.storage import Description, describe
 
 _log = logging.getLogger(__name__)
 #: tier -> hue; distinguishable with the common colour deficiencies, and on white as well as on near-black
 TIER_COLOURS = {"A": "#3d6fd9", "B": "#d9822b", "C": "#1f9d84", "D": "#a35bc4"}
 NEUTRAL = "#8b929c"
-#: share of white in the palest stage of a tier
-_PALEST = 0.4
+#: share of white in the palest stage of a tier, and of black (negative) in its last where a tier has several
+_PALEST, _DEEPEST = 0.5, -0.15
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,21 @@ class StudyView:
 
         Args:
             study: A study that lightning_hp made.
-            stages: Its stages as the sampler gives them. None works them out from storage or, where that fails, from
-                the trials' attributes, which hold no boxes.
+            stages: Its stages as the sampler gives them; None works them out from storage. Where they cannot be had, or
+                trials were drawn by another plan (a study that was prolonged), each trial's own word counts, and a
+                box is the range of the stage's trials.
 
         Raises:
             StudyError: If lightning_hp did not make the study.
         """
         description = describe(study)
         trials = tuple(study.get_trials(deepcopy=False))
-        given = stages if stages is not None else _ask_sampler(study, description)
-        plain = [_from_sampler(s) for s in given] if given else _from_trials(trials)
-        return cls(study.study_name, description, trials, _coloured(plain), study.user_attrs)
+        given = list(stages) if stages is not None else _ask_sampler(study, description)
+        if not given or not _agree(given, trials):
+            return cls(study.study_name, description, trials, _coloured(_told(description, trials)), study.user_attrs)
+        return cls(
+            study.study_name, description, trials, _coloured([_from_sampler(s) for s in given]), study.user_attrs
+        )
 
     @property
     def space(self) -> SearchSpace:
@@ -151,12 +155,15 @@ class StudyView:
         return self.ranked[0] if self.ranked else None
 
     def stage_of(self, trial: FrozenTrial) -> StageView | None:
-        """The stage that a trial was drawn in: what the trial says, else by its number."""
-        index = trial.user_attrs.get("stage_index")
-        by_index = {s.index: s for s in self.stages}
-        if index in by_index:
-            return by_index[index]
+        """The stage that a trial was drawn in: the one that it names, else by its number."""
+        name = trial.user_attrs.get("stage")
+        if name in self._by_name:
+            return self._by_name[str(name)]
         return next((s for s in self.stages if s.first <= trial.number <= s.last), None)
+
+    @cached_property
+    def _by_name(self) -> dict[str, StageView]:
+        return {stage.name: stage for stage in self.stages}
 
     def colour_of(self, trial: FrozenTrial) -> str:
         """The colour of a trial's stage."""
@@ -185,9 +192,10 @@ def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
 
 
 def tint(colour: str, share: float) -> str:
-    """A hexadecimal colour mixed with white; ``share`` 0 is the colour itself, 1 is white."""
+    """A hexadecimal colour mixed with white (``share`` up to 1, which is white) or black (down to -1)."""
     parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(p + (255 - p) * share):02x}" for p in parts)
+    end = 255 if share > 0 else 0
+    return "#" + "".join(f"{round(p + (end - p) * abs(share)):02x}" for p in parts)
 
 
 def faded(colour: str, alpha: float) -> str:
@@ -196,7 +204,7 @@ def faded(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
-def _ask_sampler(study: optuna.Study, description: Description) -> Sequence[Stage] | None:
+def _ask_sampler(study: optuna.Study, description: Description) -> list[Stage] | None:
     """The stages as recomputed from storage, None where that is not possible."""
     sampler = study.sampler
     if not isinstance(sampler, CoarseToFineSampler):
@@ -219,26 +227,36 @@ def _from_sampler(stage: Stage) -> StageView:
     return StageView(stage.index, stage.name, stage.tiers, stage.first, stage.last - 1, stage.box, NEUTRAL, stage.kind)
 
 
-def _from_trials(trials: Sequence[FrozenTrial]) -> list[StageView]:
-    groups: dict[int, list[FrozenTrial]] = {}
+def _agree(stages: Sequence[Stage], trials: Sequence[FrozenTrial]) -> bool:
+    """Whether the stages are those that the trials name."""
+    return all(
+        "stage" not in trial.user_attrs or trial.user_attrs["stage"] == stage_at(stages, trial.number).name
+        for trial in trials
+    )
+
+
+def _told(description: Description, trials: Sequence[FrozenTrial]) -> list[StageView]:
+    """Stages as the trials name them, in order of their first trials; their boxes are the ranges of their trials."""
+    groups: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
-        index = trial.user_attrs.get("stage_index")
-        if isinstance(index, int):
-            groups.setdefault(index, []).append(trial)
-    if not groups and trials:
-        return [StageView(0, "all trials", (), trials[0].number, trials[-1].number, None, NEUTRAL)]
-    found = []
-    opened: list[str] = []
-    for index in sorted(groups):
-        group = groups[index]
-        attributes = group[0].user_attrs
-        tier = str(attributes.get("tier", ""))
-        opened += [t for t in tier if t in TIER_COLOURS and t not in opened]
-        name = str(attributes.get("stage", f"stage {index}"))
+        groups.setdefault(str(trial.user_attrs.get("stage", "all trials")), []).append(trial)
+    found: list[StageView] = []
+    opened: set[str] = set()
+    for index, (name, group) in enumerate(groups.items(), start=1):
+        opened |= {str(t.user_attrs["tier"]) for t in group if "tier" in t.user_attrs}
+        tiers = tuple(tier for tier in description.space.tiers if opened and tier <= max(opened))
         kind = "fine" if "fine" in name else "coarse"
-        numbers = [t.number for t in group]
-        found.append(StageView(index, name, tuple(opened), min(numbers), max(numbers), None, NEUTRAL, kind))
+        first, last = group[0].number, group[-1].number
+        found.append(StageView(index, name, tiers, first, last, _hull(description.space, group), NEUTRAL, kind))
     return found
+
+
+def _hull(space: SearchSpace, trials: Sequence[FrozenTrial]) -> dict[str, tuple[float, float]]:
+    points = [t.params for t in trials if all(p.stored_name in t.params for p in space.parameters)]
+    unit = space.unit(points)
+    if not points:
+        return {}
+    return {p.stored_name: (float(u.min()), float(u.max())) for p, u in zip(space.parameters, unit.T, strict=True)}
 
 
 def _coloured(stages: Sequence[StageView]) -> tuple[StageView, ...]:
@@ -247,7 +265,7 @@ def _coloured(stages: Sequence[StageView]) -> tuple[StageView, ...]:
     for stage in stages:
         siblings = [s.index for s in stages if s.tier == stage.tier]
         place = siblings.index(stage.index)
-        share = 0.0 if len(siblings) == 1 else _PALEST * (1 - place / (len(siblings) - 1))
+        share = 0.0 if len(siblings) == 1 else _PALEST + (_DEEPEST - _PALEST) * place / (len(siblings) - 1)
         hue = TIER_COLOURS.get(stage.tier, NEUTRAL)
         coloured.append(
             StageView(

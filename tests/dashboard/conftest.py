@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,7 +15,7 @@ from lightning_hp.search.presets import preset
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.paths import StudyPaths
-from lightning_hp.tuning.storage import Description, open_storage, open_study
+from lightning_hp.tuning.storage import Description, open_storage, open_study, remember
 
 SPACE = SearchSpace.from_dict(preset("batchnorm_mlp"))
 STEPS = 9
@@ -65,8 +66,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[optuna.Study, St
 
 def run(place: StudyPaths, name: str = "digits", n_trials: int = 40) -> optuna.Study:
     """Make the real study in a folder."""
-    sampler = CoarseToFineSampler(SPACE, n_trials, STEPS, seed=3)
-    study = open_study(name, open_storage("journal", place), describe_as(n_trials=n_trials), sampler)
+    study = open_study(name, open_storage("journal", place), describe_as(n_trials=n_trials), place)
+    study.sampler = CoarseToFineSampler(SPACE, n_trials, STEPS, seed=3)
+    remember(place, name, "journal")
     study.optimize(objective, n_trials=n_trials, catch=(RuntimeError,))
     return study
 
@@ -86,7 +88,7 @@ def made() -> Callable[..., optuna.Study]:
 
     def make(trials: Sequence[FrozenTrial], mode: str = "min", space: SearchSpace = SPACE, name: str = "made") -> Any:
         described = describe_as(mode, max(1, len(trials)), space)
-        study = open_study(name, optuna.storages.InMemoryStorage(), described)
+        study = open_study(name, optuna.storages.InMemoryStorage(), described, StudyPaths(Path("nowhere")))
         study.add_trials(trials)
         return study
 

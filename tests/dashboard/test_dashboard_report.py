@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from lightning_hp.dashboard import report
 from lightning_hp.dashboard.report import write_report
+from lightning_hp.dashboard.view import StudyView
 from lightning_hp.ledger import events, records
 from lightning_hp.search.evidence import evidence
 from lightning_hp.search.space import SearchSpace
@@ -126,8 +127,8 @@ def _trials(kind):
     ],
 )
 def test_report_of_studies_that_went_badly(made, paths, kind, said, mode):
-    study = made(_trials(kind), mode)
-    assert said in Reader(write_report(study, paths, None, None, NOW).read_text()).seen
+    view = StudyView.read(made(_trials(kind), mode))
+    assert said in Reader(report.render(view, paths, {}, {}, NOW)).seen
 
 
 def test_thousand_trials_stay_within_the_size(made, paths):
@@ -185,10 +186,10 @@ def test_ledger_dates_are_shown(made, paths):
     records.append(paths.ledger, tuned)
     study = made([made_trial(0.5, 1.0)])
     seen = Reader(write_report(study, paths, {}, {}, NOW).read_text()).seen
-    assert "fresh until 2026-12-01" in seen
+    assert "Fresh until 2026-12-01" in seen
     later = datetime(2027, 2, 10, tzinfo=UTC)
     seen = Reader(write_report(study, paths, {}, {}, later).read_text()).seen
-    assert "stale since 2026-12-31" in seen
+    assert "Stale since 2026-12-31" in seen
     assert "lightning-hp retune made" in seen
 
 
