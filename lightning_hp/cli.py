@@ -202,16 +202,33 @@ def _tune(given: Namespace) -> int:
 
 def _fit(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
-        _show("usage: lightning-hp fit FILE [options of LightningCLI]")
-        return DONE if given else 2
+        _show(
+            "usage: lightning-hp fit FILE [--model_class PATH] [--data_class PATH] [--cli_class PATH] [options]\n\n"
+            "Train a LightningCLI file such as best.yaml. The class paths are for files that name no classes, and for\n"
+            "projects with a LightningCLI of their own; further options go to LightningCLI, such as\n"
+            "--trainer.max_epochs 5."
+        )
+        return DONE if given else USAGE
     from pathlib import Path
 
-    from lightning_hp.tuning.config import read_yaml
+    from lightning_hp.tuning.config import ConfigError, read_yaml
 
-    read_yaml(Path(given[0]), "config")
-    from lightning.pytorch.cli import LightningCLI
+    file, *rest = given
+    read_yaml(Path(file), "config")
+    paths: dict[str, str] = {}
+    for option in ("model_class", "data_class", "cli_class"):
+        if f"--{option}" in rest:
+            at = rest.index(f"--{option}")
+            if at + 1 == len(rest):
+                raise ConfigError(f"`--{option}` must be followed by a class path")
+            paths[option] = rest[at + 1]
+            del rest[at : at + 2]
 
-    LightningCLI(args=["fit", "--config", given[0], *given[1:]], save_config_callback=None)
+    from lightning_hp.tuning.build import lightning_cli, plainly
+
+    kind, classes = lightning_cli(*(paths.get(option) for option in ("model_class", "data_class", "cli_class")))
+    with plainly():
+        kind(args=["fit", "--config", file, *rest], save_config_callback=None, **classes)
     return DONE
 
 

@@ -49,13 +49,13 @@ class Toy(pl.LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters()
+        self.learning_rate, self.momentum, self.monitor, self.fault_epoch = learning_rate, momentum, monitor, epochs
         self.weight = torch.nn.Parameter(torch.zeros(3))
         self.noise = float(torch.rand(())) * 1e-3
         self.faults = dict(fault.split(":") for fault in faults.split())
 
     def loss(self) -> float:
-        hp = self.hparams
-        parabola = (math.log10(hp.learning_rate) + 2) ** 2 + (hp.momentum - 0.8) ** 2
+        parabola = (math.log10(self.learning_rate) + 2) ** 2 + (self.momentum - 0.8) ** 2
         return parabola + 1 / (self.current_epoch + 1) + self.noise
 
     def training_step(self, batch, batch_idx):
@@ -63,13 +63,13 @@ class Toy(pl.LightningModule):
         return ((self.weight - 1) ** 2).sum() + batch[0].sum()
 
     def validation_step(self, batch, batch_idx):
-        self.log(self.hparams.monitor, math.nan if self.ordered() == "nan" else self.loss())
+        self.log(self.monitor, math.nan if self.ordered() == "nan" else self.loss())
 
     def test_step(self, batch, batch_idx):
         self.log("test_loss", self.loss())
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate)
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
 
     def ordered(self) -> str:
         """The fault of this trial, from its folder."""
@@ -82,12 +82,12 @@ class Toy(pl.LightningModule):
 
     def fault(self, batch_idx: int) -> None:
         kind = self.ordered()
-        if batch_idx or self.current_epoch != self.hparams.epochs:
+        if batch_idx or self.current_epoch != self.fault_epoch:
             return
         if kind == "crash":
             raise RuntimeError("the toy broke")
         if kind == "crash_unlike":
-            raise RuntimeError(f"the toy broke with {self.hparams.learning_rate}")
+            raise RuntimeError(f"the toy broke with {self.learning_rate}")
         if kind == "brackets":
             raise RuntimeError("shape [/3, 4] [red]")
         if kind == "oom_torch":
@@ -114,7 +114,8 @@ class LinkedToy(Toy):
 
     def __init__(self, num_features: int, learning_rate: float = 0.1, momentum: float = 0.9):
         super().__init__(learning_rate, momentum)
-        assert num_features == 3
+        if num_features != 3:
+            raise ValueError(f"`num_features` must be 3, got {num_features!r}")
 
 
 class LinkedCLI(LightningCLI):

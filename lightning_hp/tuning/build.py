@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -96,17 +97,24 @@ class CliBuilder:
         Raises:
             ConfigError: Naming the file or the key.
         """
-        self._cli({}, [], instantiate=False)
+        unseeded = {"seed_everything": False}  # the caller's random state stays as it is
+        self._cli(unseeded, [], instantiate=False)
         arguments = space.arguments(space.defaults())
         with contextlib.suppress(ConfigError):
-            self._cli(arguments, [], instantiate=False)
+            self._cli({**arguments, **unseeded}, [], instantiate=False)
             return
         for key, value in arguments.items():
             try:
-                self._cli({key: value}, [], instantiate=False)
+                self._cli({key: value, **unseeded}, [], instantiate=False)
             except ConfigError as error:
                 hint = self._hint(key)
                 raise ConfigError(f"`space.{key}` must be something that {self.config} takes{hint}: {error}") from None
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """The class paths that the file itself does not give, by the option of ``lightning-hp fit`` that does."""
+        given = {"model_class": self.model, "data_class": self.data, "cli_class": self.cli}
+        return {option: path for option, path in given.items() if path}
 
     def _hint(self, key: str) -> str:
         """The arguments there are, where the key points into a class."""
@@ -139,16 +147,11 @@ class CliBuilder:
         arguments = ["--config", str(self.config)]
         for key, value in values.items():
             arguments += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"]
-        kind: Any = import_path(self.cli, "cli") if self.cli else LightningCLI
-        options: dict[str, Any] = {}
-        if self.model:
-            options["model_class"] = import_path(self.model, "model")
-        if self.data:
-            options["datamodule_class"] = import_path(self.data, "data")
+        kind, options = lightning_cli(self.model, self.data, self.cli)
         if not instantiate:
             kind = type("_Parsed", (kind,), {"instantiate_classes": lambda self: None})
         said = io.StringIO()
-        with quiet(), contextlib.redirect_stderr(said):
+        with quiet(), plainly(), contextlib.redirect_stderr(said):
             try:
                 return kind(
                     run=False,
@@ -159,6 +162,20 @@ class CliBuilder:
                 )
             except SystemExit as error:
                 raise ConfigError(_parser_error(said.getvalue())) from error
+
+
+def lightning_cli(model: str | None, data: str | None, cli: str | None) -> tuple[Any, dict[str, Any]]:
+    """The LightningCLI class of a project, and the classes to call it with; None means that the file names them.
+
+    Raises:
+        ConfigError: If one cannot be imported.
+    """
+    options: dict[str, Any] = {}
+    if model:
+        options["model_class"] = import_path(model, "model")
+    if data:
+        options["datamodule_class"] = import_path(data, "data")
+    return (import_path(cli, "cli") if cli else LightningCLI), options
 
 
 @dataclass(frozen=True)
@@ -268,6 +285,14 @@ def _parser_error(text: str) -> str:
     # a class_path that may also be null is reported as a union: only the class's own complaint is of use
     said = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: - ", "", said)
     return re.sub(r"\s*(- Expected a <class 'NoneType'>.*|Given value type: .*)$", "", said)
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Without LightningCLI's warning that both it and this process were given arguments: both are meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+        yield
 
 
 @contextlib.contextmanager

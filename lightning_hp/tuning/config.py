@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -222,6 +222,27 @@ def _space(given: Any, paths: bool) -> SearchSpace:
         raise ConfigError(str(error)) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of everyday: 1e-4 is one, and 1:00:00:00 is a time, not a number to the base of 60."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, found) for tag, found in pairs if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"([-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|\.[0-9_]+([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
@@ -233,7 +254,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         ConfigError: If there is no such file, it cannot be read, it is no YAML, or no mapping.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"`{what}` must be a file that exists, got {str(path)!r}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -299,7 +320,6 @@ def _budget(given: Any, where: str = "budget.") -> Budget:
 
 
 def _seconds(given: Any) -> float:
-    # YAML 1.1 reads 1:10:00 as the number 4200, and 00:10:00 as text
     if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
         return float(given)
     parts = re.fullmatch(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})", str(given))

@@ -188,8 +188,9 @@ def best_yaml(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found
     values["trainer.max_epochs"] = runner.max_epochs
     values |= runner.description.space.arguments(best.params)
     tested = "".join(f", {name} {value:.4g}" for name, value in found["test"].items())
+    options = "".join(f" --{option} {path}" for option, path in builder.classes.items())
     head = (
-        f"# lightning-hp fit {runner.paths.best}\n"
+        f"# lightning-hp fit {runner.paths.best}{options}\n"
         f"# Trial {best.number} of study {runner.study.study_name}, {found['finished_at']}: "
         f"{found['monitor']} {best.value:.6g}{tested}\n"
     )

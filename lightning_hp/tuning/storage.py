@@ -67,7 +67,7 @@ class _MendingJournal(JournalFileBackend):
             self._mending.release()
 
     def _check_end(self) -> None:
-        """Refuse a file whose last whole line is none of Optuna's: it would ignore that line, until others follow it."""
+        """Refuse a file whose last whole line is none of Optuna's, who would pass over it until others follow."""
         with open(self._path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
             last = file.read().rstrip(b"\n").rpartition(b"\n")[2]

@@ -1,0 +1,310 @@
+"""What a trial is built from: LightningCLI files as other projects write them, and Python callables."""
+
+import json
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import toy_project as toy
+import yaml
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_hp import SearchSpace, cli
+from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.config import ConfigError
+from lightning_hp.tuning.objective import trial_seed
+from lightning_hp.tuning.storage import StudyError, find_study
+
+TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with train.yaml and tune.yaml, and the working directory of the test."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(train=toy.TRAIN_YAML, tune=toy.TUNE_YAML, **changes):
+        train = train if isinstance(train, str) else yaml.safe_dump(train)
+        mapping = yaml.safe_load(tune)
+        mapping.update(changes)
+        Path("train.yaml").write_text(train)
+        Path("tune.yaml").write_text(yaml.safe_dump({k: v for k, v in mapping.items() if v is not None}))
+        return Path("tune.yaml")
+
+    return write
+
+
+def run(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+def winner(name="toy"):
+    return json.loads(Path(f"runs/{name}/result.json").read_text())
+
+
+def space_of(**parameters):
+    return SearchSpace.from_dict(parameters)
+
+
+# --- LightningCLI files ---
+
+
+def test_a_file_with_class_paths(project):
+    assert run("tune", project()) == 0
+    found = winner()
+    best = yaml.safe_load(Path("runs/toy/best.yaml").read_text())
+    assert best["model"]["class_path"] == "toy_project.Toy"
+    assert best["model"]["init_args"]["learning_rate"] == found["natural"]["learning_rate"]
+    assert best["data"]["init_args"]["batch_size"] == found["natural"]["batch_size"]
+    assert best["seed_everything"] == trial_seed(0, found["trial"])
+    assert best["trainer"]["max_epochs"] == 2
+    assert Path("train.yaml").read_text() == toy.TRAIN_YAML, "the project's file stays as it is"
+
+
+def test_best_yaml_gives_the_winner_again_by_plain_lightningcli_and_by_fit(project, monkeypatch):
+    """The toy's loss holds a draw of the seed, so values and seed must both be right."""
+    run("tune", project())
+    found = winner()
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    made = LightningCLI(args=["fit", "--config", "runs/toy/best.yaml"], save_config_callback=None)
+    assert float(made.trainer.callback_metrics["val_loss"]) == pytest.approx(found["value"], abs=1e-7)
+    for name in ("learning_rate", "momentum"):
+        assert made.model.hparams[name] == found["natural"][name]
+    assert made.datamodule.batch_size == found["natural"]["batch_size"]
+    seen = []
+    original = toy.Toy.on_fit_end
+    toy.Toy.on_fit_end = lambda self: seen.append(float(self.trainer.callback_metrics["val_loss"]))
+    try:
+        assert run("fit", "runs/toy/best.yaml") == 0
+    finally:
+        toy.Toy.on_fit_end = original
+    assert seen == [pytest.approx(found["value"], abs=1e-7)]
+
+
+WITHOUT_CLASS_PATH = {
+    "seed_everything": True,
+    "model": {"learning_rate": 0.1},
+    "data": {"batch_size": 4},
+    "trainer": {**TRAINER, "max_epochs": 2, "logger": False, "enable_checkpointing": False},
+}
+SHORT_SPACE = {
+    "model.learning_rate": {"low": 1e-4, "high": 1.0, "scale": "log", "default": 0.5},
+    "data.batch_size": {"choices": [2, 4]},
+}
+
+
+@pytest.mark.parametrize(
+    "classes", [{"model": "toy_project.Toy", "data": "toy_project.ToyData"}, {"cli": "toy_project.LinkedCLI"}]
+)
+def test_a_file_without_class_paths(project, monkeypatch, classes):
+    assert run("tune", project(WITHOUT_CLASS_PATH, space=SHORT_SPACE, **classes)) == 0
+    found = winner()
+    best = yaml.safe_load(Path("runs/toy/best.yaml").read_text())
+    assert best["model"] == {"learning_rate": found["natural"]["learning_rate"]}
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    options = {"args": ["fit", "--config", "runs/toy/best.yaml"], "save_config_callback": None}
+    made = toy.LinkedCLI(**options) if "cli" in classes else LightningCLI(toy.Toy, toy.ToyData, **options)
+    assert float(made.trainer.callback_metrics["val_loss"]) == pytest.approx(found["value"], abs=1e-7)
+    said = Path("runs/toy/best.yaml").read_text().splitlines()[0]
+    assert said.startswith("# lightning-hp fit ")
+    assert run(*said.removeprefix("# lightning-hp ").split()) == 0
+
+
+def test_callbacks_and_logger_of_the_file_stay(project):
+    train = yaml.safe_load(toy.TRAIN_YAML)
+    train["trainer"] |= {
+        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "mine", "name": "n"}},
+        "callbacks": [
+            {"class_path": "EarlyStopping", "init_args": {"monitor": "val_loss", "patience": 1}},
+            {
+                "class_path": "ModelCheckpoint",
+                "init_args": {"monitor": "val_loss", "filename": "mine", "save_last": True},
+            },
+        ],
+        "enable_checkpointing": True,
+    }
+    project(train)
+    built = CliBuilder(Path("train.yaml")).build(
+        {"model.init_args.learning_rate": 0.25}, Path("trial"), 11, [Mine()], 5
+    )
+    kinds = [type(c) for c in built.trainer.callbacks]
+    assert kinds.count(EarlyStopping) == 1
+    assert kinds.count(ModelCheckpoint) == 1
+    assert kinds.count(Mine) == 1
+    assert built.trainer.max_epochs == 5
+    assert built.model.hparams.learning_rate == 0.25
+    assert built.trainer.default_root_dir.endswith("trial")
+    assert Path(built.trainer.logger.log_dir) == Path("trial"), "every trial logs into its own folder"
+    assert run("tune", "tune.yaml") == 0
+    assert not Path("mine").exists()
+    assert Path("runs/toy/trials", f"{winner()['trial']:04d}", "checkpoints", "best.ckpt").is_file()
+
+
+class Mine(pl.Callback):
+    pass
+
+
+def test_the_seed_of_a_build_decides_the_weights(project):
+    project()
+    build = CliBuilder(Path("train.yaml")).build
+    a, b, c = (build({}, Path("t"), seed).model.noise for seed in (1, 1, 2))
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (
+            "model.init_args.learning_rat",
+            r"`space\.model\.init_args\.learning_rat` must be something .*learning_rate, mom",
+        ),
+        (
+            "data.init_args.size",
+            r"`space\.data\.init_args\.size` must be something .*toy_project\.ToyData takes batch_size",
+        ),
+        ("trainer.max_epoch", r"`space\.trainer\.max_epoch` must be something that train\.yaml takes"),
+        ("modle.x", r"`space\.modle\.x` must be something that train\.yaml takes"),
+    ],
+)
+def test_a_name_that_nobody_takes_is_said_before_the_first_trial(project, key, said):
+    project()
+    with pytest.raises(ConfigError, match=said) as error:
+        CliBuilder(Path("train.yaml")).check(space_of(**{key: {"low": 0.1, "high": 1.0}}))
+    assert "\n" not in str(error.value)
+
+
+def test_check_leaves_nothing_behind_and_builds_nothing(project, monkeypatch):
+    project()
+    monkeypatch.setattr(toy.Toy, "__init__", None)
+    before = sorted(Path().rglob("*"))
+    CliBuilder(Path("train.yaml")).check(space_of(**{"trainer.max_epochs": {"low": 1, "high": 9}}))
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("value", "given"),
+    [(1e-05, 1e-05), (True, True), (None, None), ("relu", "relu"), ([8, 4], [8, 4]), (3, 3)],
+)
+def test_values_reach_the_model_as_they_are(project, value, given):
+    project({"model": {"class_path": f"{__name__}.Any_"}, "trainer": TRAINER})
+    built = CliBuilder(Path("train.yaml")).build({"model.init_args.x": value}, Path("t"), 0)
+    assert built.model.x == given
+    assert type(built.model.x) is type(given)
+
+
+class Any_(pl.LightningModule):
+    def __init__(self, x: bool | int | float | list[int] | str | None = 5):
+        super().__init__()
+        self.x = x
+
+
+# --- Python ---
+
+
+class Routed(toy.Toy):
+    def __init__(self, learning_rate: float = 0.1, widths: tuple = (), depth: int = 1):
+        super().__init__(learning_rate)
+        self.widths, self.depth = widths, depth
+
+
+def test_keys_are_routed_to_module_and_data():
+    builder = PythonBuilder(Routed, toy.ToyData, {**TRAINER, "max_epochs": 7})
+    built = builder.build({"learning_rate": 0.5, "batch_size": 2, "model.depth": 3}, Path("t"), 0)
+    assert (built.model.hparams.learning_rate, built.model.depth, built.data.batch_size) == (0.5, 3, 2)
+    assert builder.max_epochs() == built.trainer.max_epochs == 7
+    assert builder.build({}, Path("t"), 0, max_epochs=2).trainer.max_epochs == 2
+
+
+def test_layers_arrive_as_a_list(studies):
+    seen = []
+
+    def module(learning_rate: float = 0.1, widths: tuple = (), depth: int = 1):
+        seen.append((depth, widths))
+        return Routed(learning_rate, widths, depth)
+
+    space = {
+        "learning_rate": {"low": 1e-3, "high": 1.0, "tier": "A"},
+        "depth": {"low": 1, "high": 3, "tier": "A", "default": 2},
+        "widths": {"low": 4, "high": 8, "tier": "A", "per_layer": "depth"},
+    }
+    from lightning_hp import tune
+
+    tune(module, toy.ToyData, space, trials=6, max_epochs=1, trainer=TRAINER, folder=studies.folder / "s")
+    assert len({depth for depth, _ in seen}) > 1
+    for depth, widths in seen:
+        assert len(widths) == depth
+        assert all(isinstance(w, int) and 4 <= w <= 8 for w in widths)
+
+
+def test_a_key_that_nobody_takes():
+    builder = PythonBuilder(Routed, toy.ToyData, TRAINER)
+    with pytest.raises(
+        ConfigError, match=r"`space\.momentun` must be an argument of the module \(depth, learn"
+    ) as error:
+        builder.check(space_of(momentun={"low": 0.1, "high": 1.0}))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"`space\.data\.depth` must be an argument of the module"):
+        builder.check(space_of(**{"data.depth": {"low": 1, "high": 3}}))
+    builder.check(space_of(**{"data.batch_size": {"low": 1, "high": 3}}))
+
+
+def test_a_module_without_data_and_data_without_hyperparameters():
+    assert PythonBuilder(Routed, None, TRAINER).build({"depth": 2}, Path("t"), 0).data is None
+    data = toy.ToyData(8)
+    built = PythonBuilder(Routed, data, TRAINER).build({"depth": 2}, Path("t"), 0)
+    assert built.data is not data, "a trial must not leave its traces in the next one's data"
+    assert built.data.batch_size == 8
+    with pytest.raises(ConfigError, match=r"`space\.batch_size` must be .*or of the data module \(nothing\)"):
+        PythonBuilder(Routed, data, TRAINER).check(space_of(batch_size={"low": 1, "high": 3}))
+
+
+def test_callbacks_of_the_trainer_are_each_trials_own():
+    mine = Mine()
+    builder = PythonBuilder(Routed, None, {**TRAINER, "callbacks": [mine], "max_epochs": 1})
+    first, second = (builder.build({}, Path("t"), 0, [EarlyStopping("val_loss")]).trainer.callbacks for _ in range(2))
+    ours = [c for c in (*first, *second) if isinstance(c, Mine)]
+    assert len({id(c) for c in [mine, *ours]}) == 3
+
+
+# --- checkpoints ---
+
+
+def test_only_the_best_keep_their_checkpoints_and_files_of_others_stay(studies):
+    class Writing(toy.Toy):
+        def on_fit_end(self):
+            root = Path(self.trainer.default_root_dir)
+            (root / "mine.ckpt").write_text("mine")
+            (root / "checkpoints" / "notes.txt").write_text("mine")
+
+    result = studies.run(model=Writing, trials=6, keep_checkpoints=2)
+    trials = sorted(studies.trials(), key=lambda t: t.value)
+    for rank, trial in enumerate(trials):
+        folder = studies.paths().trial(trial.number).root
+        kept = sorted(p.name for p in (folder / "checkpoints").glob("*.ckpt"))
+        assert kept == (["best.ckpt", "last.ckpt"] if rank < 2 else [])
+        assert (folder / "mine.ckpt").read_text() == "mine"
+        assert (folder / "checkpoints" / "notes.txt").read_text() == "mine"
+    assert result.checkpoint == studies.paths().trial(trials[0].number).best_checkpoint
+
+
+def test_the_checkpoint_is_that_of_the_best_validation(studies):
+    """Loss falls with the epoch, so in mode max the first epoch's weights are the best."""
+    import torch
+
+    for mode, epoch in (("min", 2), ("max", 0)):
+        result = studies.run(mode, mode=mode, trials=2, max_epochs=3)
+        assert torch.load(result.checkpoint, weights_only=True)["epoch"] == epoch
+        assert result.value == studies.trials(mode)[result.trial].intermediate_values[epoch + 1]
+
+
+def test_a_folder_of_a_study_shows_where_it_belongs(studies):
+    studies.run(trials=2)
+    study, paths = find_study(str(studies.folder / "toy"))
+    assert (len(study.trials), paths.root) == (2, studies.folder / "toy")
+    assert find_study("toy", studies.folder)[1].root == studies.folder / "toy"
+    with pytest.raises(
+        StudyError, match=r"`study` must be a study folder or the name of one in .* \(there: toy\), got 'x'"
+    ):
+        find_study("x", studies.folder)
