@@ -263,6 +263,8 @@ def study_figures(
 ) -> dict[str, go.Figure]:
     """The figures that the dashboard shows on a study's page, by identifier, in order.
 
+    An identifier never changes its meaning, since a stored figure can be replaced but not deleted.
+
     The dashboard draws them half a page wide in boxes of 450 pixels in which it cuts off what is larger, and sends all
     of them again at each poll: so each has that height, a title of its own and few points. (One figure with buttons
     would not do: each poll sets the buttons back.)
@@ -278,22 +280,23 @@ def study_figures(
     for start in range(0, len(order), PANELS):
         panels = order[start : start + PANELS]
         said = f", tiers {panels[0].tier} to {panels[-1].tier}" if len(order) > PANELS else ""
-        found.append(("zoom", f"Zoom by parameter{said}", zoom_grid(view, panels, FEW_POINTS)))
+        name = "1-zoom" if start == 0 else f"1-zoom-{start // PANELS + 1}"
+        found.append((name, f"Zoom by parameter{said}", zoom_grid(view, panels, FEW_POINTS)))
     if view.trials:
-        found.append(("history", "Progress by stage", history(view, FEW_POINTS)))
+        found.append(("2-history", "Progress by stage", history(view, FEW_POINTS)))
     measured = importances(told)
     if measured:
-        found.append(("importance", "Importance beside the assumed tiers", importance(view, measured)))
+        found.append(("3-importance", "Importance beside the assumed tiers", importance(view, measured)))
     counted = [t for t in view.complete if not t.user_attrs.get("diverged")]
     pair = main_pair(view, told)
     if pair is not None and len(view.placed(counted)[0]) >= FEWEST_FOR_LANDSCAPE:
-        found.append(("landscape", "Landscape, complete trials only", contour(view, *pair, cells=25)))
+        found.append(("4-landscape", "Landscape, complete trials only", contour(view, *pair, cells=25)))
     if any(isinstance(t.user_attrs.get("audit"), Mapping) for t in view.trials):
-        found.append(("audit", "BatchNorm findings", audit_history(view, FEW_POINTS)))
+        found.append(("5-audit", "BatchNorm findings", audit_history(view, FEW_POINTS)))
     if any(e.get("event") in ("checked", "drifted") for e in events):
-        found.append(("drift", "Checks since the tuning", drift_history(events, FEW_POINTS)))
+        found.append(("6-drift", "Checks since the tuning", drift_history(events, FEW_POINTS)))
     named = {}
-    for number, (name, title, figure) in enumerate(found, start=1):
+    for name, title, figure in found:
         box(figure, title)
-        named[f"lightning-hp-{number}-{name}"] = figure
+        named[f"lightning-hp-{name}"] = figure
     return named

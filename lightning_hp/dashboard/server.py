@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 import webbrowser
 from collections.abc import Callable, Iterable
@@ -93,7 +94,9 @@ def make_server(
             f"set {PASSWORD_VARIABLE} or give a password file"
         )
     guarded = Guard(application(shelf_of(target)), {*names_of(host), *hosts}, password, read_only)
-    return create_server(guarded, host=host, port=port, threads=THREADS, ident="lightning-hp")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, port), family=family)
+    return create_server(guarded, sockets=[listening], threads=THREADS, ident="lightning-hp")
 
 
 def serve_command(

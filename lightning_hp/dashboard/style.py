@@ -42,12 +42,17 @@ def value_axis(values: Sequence[float]) -> dict[str, Any]:
     return {"type": "linear"}
 
 
-def short_reason(trial: FrozenTrial) -> str:
-    """Why a trial failed, in a few words."""
+def reason_of(trial: FrozenTrial) -> str:
+    """Why a trial failed, in a few words, as it was recorded."""
     reason = trial.user_attrs.get("failure") or trial.system_attrs.get("fail_reason")
     if not reason and trial.state == TrialState.COMPLETE:
         reason = "value is not finite"
-    return html.escape(str(reason or "no reason recorded"))
+    return str(reason or "no reason recorded")
+
+
+def short_reason(trial: FrozenTrial) -> str:
+    """Why a trial failed, in a few words, escaped."""
+    return html.escape(reason_of(trial))
 
 
 def outcome_text(trial: FrozenTrial) -> str:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import optuna
@@ -176,7 +176,7 @@ class StudyView:
         return held, self.space.unit([t.params for t in held])
 
 
-def finite(value: Any) -> bool:
+def finite(value: Any) -> TypeGuard[int | float]:
     """Whether a value is a number that can be compared and drawn."""
     return isinstance(value, int | float) and math.isfinite(value)
 

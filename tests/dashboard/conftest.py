@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lightning_hp.dashboard.server import make_server
 from lightning_hp.search.presets import preset
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
@@ -80,6 +83,28 @@ def made_trial(
     space = more.pop("space", SPACE)
     params = space.at([position] * len(space))
     return create_trial(state=state, value=value, params=params, distributions=space.distributions, **more)
+
+
+@contextlib.contextmanager
+def serving(target: Any, **options: Any) -> Iterator[int]:
+    """Our server on a free port of this process, in a thread; yields the port. Nothing is left open."""
+    server = make_server(target, **options)
+    stopping = threading.Event()
+
+    def loop() -> None:
+        while not stopping.is_set():
+            server.asyncore.loop(timeout=0.05, map=server._map, count=1)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield int(server.effective_port)
+    finally:
+        stopping.set()
+        thread.join(10)
+        server.task_dispatcher.shutdown()
+        for channel in list(server._map.values()):
+            channel.close()
 
 
 @pytest.fixture
