@@ -54,11 +54,26 @@ def _tensors(tree: Any) -> list[Tensor]:
 def call_of(module: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Call:
     """A `Call` with its tensors detached and copied, so that later in-place changes do not reach it."""
     with torch.inference_mode(False), torch.no_grad():
-        args, kwargs = tree_map(
-            lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs or {})
-        )
-    first = next((t for t in _tensors((args, kwargs)) if t.dim() > 0), None)
-    return Call(module, args, kwargs, 0 if first is None else int(first.shape[0]))
+        if not kwargs and all(type(arg) is Tensor for arg in args):  # the usual call, without the cost of a tree walk
+            args, kwargs = tuple(arg.clone() for arg in args), {}
+        else:
+            args, kwargs = tree_map(_copied, (args, kwargs or {}))
+    leading = [t for t in args if isinstance(t, Tensor)] or _tensors((args, kwargs))
+    rows = next((int(t.shape[0]) for t in leading if t.dim() > 0), 0)
+    return Call(module, args, kwargs, rows)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _bytes(call: Call) -> int:
+    tensors = (
+        call.args
+        if not call.kwargs and all(type(arg) is Tensor for arg in call.args)
+        else _tensors((call.args, call.kwargs))
+    )
+    return sum(t.nbytes for t in tensors)
 
 
 def _in_backward() -> bool:
@@ -87,6 +102,9 @@ class CallRecorder:
         max_steps: recorded steps that are kept; older ones are dropped.
         max_rows: older steps are dropped while the others hold this many rows (at least 16 steps are kept).
         max_bytes: upper limit of the memory of kept arguments; older steps are dropped first.
+
+    Attributes:
+        rows: rows in all kept steps.
 
     Raises:
         ValueError: if a limit is not positive.
@@ -118,8 +136,9 @@ class CallRecorder:
         self._roots: dict[str, nn.Module] | None = None
         self._depth = 0
         self._current: Step | None = None
-        self._kept: deque[tuple[Step, int, int]] = deque(maxlen=max_steps)
-        self._max_rows, self._max_bytes = max_rows, max_bytes
+        self._kept: deque[tuple[Step, int, int]] = deque()
+        self._max_steps, self._max_rows, self._max_bytes = max_steps, max_rows, max_bytes
+        self.rows = self._bytes = 0
         self._handles: list[Any] = []
 
     @property
@@ -133,13 +152,14 @@ class CallRecorder:
         return [step for step, _, _ in self._kept]
 
     @property
-    def rows(self) -> int:
-        """Rows in all kept calls."""
-        return sum(rows for _, rows, _ in self._kept)
+    def count(self) -> int:
+        """Number of recorded steps."""
+        return len(self._kept)
 
     def clear(self) -> None:
         """Forget every recorded step."""
         self._kept.clear()
+        self.rows = self._bytes = 0
 
     def start(self) -> None:
         """Begin one step: put the hooks on. `recording` is the form that cannot forget to stop."""
@@ -161,13 +181,19 @@ class CallRecorder:
             return
         if self._roots is None:
             self._roots = {call.module: self._candidates[call.module] for call in step}
-        size = sum(t.numel() * t.element_size() for call in step for t in _tensors((call.args, call.kwargs)))
-        rows = max(call.rows for call in step)
-        while self._kept and size + sum(kept for _, _, kept in self._kept) > self._max_bytes:
-            self._kept.popleft()
-        while len(self._kept) >= _MIN_STEPS and self.rows >= self._max_rows:
-            self._kept.popleft()
-        self._kept.append((step, rows, size))
+        size, rows = sum(map(_bytes, step)), max(call.rows for call in step)
+        kept = self._kept
+        while kept and (
+            self._bytes + size > self._max_bytes
+            or len(kept) >= self._max_steps
+            or (len(kept) >= _MIN_STEPS and self.rows >= self._max_rows)
+        ):
+            _, old_rows, old_size = kept.popleft()
+            self.rows -= old_rows
+            self._bytes -= old_size
+        kept.append((step, rows, size))
+        self.rows += rows
+        self._bytes += size
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -20,7 +20,8 @@ from lightning_hp.batchnorm.statistics import Moments, find_layers, recover_batc
 
 __all__ = ["TrainingWatch"]
 
-_RECORD_EVERY = 4  # batches; a recorded step costs a copy of its inputs
+_RECORD_EVERY = 8  # batches; a recorded step costs a copy of its inputs
+_COUNT_EVERY = 10  # batches; counters say the same whenever they are read
 _FIRST_STEPS = 8  # recorded at once, so that short runs have something to replay
 _RECOVERED = 64  # batch moments kept for models whose calls cannot be recorded
 
@@ -71,16 +72,23 @@ class TrainingWatch:
         self._gamma = {
             n: layer.weight.detach().abs().median().item() for n, layer in self.layers.items() if layer.affine
         }
-        self._buffers = [b for x in self.layers.values() for b in (x.running_mean, x.running_var) if b is not None]
+        self._find_buffers()
         self._counters = [x.num_batches_tracked for x in self.layers.values() if x.num_batches_tracked is not None]
         self._counted = [name for name, x in self.layers.items() if x.num_batches_tracked is not None]
         self._last_counts = self._counts()
         self._grown = dict.fromkeys(self._counted, 0)
-        self._batches = self._since = self._attempts = 0
+        self._batches = self._attempts = self._covered = self._counted_at = 0
+        self._count_every = max(every_n_steps, _COUNT_EVERY)
         self._recording = False
         self._before: list[Tensor] | None = None
         self._counts_before: list[int] = []
         self._pending: tuple[int, Tensor] | None = None
+
+    def _find_buffers(self) -> None:
+        # Looked up again now and then: some tools put new tensors in place of the buffers.
+        pairs = ((x.running_mean, x.running_var) for x in self.layers.values())
+        self._buffers = [b.detach() for pair in pairs for b in pair if b is not None]
+        self._one_device = len({b.device for b in self._buffers}) <= 1
 
     @property
     def steps(self) -> list[Step]:
@@ -110,7 +118,7 @@ class TrainingWatch:
             if index % stride == 0:
                 self._before = [b.detach().clone() for b in self._buffers]
                 self._counts_before = self._counts()
-        elif self.recorder is not None and (index % stride == 0 or len(self.recorder.steps) < _FIRST_STEPS):
+        elif self.recorder is not None and (index % stride == 0 or self.recorder.count < _FIRST_STEPS):
             self.recorder.start()
             self._recording = True
 
@@ -127,15 +135,16 @@ class TrainingWatch:
             self.recorder.stop()
             self._recording = False
             self._attempts += 1
-            self._recover_only = self._attempts >= _FIRST_STEPS and not self.recorder.steps
+            self._recover_only = self._attempts >= _FIRST_STEPS and not self.recorder.count
         if self._before is not None:
             self._recover(self._before)
             self._before = None
         self._batches += 1
-        self._since += 1
-        if self._since < self.every_n_steps or not self.layers:
+        if not self.layers:
             return False
-        return self.check(step)
+        if self._batches % self._count_every == 0:
+            self.count()
+        return self._batches % self.every_n_steps == 0 and self.check(step)
 
     def abandon(self) -> None:
         """Take hooks off after an exception in a batch."""
@@ -143,18 +152,28 @@ class TrainingWatch:
             self.recorder.stop(keep=False)
         self._recording, self._before = False, None
 
-    def check(self, step: int) -> bool:
-        """Read counters and finiteness now. Returns True if something not finite was found for the first time."""
-        if self._since:
-            now = self._counts()
-            for name, new, old in zip(self._counted, now, self._last_counts, strict=True):
-                self._grown[name] += new - old
-            self._last_counts = now
+    def count(self, modes: bool = True) -> None:
+        """Read counters and modes; the growth since the last time belongs to the training batches in between.
+
+        Args:
+            modes: False where the model is no longer as it was in training (validation has begun).
+        """
+        now = self._counts()
+        for name, new, old in zip(self._counted, now, self._last_counts, strict=True):
+            self._grown[name] += new - old
+        self._last_counts = now
+        self._covered += self._batches - self._counted_at
+        self._counted_at = self._batches
+        self._find_buffers()
+        if modes:
             self.training = {name: layer.training for name, layer in self.layers.items()}
-            self._since = 0
+
+    def check(self, step: int) -> bool:
+        """Look for statistics that are not finite. Returns True if some were found for the first time."""
         if not self._buffers:
             return False
-        total = torch.cat([b.detach().reshape(-1) for b in self._buffers]).sum()
+        total = torch.cat(self._buffers).sum() if self._one_device else sum(b.sum().cpu() for b in self._buffers)
+        assert isinstance(total, Tensor)
         due = (step, total)
         if total.device.type != "cpu":
             due, self._pending = self._pending or due, due
@@ -181,6 +200,7 @@ class TrainingWatch:
     def resync(self) -> None:
         """Forget counter growth that did not come from training batches (validation, a repair)."""
         self._last_counts = self._counts()
+        self._counted_at = self._batches
 
     def counts(self) -> dict[str, int]:
         """Update counter of each layer now."""
@@ -205,14 +225,16 @@ class TrainingWatch:
     def facts(self) -> Facts:
         """What was observed, for the rules."""
         self.check(self._batches)
+        if self._batches > self._counted_at:
+            self.count()
         shrink = {
             name: 1.0 - self.layers[name].weight.detach().abs().median().item() / before
             for name, before in self._gamma.items()
             if before > 0
         }
-        seen = max(self._batches, 1)
+        seen = max(self._covered, 1)
         return Facts(
-            updates_per_step={name: grown / seen for name, grown in self._grown.items()} if self._batches else {},
+            updates_per_step={name: grown / seen for name, grown in self._grown.items()} if self._covered else {},
             nonfinite=dict(self.nonfinite),
             initial=dict(self._initial),
             gamma_shrink=shrink,

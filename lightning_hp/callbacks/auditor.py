@@ -126,6 +126,8 @@ class BatchNormAuditor(Callback):
         self._pass_error: str | None = None
         self._repairs: list[dict[str, Any]] = []
         self._finished = False
+        self._batches: float = 0
+        self._last_epoch = False
 
     def result(self) -> dict[str, Any]:
         """The last audit as plain JSON types, the content of audit.json; empty before the first."""
@@ -161,12 +163,16 @@ class BatchNormAuditor(Callback):
         self._watch = TrainingWatch(pl_module, self.every_n_steps, self.data_pass, self.max_rows, hooks=not compiled)
         self._evaluation = EvaluationWatch(pl_module, self.reference, self.max_rows)
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the length of the epoch, and whether it is the last."""
+        self._batches, self._last_epoch = trainer.num_training_batches, last_epoch(trainer)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether this batch is recorded."""
-        if self._watch is not None and self._watch.layers:
-            self._watch.before_batch(batch_idx, trainer.num_training_batches, last_epoch(trainer))
+        if self._watch is not None:
+            self._watch.before_batch(batch_idx, self._batches, self._last_epoch)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -295,6 +301,8 @@ class BatchNormAuditor(Callback):
     def _evaluation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._evaluation is None or self._evaluation.model is not pl_module:
             self._evaluation = EvaluationWatch(pl_module, self.reference, self.max_rows)
+        if self._watch is not None:
+            self._watch.count(modes=False)
         standalone = trainer.state.fn != "fit"
         self._evaluation.start(record=standalone and self._reference is not None, raw=self.recalibrate == "end")
 
