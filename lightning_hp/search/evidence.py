@@ -8,6 +8,10 @@ that was narrowed along the way, whether it mattered or not. Chance is measured 
 stage: what a parameter scores on average then is taken off its score, and only a score that no shuffle reached counts
 as an effect (a permutation test at 1 / (1 + ``SHUFFLES``)).
 
+The default plan has but a few quasi-random trials and crowds the others around the optimum, where good and bad ones
+differ little. For the study its surrogate is asked instead: how far the predicted final loss moves along a parameter,
+averaged over the others (main effects; Jones et al. 1998, section 5). It is never called unimportant from that alone.
+
 Pure: trials in, plain JSON types out.
 """
 
@@ -26,10 +30,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.curves import CurveReader
+from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Parameter
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import AT_EDGE, BEST_PART, Stage, loss, positions, ranked, stage_at
 
+#: Least part of the sum of the main effects that counts as an effect.
+LEAST_PART = 0.05
 #: Times that ranks are shuffled; an effect beats all of them, which chance does once in 20.
 SHUFFLES = 19
 #: Fewest trials to measure a stage, and coarse ones to measure the study: PED-ANOVA wants five trials in its best part.
@@ -163,6 +171,8 @@ def _parameters(
     }
     coarse = [stage for stage in stages if stage.kind == "coarse"]
     trials = [t for stage in coarse for t in groups[stage.index]]
+    if len(trials) < FEWEST_IN_STUDY and any(not s.zoom and s.kind == "fine" for s in stages):
+        return _from_model(space, [t for group in groups.values() for t in group], direction, found)
     if len(trials) < FEWEST_IN_STUDY:
         return found, f"importance needs at least {FEWEST_IN_STUDY} finished coarse trials, there are {len(trials)}"
     losses = np.array([loss(t, direction) for t in trials])
@@ -255,6 +265,28 @@ def _silent() -> Iterator[None]:
 def _unimportant(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
     parts = {name: found["importance"] for name, found in parameters.items() if found["importance"] is not None}
     return [n for n, part in parts.items() if not parameters[n]["effect"] and part < CLEARLY_LESS / len(parts)]
+
+
+def _from_model(
+    space: SearchSpace, trials: Sequence[FrozenTrial], direction: str, found: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Importance from the surrogate's main effects, over the full ranges of what was searched."""
+    engine = Engine(space, None)
+    finished = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    model = engine.model(CurveReader(space, None, direction == "maximize").read(finished))
+    if model is None or len(finished) < FEWEST_IN_STUDY:
+        return found, f"importance needs at least {FEWEST_IN_STUDY} finished trials, there are {len(finished)}"
+    searched = np.array([found[p.name]["open"] for p in space.parameters])
+    parts = model.main_effects(searched)
+    if not parts.sum() > 0:
+        return found, "no parameter moves the predicted loss"
+    parts = parts / parts.sum()
+    opened = [(p, float(part)) for p, part, on in zip(space.parameters, parts, searched, strict=True) if on]
+    order = sorted(opened, key=lambda pair: -pair[1])
+    tiers = sorted(p.tier for p, _ in opened)
+    for (parameter, part), tier in zip(order, tiers, strict=True):
+        found[parameter.name] |= {"importance": part, "effect": part >= LEAST_PART, "measured_tier": tier}
+    return found, None
 
 
 def _disagreements(parameters: Mapping[str, Mapping[str, Any]], unimportant: Sequence[str], n_coarse: int) -> list[str]:

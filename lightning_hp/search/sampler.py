@@ -1,10 +1,11 @@
-"""An Optuna sampler that tunes what matters first: stages decide where to look, this module only wires.
+"""An Optuna sampler that tunes what matters first: stages say where, an engine says which point; this module wires.
 
 For each trial it finds the stage (by trial number) and the stage's box (from the trials in storage), then draws
 
 * trial 0: the defaults, so that every study holds the point it started from;
-* coarse stages: scrambled Sobol in the box, ``f(seed, stage, number)``;
-* fine stages: whatever the base sampler proposes inside the box (Optuna's TPE unless given).
+* coarse stages: scrambled Sobol in the box, ``f(seed, stage, number)``, every second point drawn around the defaults;
+* fine stages: the point of the box with the most expected improvement (:mod:`.engine`), or, where a base sampler was
+  given, whatever that proposes inside the box.
 
 Nothing is remembered between calls, so a resumed study and several workers continue as one. Every parameter is stored
 at its full range; only the base sampler is shown narrow ones. (A range that changes under one name makes Optuna's
@@ -24,7 +25,9 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Parameter
+from lightning_hp.search.proposal import starting_point
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage, explore, place, plan_stages, stage_at, with_boxes
 
@@ -47,7 +50,10 @@ class CoarseToFineSampler(BaseSampler):
         study = optuna.create_study(sampler=sampler)
         study.optimize(lambda trial: train(**space.suggest(trial)), n_trials=60)
 
-    Parameters that the space does not know are left to the base sampler; parameters of the space that the objective
+    Learning curves that the objective reports are learned from, whatever stopped them; ``pruner()`` is the pruner that
+    belongs to this sampler. Points of running trials are taken into account.
+
+    Parameters that the space does not know are left to the base sampler, or to a TPE; those that the objective
     does not ask for are left out. Enqueued values win over the sampler's, as with every Optuna sampler. Failed trials
     teach nothing, so tell a diverged trial as complete with a bad value.
 
@@ -61,10 +67,11 @@ class CoarseToFineSampler(BaseSampler):
             last stage.
         max_steps: The step at which a complete learning curve ends (as reported by ``trial.report``), None where the
             objective reports none.
-        base: Proposes the points of fine stages; coarse stages stay quasi-random whatever the base, since a model has
-            nothing to go by in a tier that has just opened. None for TPE, seeded per trial.
+        base: Proposes the points of fine stages instead of the engine; coarse stages stay quasi-random, since a model
+            has nothing to go by in a tier that has just opened. None for the engine.
         seed: A whole number of at least 0.
-        plan: ``default``, or ``tiers`` for zooming into each tier before the next opens; see :mod:`.stages`.
+        plan: ``default``; ``opening`` for opening tiers one after the other (the default where a base is given); or
+            ``tiers`` for zooming into each tier before the next opens. See :mod:`.stages`.
         opens_from: Tier to the number of trials from which it opens, where it differs from ``stages.OPENS_FROM``.
 
     Raises:
@@ -90,7 +97,9 @@ class CoarseToFineSampler(BaseSampler):
         self.seed = _whole("seed", seed, 0)
         self.base = base
         self.plan = plan
-        self.planned = plan_stages(self.space, self.n_trials, opens_from, plan)
+        in_order = "opening" if plan == "default" and base is not None else plan
+        self.planned = plan_stages(self.space, self.n_trials, opens_from, in_order)
+        self._engine = Engine(self.space, self.max_steps)
         self._parameters = {p.stored_name: p for p in self.space.parameters}
 
     # --- what else is told ---
@@ -112,7 +121,7 @@ class CoarseToFineSampler(BaseSampler):
         """The pruner that belongs to this sampler, for ``optuna.create_study(sampler=..., pruner=...)``."""
         from lightning_hp.search.pruner import CurvePruner
 
-        return CurvePruner(space=self.space, max_steps=self.max_steps)
+        return CurvePruner(space=self.space, max_steps=self.max_steps, engine=self._engine)
 
     # --- Optuna's sampler interface ---
 
@@ -167,16 +176,37 @@ class CoarseToFineSampler(BaseSampler):
         trials = study._get_trials(deepcopy=False, states=_FINISHED, use_cache=True)
         stage = with_boxes(self.space, trials, self.planned[: current.index], _direction(study))[-1]
         if stage.kind == "coarse":
-            unit = explore(self.space, stage, trial.number, self.seed)
-        else:
+            unit = self._start(trial, stage)
+        elif self.base is not None:
             unit = self._refine(study, trial, stage)
+        else:
+            unit = self._improve(study, trial, stage)
         return self._distinct(study, trial, stage, place(self.space, stage, unit))
 
-    def _refine(self, study: Study, trial: FrozenTrial, stage: Stage) -> NDArray[np.float64]:
-        """The unit point of a fine trial, shape (d,): the base sampler's proposal inside the box.
+    def _start(self, trial: FrozenTrial, stage: Stage) -> NDArray[np.float64]:
+        """The unit point of a coarse trial, shape (d,): quasi-random in the box, odd numbers around the defaults."""
+        unit = explore(self.space, stage, trial.number, self.seed)
+        if stage.zoom or trial.number % 2 == 0:  # the default plan alone starts with all tiers and no box
+            return unit
+        sides = self._sides(stage)
+        width = np.maximum(sides[:, 1] - sides[:, 0], 1e-12)
+        return starting_point(self.space, sides, np.clip((unit - sides[:, 0]) / width, 0.0, 1.0), near_default=True)
 
-        An engine of our own goes here; it needs the space, the study's trials and the stage with its box.
-        """
+    def _improve(self, study: Study, trial: FrozenTrial, stage: Stage) -> NDArray[np.float64]:
+        """The unit point of a fine trial, shape (d,): the engine's; quasi-random while no trial is complete."""
+        trials = study._get_trials(deepcopy=False, states=_ASKED, use_cache=True)
+        others = [t for t in trials if t.number != trial.number]
+        rng = self._rng(trial.number, "improve")
+        proposed = self._engine.propose(self._engine.curves(study, others), self._sides(stage), rng)
+        return explore(self.space, stage, trial.number, self.seed) if proposed is None else proposed
+
+    def _sides(self, stage: Stage) -> NDArray[np.float64]:
+        """Low and high of a stage's box, shape (d, 2)."""
+        assert stage.box is not None
+        return np.array([stage.box[p.stored_name] for p in self.space.parameters])
+
+    def _refine(self, study: Study, trial: FrozenTrial, stage: Stage) -> NDArray[np.float64]:
+        """The unit point of a fine trial, shape (d,): the base sampler's proposal inside the box."""
         assert stage.box is not None
         narrow = {
             p.stored_name: _narrowed(p, *stage.box[p.stored_name])

@@ -1,6 +1,12 @@
 """Which tiers are open, in which box, for which trials: the plan of a study, and its boxes as they follow from trials.
 
-The plan opens the tiers in order of importance, one coarse stage each, and then zooms in fine stages::
+The ``default`` plan opens the tiers that the budget allows at once, since the engine's model knows how far each tier
+is to be trusted: a few starting points, a fine stage over the full ranges, a fine stage zoomed in::
+
+    1 coarse ABC  ->  2 fine ABC  ->  3 fine ABC
+    full ranges       full ranges     all boxes
+
+The plan ``opening``, for samplers without such knowledge, opens them in order, one coarse stage each, then zooms in::
 
     1 coarse A   ->  2 coarse AB  ->  3 coarse ABC  ->  4 fine ABC  ->  5 fine ABC
     A: full range    A: its box       A, B: boxes       all boxes       all boxes, from more trials
@@ -33,8 +39,8 @@ from lightning_hp.search.scales import to_unit
 from lightning_hp.search.space import SearchSpace
 
 Box = Mapping[str, tuple[float, float]]
-Plan = Literal["default", "tiers"]
-PLANS: tuple[Plan, ...] = ("default", "tiers")
+Plan = Literal["default", "opening", "tiers"]
+PLANS: tuple[Plan, ...] = ("default", "opening", "tiers")
 
 #: Tier -> total number of trials from which it opens. After the Deep Learning Tuning Playbook (Godbole et al., FAQ on
 #: Adam): below 10 trials tune the learning rate only, from 10 one group more, from 25 another, the rest with
@@ -42,6 +48,8 @@ PLANS: tuple[Plan, ...] = ("default", "tiers")
 OPENS_FROM: dict[str, int] = {"A": 0, "B": 10, "C": 25, "D": 100}
 #: Part of the budget for coarse stages; what is left is split between two fine stages (0.3 and 0.2 of the budget).
 COARSE_SHARE, FIRST_FINE_SHARE = 0.5, 0.3
+#: In the default plan: trials before the engine's model decides, and the part of the budget for the zoomed stage.
+STARTING, ZOOMED_SHARE = 5, 0.25
 #: A box is drawn around this part of the finished trials, once there are at least so many.
 BEST_PART, FEWEST_TRIALS = 0.25, 4
 #: Least width of a box on the unit axis. Wide in coarse stages, where newly opened parameters move the optimum: over
@@ -69,6 +77,7 @@ class Stage:
         last: One past the number of its last trial, as planned; the last stage also takes all later trials.
         box: Stored parameter name to (low, high) on the unit axis; a closed parameter has low == high == its default.
             None while it is not known.
+        zoom: Whether the box is drawn around good trials; else it is the full range of the open tiers.
     """
 
     index: int
@@ -78,6 +87,7 @@ class Stage:
     first: int
     last: int
     box: Box | None = None
+    zoom: bool = True
 
     @property
     def name(self) -> str:
@@ -105,7 +115,8 @@ def plan_stages(
         space: The parameters.
         n_trials: Planned total number of trials, at least 1.
         opens_from: Tier to the total number of trials from which it opens; ``OPENS_FROM`` where a tier is missing.
-        plan: ``default`` opens all tiers and then zooms; ``tiers`` zooms into each tier before the next one opens.
+        plan: ``default`` has all tiers open from the start; ``opening`` opens them in order and then zooms; ``tiers``
+            zooms into each tier before the next one opens.
 
     Returns:
         Stages without boxes, in order; their trials are contiguous and start at 0.
@@ -123,15 +134,17 @@ def plan_stages(
         raise ValueError(f"`opens_from` must have the tiers {', '.join(OPENS_FROM)}, got {', '.join(unknown)}")
     most_important = space.tiers[0]
     tiers = tuple(t for t in space.tiers if t == most_important or n_trials >= opens[t])
+    if plan == "default":
+        return _default_plan(tiers, n_trials)
     counts = {t: sum(p.tier == t for p in space.parameters) for t in tiers}
     weights = {t: (1 + counts[t]) / sum(1 + c for c in counts.values()) for t in tiers}
     sketch: list[tuple[Literal["coarse", "fine"], int, float]] = []  # kind, open tiers, share
     for i, tier in enumerate(tiers, start=1):
-        if plan == "default":
+        if plan == "opening":
             sketch.append(("coarse", i, COARSE_SHARE * weights[tier]))
         else:
             sketch += [("coarse", i, COARSE_SHARE * weights[tier]), ("fine", i, FIRST_FINE_SHARE * weights[tier])]
-    if plan == "default":
+    if plan == "opening":
         sketch.append(("fine", len(tiers), FIRST_FINE_SHARE))
     sketch.append(("fine", len(tiers), 1 - COARSE_SHARE - FIRST_FINE_SHARE))
     sketch = sketch[:n_trials]
@@ -143,6 +156,18 @@ def plan_stages(
         stages.append(Stage(index, kind, tiers[:n_open], tiers[len(before) : n_open], first, first + size))
         first += size
     return tuple(stages)
+
+
+def _default_plan(tiers: tuple[str, ...], n_trials: int) -> tuple[Stage, ...]:
+    start = min(STARTING, max(1, n_trials // 3))
+    zoomed = max(n_trials - max(1, round(ZOOMED_SHARE * n_trials)), start + 1)
+    bounds = [(0, start), (start, zoomed), (zoomed, n_trials)]
+    stages = [
+        Stage(i + 1, "fine" if i else "coarse", tiers, () if i else tiers, first, last, zoom=i == 2)
+        for i, (first, last) in enumerate(bounds)
+        if first < n_trials
+    ]
+    return (*stages[:-1], replace(stages[-1], last=n_trials))
 
 
 def _sizes(shares: Sequence[float], total: int) -> list[int]:
@@ -255,7 +280,7 @@ def box(
             continue
         before = (0.0, 1.0) if previous is None or parameter.tier in planned.new else previous[name]
         values = points[:, j][~np.isnan(points[:, j])]
-        if parameter.tier in planned.new or parameter.is_categorical or len(values) < 2:
+        if parameter.tier in planned.new or parameter.is_categorical or len(values) < 2 or not planned.zoom:
             found[name] = before
         else:
             found[name] = _zoom(parameter, values, before, LEAST_WIDTH[planned.kind])

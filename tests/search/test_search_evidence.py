@@ -32,8 +32,8 @@ def _quiet():
     optuna.logging.set_verbosity(before)
 
 
-def study_of(function, n=80, seed=0, direction="minimize", space=SPACE):
-    sampler = CoarseToFineSampler(space, n_trials=n, seed=seed)
+def study_of(function, n=80, seed=0, direction="minimize", space=SPACE, plan="opening"):
+    sampler = CoarseToFineSampler(space, n_trials=n, seed=seed, plan=plan)
     study = optuna.create_study(sampler=sampler, direction=direction)
     study.optimize(lambda t: function(space.suggest(t)), n_trials=n)
     return study
@@ -61,6 +61,23 @@ def test_what_matters_alone_has_the_effect():
     assert set(found["unimportant"]) < set(others)
     assert sum(p["importance"] for p in found["parameters"].values()) == pytest.approx(1)
     assert found["why_not_measured"] is None
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_the_default_plan_is_measured_by_its_model(direction):
+    sign = 1 if direction == "minimize" else -1
+
+    def function(v):
+        return sign * (decades(v["learning_rate"], 0.02) + 0.5 * decades(v["weight_decay"], 1e-3))
+
+    found = evidence_of(study_of(function, n=40, direction=direction, plan="default"), direction)
+    effects = {n for n, p in found["parameters"].items() if p["effect"]}
+    assert effects == {"learning_rate", "weight_decay"}
+    assert found["parameters"]["weight_decay"]["tier"] == "C"
+    assert found["parameters"]["weight_decay"]["measured_tier"] < "C"
+    assert any(s.startswith("weight_decay behaves like tier") for s in found["disagreements"])
+    assert sum(p["importance"] for p in found["parameters"].values()) == pytest.approx(1)
+    assert found["unimportant"] == [], "the model alone dismisses nothing"
 
 
 def test_a_tier_that_disagrees_is_said_with_its_part():
@@ -123,7 +140,7 @@ def test_noise_is_seldom_an_effect():
 
 def test_a_narrowed_parameter_gets_no_credit_for_the_stage_it_was_narrowed_in():
     """Fine trials are better whatever the weight decay was: the study's measurement must not see that."""
-    planned = plan_stages(SPACE, 60)
+    planned = plan_stages(SPACE, 60, plan="opening")
     rng = np.random.default_rng(1)
     trials = []
     for stage in planned:
@@ -157,7 +174,9 @@ def make(number, value, state=TrialState.COMPLETE, space=SPACE, attrs=None, **na
 
 
 def edges(trials, space=SPACE, n=30):
-    return evidence(space, trials, "minimize", with_boxes(space, trials, plan_stages(space, n)))["edges"]
+    return evidence(space, trials, "minimize", with_boxes(space, trials, plan_stages(space, n, plan="opening")))[
+        "edges"
+    ]
 
 
 def test_best_trials_at_the_upper_end():
@@ -223,7 +242,7 @@ def test_nothing_lies_below_zero_or_below_one_layer():
 def test_few_trials(n):
     rng = np.random.default_rng(0)
     trials = [make(i, float(rng.random()), **SPACE.natural(SPACE.at(rng.random(5)))) for i in range(n)]
-    planned = plan_stages(SPACE, max(n, 1))
+    planned = plan_stages(SPACE, max(n, 1), plan="opening")
     found = evidence(SPACE, trials, "minimize", with_boxes(SPACE, trials, planned))
     json.dumps(found, allow_nan=False)
     assert found["counts"]["complete"] == n
@@ -249,7 +268,7 @@ def test_counts_of_what_went_wrong():
         make(4, None, TrialState.RUNNING),
         optuna.create_trial(state=TrialState.PRUNED, intermediate_values={1: 0.5}),
     ]
-    found = evidence(SPACE, trials, "minimize", plan_stages(SPACE, 30))
+    found = evidence(SPACE, trials, "minimize", plan_stages(SPACE, 30, plan="opening"))
     assert found["counts"] == {"complete": 3, "pruned": 1, "failed": 1, "running": 1, "diverged": 2}
     assert found["best"]["number"] == 0
 

@@ -68,7 +68,7 @@ def parabola(positions: list[float], best: float, sign: float = 1.0) -> list[Fro
 # --- the plan ---
 
 
-@pytest.mark.parametrize("plan", ["default", "tiers"])
+@pytest.mark.parametrize("plan", ["opening", "tiers"])
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("n_trials", [1, 2, 3, 7, 9, 10, 24, 25, 60, 99, 100, 101, 500])
 def test_a_plan_covers_every_trial_once_and_opens_tiers_in_order(name, n_trials, plan):
@@ -90,17 +90,39 @@ def test_a_plan_covers_every_trial_once_and_opens_tiers_in_order(name, n_trials,
         assert opened == tuple(t for t in space.tiers if n_trials >= OPENS_FROM[t])
 
 
-def test_the_default_plan_in_words():
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("n_trials", [1, 2, 3, 4, 7, 9, 10, 24, 25, 60, 99, 100, 500])
+def test_the_default_plan_covers_every_trial_once_with_all_tiers_open(name, n_trials):
+    space = SearchSpace.from_dict(preset(name))
+    stages = plan_stages(space, n_trials)
+    assert [n for s in stages for n in range(s.first, s.last)] == list(range(n_trials))
+    assert [s.index for s in stages] == list(range(1, len(stages) + 1))
+    assert [s.kind for s in stages] == ["coarse", "fine", "fine"][: len(stages)]
+    assert [s.zoom for s in stages] == [False, False, True][: len(stages)]
+    expected = tuple(t for t in space.tiers if t == space.tiers[0] or n_trials >= OPENS_FROM[t])
+    assert [s.tiers for s in stages] == [expected] * len(stages)
+    assert [s.new for s in stages] == [expected, (), ()][: len(stages)]
+
+
+def test_a_stage_without_zoom_has_the_full_ranges():
+    trials = parabola([i / 20 for i in range(20)], 0.6)
+    stage = Stage(2, "fine", ("A",), (), 20, 40, zoom=False)
+    assert box(ONE, trials, stage, {"a": (0.0, 1.0)})["a"] == (0.0, 1.0)
+    assert box(ONE, trials, FINE, {"a": (0.0, 1.0)})["a"] != (0.0, 1.0)
+
+
+def test_the_plans_in_words():
     space = SearchSpace.from_dict(preset("batchnorm_mlp"))
-    names = [s.name for s in plan_stages(space, 60)]
+    assert [s.name for s in plan_stages(space, 60)] == ["1 coarse ABC", "2 fine ABC", "3 fine ABC"]
+    names = [s.name for s in plan_stages(space, 60, plan="opening")]
     assert names == ["1 coarse A", "2 coarse AB", "3 coarse ABC", "4 fine ABC", "5 fine ABC"]
     names = [s.name for s in plan_stages(space, 60, plan="tiers")]
     assert names == ["1 coarse A", "2 fine A", "3 coarse AB", "4 fine AB", "5 coarse ABC", "6 fine ABC", "7 fine ABC"]
-    assert [s.tier for s in plan_stages(space, 60)] == ["A", "B", "C", "C", "C"]
+    assert [s.tier for s in plan_stages(space, 60, plan="opening")] == ["A", "B", "C", "C", "C"]
 
 
-def test_half_of_the_default_plan_explores():
-    stages = plan_stages(SearchSpace.from_dict(preset("adam")), 200)
+def test_half_of_the_opening_plan_explores():
+    stages = plan_stages(SearchSpace.from_dict(preset("adam")), 200, plan="opening")
     coarse, first, second = (
         sum(s.last - s.first for s in group)
         for group in ([s for s in stages if s.kind == "coarse"], stages[-2:-1], stages[-1:])
@@ -123,15 +145,15 @@ def test_a_space_without_the_first_tiers_still_opens_its_most_important_one():
 
 def test_bad_plans_are_named():
     with pytest.raises(ValueError, match="`n_trials` must be at least 1, got 0"):
-        plan_stages(SPACE, 0)
-    with pytest.raises(ValueError, match="`plan` must be one of default, tiers, got 'grid'"):
+        plan_stages(SPACE, 0, plan="opening")
+    with pytest.raises(ValueError, match="`plan` must be one of default, opening, tiers, got 'grid'"):
         plan_stages(SPACE, 5, plan="grid")
     with pytest.raises(ValueError, match="`opens_from` must have the tiers A, B, C, D, got E"):
         plan_stages(SPACE, 5, {"E": 3})
 
 
 def test_later_trials_belong_to_the_last_stage():
-    stages = plan_stages(SPACE, 30)
+    stages = plan_stages(SPACE, 30, plan="opening")
     assert stage_at(stages, 0) is stages[0]
     for stage in stages:
         assert stage_at(stages, stage.first) is stage
@@ -297,6 +319,26 @@ def test_properties_of_a_box_on_any_trials(seed):
             assert set(values[max(place_ - 1, 0) : place_ + 2]) <= inside
 
 
+def test_the_best_point_is_never_left_within_a_tenth_of_an_edge():
+    good = np.linspace(0.3, 0.7, 16).tolist()  # best first, so at the very end of the hull
+    trials = [trial(i, float(i), a=p) for i, p in enumerate(good + [0.5] * 48)]
+    low, high = box(ONE, trials, Stage(2, "fine", ("A",), (), 64, 99), {"a": (0.0, 1.0)})["a"]
+    assert 0.3 - low >= AT_EDGE * (high - low)
+    mirrored = [trial(i, float(i), a=1 - p) for i, p in enumerate(good + [0.5] * 48)]
+    low, high = box(ONE, mirrored, Stage(2, "fine", ("A",), (), 64, 99), {"a": (0.0, 1.0)})["a"]
+    assert high - 0.7 >= AT_EDGE * (high - low)
+
+
+def test_neighbours_of_a_good_value_stay_in_reach():
+    natural = {"a": 0.5, "b": 0.01, "kind": "x", "c": 0.5}
+    trials = [trial(i, float(i), space=SPACE, n=5, size=32, **natural) for i in range(12)]
+    whole = dict.fromkeys(SPACE.distributions, (0.0, 1.0))
+    found = box(SPACE, trials, Stage(4, "fine", ("A", "B", "C"), (), 12, 99), whole)
+    for name, reach in (("n", {4, 5, 6}), ("size", {16, 32, 64})):
+        low, high = found[name]
+        assert {SPACE[name].at(float(u)) for u in np.linspace(low + 1e-6, high - 1e-6, 99)} == reach
+
+
 def test_only_earlier_trials_count_and_few_are_not_enough():
     trials = parabola([0.1, 0.2, 0.3, 0.4, 0.5], 0.1)
     late = [trial(20 + i, -1.0, a=0.9) for i in range(10)]
@@ -381,7 +423,7 @@ def test_values_of_inactive_parameters_do_not_count():
 
 def test_boxes_of_a_study_follow_each_other():
     rng = np.random.default_rng(0)
-    planned = plan_stages(SPACE, 60)
+    planned = plan_stages(SPACE, 60, plan="opening")
     trials = [
         trial(i, float(rng.random()), space=SPACE, **SPACE.natural(SPACE.at(rng.random(len(SPACE))))) for i in range(60)
     ]

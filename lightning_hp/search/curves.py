@@ -1,0 +1,207 @@
+"""What the surrogate learns from: which points of which learning curves, and where they lie.
+
+Every trial with a value or a report teaches: complete, pruned, running and diverged ones. A complete trial's value
+stands at training fraction 1, whatever it last reported. A curve is read at its *looks*, the steps nearest above
+1/16, 1/8, 1/4 and 1/2 of the longest training, and at its last report. These are also the steps where the pruner
+decides. Failed trials, and those that lack a parameter, are left out.
+
+Steps are expected to run from 1 to ``max_steps`` (0-based ones shift the early looks by one step and harm nothing).
+With ``max_steps`` None there are no curves: a complete trial's value counts, and a pruned trial's last report stands
+where it would stand in the longest curve that a complete trial reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hp.search.space import SearchSpace
+
+Array = NDArray[np.float64]
+#: Looks are at these parts of the longest training: later ones only (1/2 alone) stop too late, earlier ones than 1/16
+#: stop what would have caught up.
+LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+#: At most this many observations are modelled: time grows with their cube.
+MOST_POINTS = 220
+#: Of these at most this part are last points of trials; the rest shows how curves go on.
+_LAST_PART = 0.7
+_USED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One trial as the surrogate sees it.
+
+    Attributes:
+        number: Trial number.
+        unit: Position on the unit axes, shape (d,); inactive parameters at their default.
+        fractions: Training fraction of each point on the log axis, within [0, 1], increasing, shape (k,).
+        losses: Loss of each point, lower is better, NaN and inf where it diverged, shape (k,).
+        state: Complete, pruned or running.
+    """
+
+    number: int
+    unit: Array
+    fractions: Array
+    losses: Array
+    state: TrialState
+
+    @property
+    def final(self) -> float:
+        """The final loss of a complete trial, inf for the others and for what diverged."""
+        good = self.state is TrialState.COMPLETE and len(self.losses) and math.isfinite(self.losses[-1])
+        return float(self.losses[-1]) if good else math.inf
+
+
+def looks(max_steps: int | None) -> tuple[int, ...]:
+    """The steps at which curves are read and trials may be stopped; empty without curves."""
+    if max_steps is None:
+        return ()
+    steps = {math.floor(max_steps * part + 0.5) for part in LOOKS}
+    return tuple(sorted(s for s in steps if 1 <= s < max_steps))
+
+
+def fraction(step: float, max_steps: int) -> float:
+    """Where a step stands on the axis of the training fraction: log(step) / log(max_steps), within [0, 1]."""
+    if max_steps <= 1:
+        return 1.0
+    return math.log(min(max(step, 1), max_steps)) / math.log(max_steps)
+
+
+def longest(trials: Iterable[FrozenTrial]) -> int | None:
+    """The last step that a complete trial reported, None if none reported any."""
+    steps = [max(t.intermediate_values) for t in trials if t.state is TrialState.COMPLETE and t.intermediate_values]
+    return max(steps) if steps else None
+
+
+def steps_read(reported: Mapping[int, float], at: Sequence[int]) -> list[int]:
+    """The reported steps that are read: for each look the first one at or after it, and the last."""
+    if not reported:
+        return []
+    steps = sorted(reported)
+    chosen = {steps[-1]}
+    position = 0
+    for look in at:
+        while position < len(steps) and steps[position] < look:
+            position += 1
+        if position == len(steps):
+            break
+        chosen.add(steps[position])
+    return sorted(chosen)
+
+
+class CurveReader:
+    """Turns trials into curves; finished trials do not change, so what was read of them is kept.
+
+    Args:
+        space: The parameters.
+        max_steps: The step of a complete curve, None without curves.
+        maximize: Whether higher values are better.
+    """
+
+    def __init__(self, space: SearchSpace, max_steps: int | None, maximize: bool) -> None:
+        self._space, self._max_steps, self._sign = space, max_steps, -1.0 if maximize else 1.0
+        self._default = space.unit([space.defaults()])[0]
+        self._conditional = any(p.active_if for p in space.parameters)
+        self._names = [p.stored_name for p in space.parameters]
+        self._looks = looks(max_steps)
+        self._kept: dict[tuple[int, int | None], Curve | None] = {}
+
+    def read(self, trials: Iterable[FrozenTrial]) -> list[Curve]:
+        """The curves of those trials that teach something, ordered by trial number; those without points included."""
+        trials = [t for t in trials if t.state in _USED]
+        most = self._max_steps if self._max_steps is not None else longest(trials)
+        curves = []
+        for trial in sorted(trials, key=lambda t: t.number):
+            key = (trial._trial_id, most)
+            if trial.state is TrialState.RUNNING:
+                curve = self._curve(trial, most)
+            elif key in self._kept:
+                curve = self._kept[key]
+            else:
+                curve = self._kept[key] = self._curve(trial, most)
+            if curve is not None:
+                curves.append(curve)
+        return curves
+
+    def _curve(self, trial: FrozenTrial, most: int | None) -> Curve | None:
+        unit = position(self._space, trial, self._default, self._conditional)
+        if unit is None:
+            return None
+        fractions: list[float] = []
+        losses: list[float] = []
+        reported = trial.intermediate_values
+        if most is not None and (self._max_steps is not None or trial.state is TrialState.PRUNED):
+            for step in steps_read(reported, self._looks):
+                fractions.append(fraction(step, most))
+                losses.append(self._sign * float(reported[step]))
+        if trial.state is TrialState.COMPLETE and trial.value is not None:
+            while fractions and fractions[-1] >= 1.0:
+                fractions.pop()
+                losses.pop()
+            fractions.append(1.0)
+            losses.append(self._sign * float(trial.value))
+        return Curve(trial.number, unit, np.array(fractions), np.array(losses), trial.state)
+
+
+def position(space: SearchSpace, trial: FrozenTrial, default: Array, conditional: bool) -> Array | None:
+    """Where a trial lies on the unit axes, shape (d,); None where it lacks a parameter or holds one of another kind.
+
+    An inactive parameter is put at its default: points that differ only in what has no effect are then one point.
+    """
+    params = trial.params
+    try:
+        unit = np.array([float(p.unit([params[p.stored_name]])[0]) for p in space.parameters])
+    except (KeyError, TypeError, ValueError):  # not asked for, or a value of another kind
+        return None
+    if not np.all(np.isfinite(unit)):
+        return None
+    return np.where(space.active(params), unit, default) if conditional else unit
+
+
+def points(curves: Sequence[Curve], most: int = MOST_POINTS) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which points are modelled, at most ``most`` of them.
+
+    All where they fit. Else first the last point of every trial; where these alone fill 0.7 of the room, those of
+    running trials, of the best third (by last loss), and an even sample over the trial numbers of the others. Then the
+    earlier points of their curves, running trials first, then the latest trials.
+
+    Args:
+        curves: Ordered by trial number.
+        most: The bound.
+
+    Returns:
+        Index of the curve and index of the point in it, shape (n,) each, ordered by curve.
+    """
+    sizes = [len(c.losses) for c in curves]
+    if sum(sizes) <= most:
+        pairs = [(i, j) for i, size in enumerate(sizes) for j in range(size)]
+    else:
+        told = [i for i, size in enumerate(sizes) if size]
+        room = int(_LAST_PART * most)
+        kept = _spread(curves, told, room) if len(told) > room else told
+        pairs = [(i, sizes[i] - 1) for i in kept]
+        newest = sorted(kept, key=lambda i: (curves[i].state is TrialState.RUNNING, curves[i].number), reverse=True)
+        earlier = [(i, j) for i in newest for j in range(sizes[i] - 2, -1, -1)]
+        pairs = sorted(pairs + earlier[: most - len(pairs)])
+    chosen = np.array(pairs, np.intp).reshape(-1, 2)
+    return chosen[:, 0], chosen[:, 1]
+
+
+def _spread(curves: Sequence[Curve], told: list[int], room: int) -> list[int]:
+    running = [i for i in told if curves[i].state is TrialState.RUNNING][-room:]
+    others = [i for i in told if curves[i].state is not TrialState.RUNNING]
+    last = np.array([curves[i].losses[-1] for i in others])
+    order = np.argsort(np.where(np.isfinite(last), last, np.inf), kind="stable")
+    left = room - len(running)
+    best = {others[i] for i in order[: left // 3 + 1]} if left else set()
+    rest = [i for i in others if i not in best]
+    picked: Sequence[int] | NDArray[np.intp] = (
+        np.unique(np.linspace(0, len(rest) - 1, max(left - len(best), 0)).astype(int)) if rest else []
+    )
+    return sorted({*running, *best, *(rest[int(i)] for i in picked)})

@@ -1,0 +1,190 @@
+"""Which running trials have no chance left: decided at a few looks, from the predicted final loss.
+
+At each look (about 1/16, 1/8, 1/4 and 1/2 of the longest training) the surrogate of :mod:`.engine` predicts where the
+trial would end, from its curve so far and from all others. Rules, in order:
+
+* ``none complete``: never stop before a trial is complete: there is nothing to beat yet;
+* ``diverged``: stop where the latest report is NaN or infinite;
+* ``rung``: while fewer than START_UP trials are finished, stop what is outside the best third at this look;
+* ``predicted``: later, stop where the predicted final mean, less SURE standard deviations, is worse than what the
+  surrogate expects of the best complete trial.
+
+The thresholds were measured on the development tasks of ``benchmarks/search_efficiency.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hp.search.curves import Curve, longest, looks
+from lightning_hp.search.engine import Engine
+from lightning_hp.search.parameters import Choice, Float, Int, Parameter
+from lightning_hp.search.space import Entry, SearchSpace
+
+#: How many standard deviations a prediction may be wrong in the trial's favour.
+SURE = 1.0
+#: While fewer trials than this are finished, predictions are worth less than a comparison.
+START_UP = 6
+_RUNG_PART = 1 / 3
+#: The trial attribute that says why a trial was stopped.
+ATTRIBUTE = "stopped"
+
+
+class CurvePruner(BasePruner):
+    """Stops a trial when its predicted final value has too little chance of beating the best.
+
+    Belongs to :class:`CoarseToFineSampler` (``sampler.pruner()``), and works with any other sampler::
+
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(), pruner=CurvePruner(max_steps=50))
+
+    Call ``trial.should_prune()`` after every report; it is decided only at the first report at or after each look, and
+    costs nothing at the others. What was decided is stored with a stopped trial as the user attribute ``stopped``: the
+    rule, the step, the predicted final mean and standard deviation, and the best. Everything is recomputed from
+    storage, so several workers decide alike. The last look is at half the training: what passes it is completed.
+
+    Args:
+        space: The study's :class:`SearchSpace`, or the mapping that :meth:`SearchSpace.from_dict` takes. None to take
+            the parameters as the trials hold them, without tiers.
+        max_steps: The step of a complete curve; reports are expected at steps 1 to ``max_steps``. None for the last
+            step that a complete trial reported.
+        engine: The sampler's, to share fitted hyperparameters with; None for one of its own.
+
+    Raises:
+        ValueError: If ``max_steps`` is below 1.
+        TypeError: If the space is of another type.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace | Mapping[str, Any] | None = None,
+        max_steps: int | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1):
+            raise ValueError(f"`max_steps` must be a whole number of at least 1 or None, got {max_steps!r}")
+        given = None if space is None else space if isinstance(space, SearchSpace) else SearchSpace.from_dict(space)
+        self._space, self._max_steps = given, max_steps
+        self._engine = engine
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether to stop the trial now; if so, the reason is stored with it.
+
+        Raises:
+            ValueError: If the study has several objectives.
+        """
+        found = self.verdict(study, trial)
+        if found is None or not found["stop"]:
+            return False
+        reason = {k: v for k, v in found.items() if k != "stop"}
+        study._storage.set_trial_user_attr(trial._trial_id, ATTRIBUTE, reason)
+        return True
+
+    def verdict(self, study: Study, trial: FrozenTrial) -> dict[str, Any] | None:
+        """What is decided about a running trial at its latest report, and why; nothing is stored.
+
+        Returns:
+            None where the latest report is at no look, else ``stop`` (bool), ``rule`` (text), ``step``, and, where they
+            are known, ``mean`` and ``best`` (final values in the metric's units and direction: what is predicted for
+            this trial, and the best complete one), ``low`` and ``high`` (mean less and plus one standard deviation).
+
+        Raises:
+            ValueError: If the study has several objectives.
+        """
+        if len(study.directions) > 1:
+            raise ValueError(f"`study` must have one objective, got {len(study.directions)} directions")
+        reported = trial.intermediate_values
+        if not reported:
+            return None
+        trials = study.get_trials(deepcopy=False)
+        most = self._max_steps if self._max_steps is not None else longest(trials)
+        step = max(reported)
+        if most is None or not self._at_look(reported, step, most):
+            return None
+        engine = self._engine_for(trial, most)
+        maximize = study.directions[0] is StudyDirection.MAXIMIZE
+        curves = [] if engine is None else engine.curves(study, trials)
+        found = _decide(engine, curves, trial.number, float(reported[step]), maximize)
+        return {**found, "step": step}
+
+    def _at_look(self, reported: Mapping[int, float], step: int, most: int) -> bool:
+        """Whether the latest report is the first at or after one of the looks."""
+        at = looks(most)
+        if not at or step < at[0]:
+            return False
+        before = sorted(reported)[:-1]
+        passed = max(look for look in at if look <= step)
+        return not before or before[-1] < passed
+
+    def _engine_for(self, trial: FrozenTrial, most: int) -> Engine | None:
+        if self._engine is not None and self._engine.max_steps == most:
+            return self._engine
+        space = self._space if self._space is not None else space_of(trial.distributions)
+        if space is None:
+            return None
+        if self._engine is None or self._engine.max_steps != most or self._engine.space != space:
+            self._engine = Engine(space, most)
+        return self._engine
+
+
+def _decide(engine: Engine | None, curves: list[Curve], number: int, latest: float, maximize: bool) -> dict[str, Any]:
+    """The rule that holds, see the module's docstring."""
+    complete = [c for c in curves if c.final < math.inf and c.number != number]
+    if engine is None or not complete:
+        return {"stop": False, "rule": "none complete"}
+    if not math.isfinite(latest):
+        return {"stop": True, "rule": "diverged"}
+    this = next((c for c in curves if c.number == number), None)
+    if this is None:  # it lacks a parameter of the space
+        return {"stop": False, "rule": "unknown parameters"}
+    finished = [c for c in curves if c.state is not TrialState.RUNNING and len(c.losses)]
+    if len(finished) < START_UP:
+        rivals = [_at(c, float(this.fractions[-1])) for c in curves if c.number != number]
+        losses = sorted([v for v in rivals if v is not None] + [float(this.losses[-1])])
+        allowed = losses[math.ceil(_RUNG_PART * len(losses)) - 1]
+        return {"stop": bool(this.losses[-1] > allowed), "rule": "rung"}
+    model = engine.model(curves)
+    assert model is not None
+    means, deviations = model.final(np.stack([this.unit, *(c.unit for c in complete)]))
+    mean, deviation, best = float(means[0]), float(deviations[0]), float(means[1:].min())
+    sign = -1.0 if maximize else 1.0
+    ends = sign * model.compression.inverse(np.array([mean, best, mean - deviation, mean + deviation]))
+    told = dict(zip(("mean", "best", "low", "high"), (float(v) for v in ends), strict=True))
+    if maximize:
+        told["low"], told["high"] = told["high"], told["low"]
+    return {"stop": mean - SURE * deviation > best, "rule": "predicted", **told}
+
+
+def _at(curve: Curve, fraction: float) -> float | None:
+    """A curve's loss at a training fraction, None where it was not read there; a diverged one is worst."""
+    where = np.flatnonzero(np.abs(curve.fractions - fraction) < 1e-9)
+    if not len(where):
+        return None
+    loss = float(curve.losses[where[0]])
+    return loss if math.isfinite(loss) else math.inf
+
+
+def space_of(distributions: Mapping[str, BaseDistribution]) -> SearchSpace | None:
+    """A space, all in tier B, of the parameters that a trial holds; None where none of them can vary."""
+    parameters: list[Parameter] = []
+    for name, wide in sorted(distributions.items()):
+        if wide.single():
+            continue
+        if isinstance(wide, FloatDistribution):
+            scale = "log" if wide.log else "linear"
+            parameters.append(Float(name, wide.low, wide.high, scale, "B", wide.low))
+        elif isinstance(wide, IntDistribution):
+            scale = "log" if wide.log else "linear"
+            parameters.append(Int(name, wide.low, wide.high, scale, "B", wide.low))
+        elif isinstance(wide, CategoricalDistribution):
+            parameters.append(Choice(name, tuple(wide.choices), "B", wide.choices[0]))
+    if not parameters:
+        return None
+    return SearchSpace(tuple(parameters), tuple(Entry(p.name, (p.name,)) for p in parameters))
