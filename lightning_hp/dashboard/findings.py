@@ -9,6 +9,9 @@ from typing import Any
 from lightning_hp.dashboard.view import StudyView, finite
 from lightning_hp.search.parameters import Parameter
 
+#: said where all of them were measured and none stood out
+NO_EFFECT = "No hyperparameter had more effect than chance alone would give. With more trials this may change."
+
 
 def importances(evidence: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Stage name to parameter name to share, of the stages that could be measured."""

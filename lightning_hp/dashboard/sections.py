@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_hp.dashboard import figures
 from lightning_hp.dashboard.axes import duration_text, number_text, value_text
-from lightning_hp.dashboard.findings import importances, sentences
+from lightning_hp.dashboard.findings import NO_EFFECT, importances, sentences
 from lightning_hp.dashboard.funnel import reached
 from lightning_hp.dashboard.page import Page, chip, table
 from lightning_hp.dashboard.style import short_reason
@@ -164,6 +164,8 @@ def _overall(view: StudyView, evidence: Mapping[str, Any]) -> str:
     """Assumed tier, measured tier and share of the effect, a row a parameter; empty where nothing was measured."""
     found = evidence.get("parameters")
     measured = {k: v for k, v in found.items() if finite(v.get("importance"))} if isinstance(found, Mapping) else {}
+    if measured and not any(one.get("effect") for one in measured.values()):
+        return f"<p>{NO_EFFECT}</p>"
     rows = []
     for p in sorted(view.space.parameters, key=lambda p: -measured.get(p.name, {}).get("importance", -1.0)):
         if p.name not in measured:

@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.dashboard.axes import duration_text, number_text, value_text
-from lightning_hp.dashboard.findings import sentences
+from lightning_hp.dashboard.findings import NO_EFFECT, sentences
 from lightning_hp.dashboard.funnel import reached
 from lightning_hp.dashboard.sections import metrics, range_text
 from lightning_hp.dashboard.style import reason_of
@@ -21,6 +21,7 @@ from lightning_hp.ledger.dates import Verdict
 from lightning_hp.tuning.paths import StudyPaths
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&$@:])")
+_GAP = "\u2003"
 #: lines of a traceback, rows of an audit
 _LINES = 15
 
@@ -124,7 +125,8 @@ def _stages(view: StudyView, number: int) -> str:
     if not rows:
         return ""
     body = grid(["stage", "trials", "complete", "pruned", "failed", "best"], rows, "llrrrl")
-    return f"### Stages\n\n{body}\n\n{_ranges(view)}".rstrip()
+    ranges = _ranges(view)
+    return f"### Stages\n\n{body}" + (f"\n\nWhere they looked:\n\n{ranges}" if ranges else "")
 
 
 def _ranges(view: StudyView) -> str:
@@ -138,7 +140,8 @@ def _ranges(view: StudyView) -> str:
                 cells.append("default")
                 continue
             low, high = stage.interval(p.stored_name)
-            ends = [md(value_text(p, p.natural(p.at(u)))) for u in (low + 1e-9, high - 1e-9)]  # type: ignore[arg-type]
+            inset = 1e-9 if p.cardinality is not None else 0.0  # a whole number or a choice owns an interval
+            ends = [md(value_text(p, p.natural(p.at(u)))) for u in (low + inset, high - inset)]  # type: ignore[arg-type]
             cells.append(" to ".join(dict.fromkeys(ends)))
         rows.append([p.tier, md(p.name), *cells])
     return grid(["tier", "searched", *(md(s.name) for s in stages)], rows, "l" * (2 + len(stages))) if stages else ""
@@ -159,7 +162,9 @@ def _mattered(view: StudyView, evidence: Mapping[str, Any]) -> str:
         why = evidence.get("why_not_measured")
         return f"### What mattered\n\n{md(str(why))}" if why else ""
     parts = ["### What mattered"]
-    if rows:
+    if not any(one.get("effect") for one in measured.values()):
+        parts.append(NO_EFFECT)
+    elif rows:
         parts.append(grid(["hyperparameter", "assumed tier", "measured", "part of the effect"], rows, "lllr"))
     if disagree:
         parts.append(bullets(disagree))
@@ -225,9 +230,13 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    """A table; cells are Markdown. ``align`` has a letter a column: l or r."""
-    rule = "|".join("--:" if a == "r" else "---" for a in align)
-    return "\n".join([f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
+    """A table; cells are Markdown. ``align`` has a letter a column: l or r.
+
+    The dashboard draws tables without any space between columns, so an em space ends every cell but the last.
+    """
+    rule = "|".join("--:" if a == "r" else ":--" for a in align)
+    lines = [f"| {f'{_GAP} | '.join(row)} |" for row in (head, *rows)]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
 def _ordinal(number: int) -> str:
