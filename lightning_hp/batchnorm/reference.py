@@ -142,8 +142,8 @@ class InputMoments:
             return
         sums = torch.tensor(
             [
-                float((row_means / variance)[alive].mean()) * x.shape[0],
-                float((row_spread / variance.square())[alive].mean()) * x.shape[0],
+                float((row_means / variance)[alive].mean()) * degrees,
+                float((row_spread / variance.square())[alive].mean()) * degrees,
                 degrees,
             ],
             dtype=torch.float64,
