@@ -23,10 +23,10 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
-import lightning.pytorch as pl
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.callbacks.auditor import BatchNormAuditor
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder, quiet
 from lightning_hp.tuning.config import ConfigError, TuneConfig
 from lightning_hp.tuning.objective import DIVERGED, OUT_OF_MEMORY, Outcome, run_trial, structure, trial_seed
@@ -108,9 +108,7 @@ class StudyRunner:
             study_name=config.name,
             storage=storage,
             sampler=self.sampler,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=6, n_warmup_steps=3)
-            if config.prune
-            else optuna.pruners.NopPruner(),
+            pruner=self.sampler.pruner() if config.prune else optuna.pruners.NopPruner(),
         )
 
     # --- the loop ---
@@ -202,6 +200,7 @@ class StudyRunner:
         return False
 
     def _run(self, trial: optuna.Trial, arguments: dict[str, Any]) -> None:
+        auditor = self._auditor(trial.number) if self.config.audit else None
         outcome = run_trial(
             trial,
             arguments,
@@ -211,7 +210,7 @@ class StudyRunner:
             self.description.mode,
             trial_seed(self.description.seed, trial.number),
             self.max_epochs,
-            callbacks=self._callbacks(trial.number),
+            callbacks=[] if auditor is None else [auditor],
             prune=self.config.prune,
         )
         if outcome.stop is not None:
@@ -220,12 +219,15 @@ class StudyRunner:
                 with contextlib.suppress(OSError):
                     trial.set_user_attr("deaths", 0)
             raise outcome.stop
+        if auditor is not None and auditor.result().get("layers"):
+            outcome.attributes["audit"] = auditor.counts()
         self._tell(trial, outcome)
         self._announce(trial)
         drop_checkpoints(self.study, self.paths, self.config.keep_checkpoints)
 
-    def _callbacks(self, number: int) -> list[pl.Callback]:
-        return []
+    def _auditor(self, number: int) -> BatchNormAuditor:
+        """Looks at the BatchNorm layers once, at the end of a trial; writes ``audit.json`` into its folder."""
+        return BatchNormAuditor(on_finding="log", dirpath=self.paths.trial(number).root)
 
     def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         if outcome.diverged:
