@@ -99,7 +99,7 @@ def test_population_statistics_refuse_what_they_cannot_do() -> None:
     model, steps = net(), steps_of(data(), 60)
     with pytest.raises(ValueError, match="`steps` must hold at least one"):
         population_statistics(model, [])
-    with pytest.raises(ValueError, match="`method` must be one of .* got 'best'"):
+    with pytest.raises(ValueError, match=r"`method` must be one of .* got 'best'"):
         population_statistics(model, steps, method="best")
     with pytest.raises(ValueError, match=r"`layers` must name tracked layers .* got \['2'\]"):
         population_statistics(model, steps, layers=["2"])

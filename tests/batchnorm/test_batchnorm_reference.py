@@ -81,7 +81,7 @@ def test_ratio_to_noise_is_one_for_new_rows_of_the_same_kind(conv: bool, count: 
 def test_shift_names_the_first_layer_hit(conv: bool) -> None:
     net = trained(conv)
     reference = seen(net, rows(1000, 100))
-    first = list(find_layers(net))[0]
+    first = next(iter(find_layers(net)))
     found = shift_findings(compare(reference, seen(net, rows(256, 7) + 2.0)))
     assert [(f.id, f.layer) for f in found] == [("DR01", first)]
     found = shift_findings(compare(reference, seen(net, rows(256, 7) * 3.0)), disagreement=0.2)

@@ -279,7 +279,7 @@ def test_rules_and_thresholds_can_be_changed_and_wrong_names_are_refused() -> No
     assert audit(snapshot, thresholds={"var_error": 0.3})[0].severity == "ERROR"
     with pytest.raises(ValueError, match=r"`rules` must hold ids .* got \['BN99'\]"):
         audit(snapshot, rules=["BN99"])
-    with pytest.raises(ValueError, match="`thresholds` must use names .* got 'nope'"):
+    with pytest.raises(ValueError, match=r"`thresholds` must use names .* got 'nope'"):
         audit(snapshot, thresholds={"nope": 1.0})
 
 

@@ -56,7 +56,8 @@ def test_merged_moments_equal_those_of_all_values_at_once(centre: float, shape: 
         total = total.merge(Moments.of(part))
     flat = x.double().transpose(0, 1).reshape(3, -1)
     torch.testing.assert_close(total.mean, flat.mean(1), rtol=1e-6, atol=1e-6)
-    # float32 input at mean 1e4 carries 1e-3 of rounding per value; the variance must not be off by more than that explains
+    # float32 input at mean 1e4 carries 1e-3 of rounding per value; the variance must not be off by more than that
+    # explains
     torch.testing.assert_close(total.variance(), flat.var(1), rtol=2e-3 if centre else 1e-5, atol=0.0)
     assert total.n == flat.shape[1]
 
