@@ -9,12 +9,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 DONE, ERROR, USAGE = 0, 1, 2
 INTERRUPTED, TERMINATED = 130, 143
+#: columns of what is printed to a file or a pipe
+PLAIN_WIDTH = 200
 #: options of ``tune`` that replace a key of ``tune.yaml``, and where the key is
 _OVERRIDES = {
     "trials": ("budget", "trials"),
@@ -76,6 +81,13 @@ def _say(text: str) -> None:
 
 def _show(text: str) -> None:
     sys.stdout.write(text + "\n")
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal, as wide as a table may get, since nobody is there to see it wrap."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
 
 
 def _parser() -> ArgumentParser:
@@ -179,8 +191,6 @@ def _tune(given: Namespace) -> int:
         StudyRunner(config, builder).work()
         return DONE
 
-    from rich.console import Console
-
     from lightning_hp.tuning.engines import run
     from lightning_hp.tuning.progress import StudyDisplay
     from lightning_hp.tuning.summary import summarise
@@ -196,7 +206,7 @@ def _tune(given: Namespace) -> int:
     with StudyDisplay(config.name, config.budget.trials, config.monitor, config.mode, workers) as display:
         shown.append(display)
         result = run(config, builder, listen, command)
-    summarise(result, Console())
+    summarise(result, _console())
     return DONE
 
 
@@ -243,11 +253,9 @@ def _best(given: Namespace) -> int:
     elif given.json:
         _show(paths.result.read_text(encoding="utf-8").rstrip())
     else:
-        from rich.console import Console
-
         from lightning_hp.tuning.summary import show_result
 
-        show_result(json.loads(paths.result.read_text(encoding="utf-8")), Console())
+        show_result(json.loads(paths.result.read_text(encoding="utf-8")), _console())
     return DONE
 
 
@@ -260,11 +268,9 @@ def _report(given: Namespace) -> int:
     if given.json:
         _show(paths.evidence.read_text(encoding="utf-8").rstrip())
         return DONE
-    from rich.console import Console
-
     from lightning_hp.tuning.summary import show_evidence
 
-    show_evidence(json.loads(paths.evidence.read_text(encoding="utf-8")), Console())
+    show_evidence(json.loads(paths.evidence.read_text(encoding="utf-8")), _console())
     _show(str(written))
     return DONE
 
@@ -281,11 +287,9 @@ def _sample(given: Namespace) -> int:
 
 
 def _space(given: Namespace) -> int:
-    from rich.console import Console
-
     from lightning_hp.tuning.summary import show_space
 
-    show_space(given.config, given.trials, Console())
+    show_space(given.config, given.trials, _console())
     return DONE
 
 

@@ -109,6 +109,17 @@ class Toy(pl.LightningModule):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class DyingOnce(Toy):
+    """The first process that comes to trial 3 dies there."""
+
+    def training_step(self, batch, batch_idx):
+        folder = Path(self.trainer.default_root_dir)
+        if folder.name == "0003" and not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().training_step(batch, batch_idx)
+
+
 class LinkedToy(Toy):
     """Needs a size that only the data knows."""
 
@@ -143,6 +154,7 @@ TUNE_YAML = """\
 name: toy
 config: train.yaml
 budget: {trials: 3, max_epochs: 2}
+prune: false
 space:
   model.init_args.learning_rate: {low: 1.0e-4, high: 1.0, scale: log, tier: A, default: 0.5}
   model.init_args.momentum: {low: 0.5, high: 0.99, scale: one_minus_log, tier: B, default: 0.9}

@@ -98,7 +98,10 @@ class CliBuilder:
             ConfigError: Naming the file or the key.
         """
         unseeded = {"seed_everything": False}  # the caller's random state stays as it is
-        self._cli(unseeded, [], instantiate=False)
+        try:
+            self._cli(unseeded, [], instantiate=False)
+        except ConfigError as error:
+            raise ConfigError(f"`config` must be a LightningCLI file, got {str(self.config)!r}: {error}") from None
         arguments = space.arguments(space.defaults())
         with contextlib.suppress(ConfigError):
             self._cli({**arguments, **unseeded}, [], instantiate=False)
