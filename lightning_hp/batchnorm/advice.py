@@ -136,7 +136,7 @@ def _only_regulariser(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     if not trained or not bare or facts.train_metric is None or facts.val_metric is None:
         return []
     gap = facts.val_metric - facts.train_metric
-    if gap <= 0.02 or gap <= limits["generalisation_gap"] * abs(facts.train_metric):
+    if gap <= 0.05 or gap <= limits["generalisation_gap"] * abs(facts.train_metric):
         return []
     return [
         _advice(

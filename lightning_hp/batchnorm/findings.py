@@ -87,7 +87,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "shift_mean": Threshold(0.20, "effect floor, so that huge samples do not alarm about nothing"),
     "shift_var": Threshold(0.30, "effect floor"),
     "shift_disagree": Threshold(0.05, "share of predictions that change with target statistics"),
-    "generalisation_gap": Threshold(0.25, "validation loss over training loss, minus one"),
+    "generalisation_gap": Threshold(0.5, "validation loss over training loss, minus one"),
 }
 
 PRIORITY: tuple[str, ...] = (
