@@ -235,14 +235,16 @@ class PythonBuilder:
         self._split(space.arguments(space.defaults()))
 
     def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        takers = {"module": _accepted(self.module), "data": _accepted(self.data) if callable(self.data) else set()}
+        takers = {"module": _accepted(self.module), "data": _accepted(self.data) if callable(self.data) else Taken()}
         split: dict[str, dict[str, Any]] = {"module": {}, "data": {}}
         for key, value in arguments.items():
             name = key.split(".")[-1]
             root = {"model": "module", "module": "module", "data": "data"}.get(key.split(".")[0] if "." in key else "")
-            fits = [p for p in ([root] if root else takers) if takers[p] is None or name in (takers[p] or ())]
+            asked = [root] if root else list(takers)
+            # who names an argument takes it before who takes anything
+            fits = [p for p in asked if name in takers[p].names] or [p for p in asked if takers[p].anything]
             if not fits:
-                module, data = (", ".join(sorted(takers[p] or ())) or "nothing" for p in ("module", "data"))
+                module, data = (", ".join(sorted(takers[p].names)) or "nothing" for p in ("module", "data"))
                 raise ConfigError(
                     f"`space.{key}` must be an argument of the module ({module}) or of the data module ({data})"
                 )
@@ -251,12 +253,18 @@ class PythonBuilder:
         return split["module"], split["data"]
 
 
-def _accepted(made: Callable[..., Any]) -> set[str] | None:
-    """The argument names that a callable takes, None if it takes any."""
+@dataclass(frozen=True)
+class Taken:
+    """The arguments that a callable takes: by name, and whether it takes any other."""
+
+    names: frozenset[str] = frozenset()
+    anything: bool = False
+
+
+def _accepted(made: Callable[..., Any]) -> Taken:
     parameters = inspect.signature(made).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters}
+    named = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return Taken(named, any(p.kind is p.VAR_KEYWORD for p in parameters))
 
 
 def _csv_logger(folder: Path) -> dict[str, Any]:

@@ -217,6 +217,15 @@ def test_keys_are_routed_to_module_and_data():
     assert builder.build({}, Path("t"), 0, max_epochs=2).trainer.max_epochs == 2
 
 
+def test_who_names_an_argument_takes_it_before_who_takes_anything():
+    def module(**hyperparameters):
+        assert set(hyperparameters) == {"learning_rate"}
+        return Routed(**hyperparameters)
+
+    built = PythonBuilder(module, toy.ToyData, TRAINER).build({"learning_rate": 0.5, "batch_size": 2}, Path("t"), 0)
+    assert (built.model.learning_rate, built.data.batch_size) == (0.5, 2)
+
+
 def test_layers_arrive_as_a_list(studies):
     seen = []
 
