@@ -2,6 +2,7 @@
 (function () {
   'use strict';
   const colours = { good: '#1a7f4b', warn: '#a96408', bad: '#c2382e', dim: '#5d656f' };
+  const prefix = 'readOnly' in document.currentScript.dataset ? 'read-only · ' : '';
   const line = document.createElement('a');
   line.id = 'hp-banner';
   line.href = '/hp/';
@@ -11,7 +12,7 @@
     'white-space:nowrap;overflow:hidden;text-overflow:ellipsis;box-shadow:0 1px 6px rgba(0,0,0,.3)';
   let shown = null;
   function say(text, tone) {
-    line.textContent = text;
+    line.textContent = prefix + text;
     line.style.background = colours[tone] || colours.dim;
     if (!line.isConnected) document.body.appendChild(line);
   }

@@ -35,7 +35,7 @@ from lightning_hp.dashboard.view import NEUTRAL, StudyView, curve_of, finite, va
 __all__ = ["best_so_far", "contour", "curves", "history", "importance", "study_figures", "zoom_funnel", "zoom_grid"]
 
 #: fewest trials that a landscape is drawn from
-FEWEST_FOR_LANDSCAPE = 8
+FEWEST_FOR_LANDSCAPE = 6
 #: most trials drawn in a figure of the dashboard, which sends it again at each poll
 FEW_POINTS = 150
 SEVERITY_COLOURS = {"ERROR": BAD, "WARN": "#d9822b", "INFO": NEUTRAL}

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 #: waitress threads; a page asks for a few things at once, and a poll of a big study takes a while
 THREADS = 8
 _NUMBERED = re.compile(r"^/hp/(status|report)/(\d{1,15})$")
-_SCRIPT = b'<script defer src="/hp/banner.js"></script></body>'
+_SCRIPT = '<script defer src="/hp/banner.js"{}></script></body>'
 
 
 def serve(
@@ -93,7 +93,7 @@ def make_server(
             f"`host` must be this machine's own (127.0.0.1) where there is no password, got {host!r}; "
             f"set {PASSWORD_VARIABLE} or give a password file"
         )
-    guarded = Guard(application(shelf_of(target)), {*names_of(host), *hosts}, password, read_only)
+    guarded = Guard(application(shelf_of(target), read_only), {*names_of(host), *hosts}, password, read_only)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, port), family=family)
     return create_server(guarded, sockets=[listening], threads=THREADS, ident="lightning-hp")
@@ -184,13 +184,19 @@ def shelf_of(target: str | Path | BaseStorage) -> Shelf:
     )
 
 
-def application(shelf: Shelf) -> Application:
-    """Optuna's dashboard and our pages as one WSGI application, without the guard."""
+def application(shelf: Shelf, read_only: bool = False) -> Application:
+    """Optuna's dashboard and our pages as one WSGI application, without the guard.
+
+    Args:
+        shelf: The studies.
+        read_only: Whether every page says that nothing can be changed (the guard sees to it).
+    """
     from optuna_dashboard import wsgi
 
     _order_figures()
     dashboard: Application = wsgi(shelf, artifact_store=ShelfArtifacts(shelf))
     banner = files(__package__).joinpath("banner.js").read_bytes()
+    script = _SCRIPT.format(" data-read-only" if read_only else "").encode()
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
@@ -204,7 +210,7 @@ def application(shelf: Shelf) -> Application:
         if numbered:
             return _of_study(shelf, numbered[1], int(numbered[2]), start_response)
         if path.startswith("/dashboard"):
-            return _with_banner(dashboard, environ, start_response)
+            return _with_banner(dashboard, script, environ, start_response)
         return dashboard(environ, start_response)
 
     return answer
@@ -251,7 +257,7 @@ def _start_page(shelf: Shelf) -> str:
 
 
 def _with_banner(
-    dashboard: Application, environ: dict[str, Any], start_response: Callable[..., Any]
+    dashboard: Application, script: bytes, environ: dict[str, Any], start_response: Callable[..., Any]
 ) -> Iterable[bytes]:
     """The dashboard's page with our script added at its end; unchanged where it has no end that we know."""
     asked = {
@@ -273,7 +279,7 @@ def _with_banner(
     status, headers = started
     if status.startswith("200") and b"</body>" in body:
         head, _, tail = body.rpartition(b"</body>")
-        body = head + _SCRIPT + tail
+        body = head + script + tail
         dropped = ("content-length", "last-modified", "etag")
         headers = [h for h in headers if h[0].lower() not in dropped] + [("Content-Length", str(len(body)))]
     start_response(status, headers)

@@ -150,7 +150,7 @@ def test_a_page_without_an_end_is_passed_on_unchanged():
         return [b"odd!"]
 
     seen = []
-    assert module._with_banner(odd, {}, lambda status, headers: seen.append(headers)) == [b"odd!"]
+    assert module._with_banner(odd, b"x", {}, lambda status, headers: seen.append(headers)) == [b"odd!"]
     assert seen == [[("Content-Length", "4")]]
 
 
