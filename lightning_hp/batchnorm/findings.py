@@ -85,6 +85,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "gamma_shrink": Threshold(0.50, "share of the median |gamma| lost during training"),
     "shift_ratio": Threshold(2.0, "measured: 99% quantile of resampled validation data 1.5 to 1.7, maximum 2.03"),
     "shift_mean": Threshold(0.20, "effect floor, so that huge samples do not alarm about nothing"),
+    "shift_row_mean": Threshold(0.50, "the same for maps, in sds of a row's mean; measured: noise of 0.1 up to 0.34"),
     "shift_var": Threshold(0.30, "effect floor"),
     "shift_disagree": Threshold(0.05, "share of predictions that change with target statistics"),
     "generalisation_gap": Threshold(0.5, "validation loss over training loss, minus one"),

@@ -173,7 +173,12 @@ class InputMoments:
 
 @dataclass(frozen=True)
 class LayerShift:
-    """Shift of one layer's input: effect sizes and ratios to noise, see the module docstring."""
+    """Shift of one layer's input: effect sizes and ratios to noise, see the module docstring.
+
+    `row_d` is the mean's shift in standard deviations of a row's own mean. Without spatial dimensions it equals `d`.
+    In a map a row's mean varies much less than its pixels, so a shift can be small against pixels and large against
+    rows.
+    """
 
     layer: str
     d: float
@@ -181,10 +186,12 @@ class LayerShift:
     lv: float
     ratio_lv: float
     rows: float
+    row_d: float = 0.0
 
     def hit(self, limits: Mapping[str, float]) -> bool:
         """True when an effect is large and beyond noise."""
-        by_mean = self.d > limits["shift_mean"] and self.ratio_d > limits["shift_ratio"]
+        large = self.d > limits["shift_mean"] or self.row_d > limits["shift_row_mean"]
+        by_mean = large and self.ratio_d > limits["shift_ratio"]
         by_var = self.lv > limits["shift_var"] and self.ratio_lv > limits["shift_ratio"]
         return self.rows >= 16 and (by_mean or by_var)
 
@@ -214,6 +221,7 @@ def compare(reference: Reference, seen: Reference, eps: float = 1e-5) -> list[La
                 lv,
                 lv / math.sqrt(max(old.var_spread * rows, 1e-12)),
                 new.rows,
+                d / math.sqrt(max(old.mean_spread, 1e-12)),
             )
         )
     return shifts
