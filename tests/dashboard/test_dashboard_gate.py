@@ -1,0 +1,92 @@
+"""The stage gate: a person's answer as the dashboard stores it, nobody's answer, and a study left alone."""
+
+import http.client
+import json
+
+import optuna
+import pytest
+from conftest import serving
+from optuna.trial import TrialState
+from optuna_dashboard import get_note
+
+from lightning_hp.dashboard.gate import ask
+
+
+class Clock:
+    """Time that passes by sleeping only; ``act`` is done at the third sleep."""
+
+    def __init__(self, act=None):
+        self.now, self.sleeps, self.act = 0.0, 0, act
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        assert seconds > 0
+        self.now += seconds
+        self.sleeps += 1
+        if self.act is not None and self.sleeps == 3:
+            self.act()
+
+
+@pytest.fixture
+def study():
+    made = optuna.create_study(study_name="digits", storage=optuna.storages.InMemoryStorage())
+    made.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    return made
+
+
+def gate_of(study):
+    return optuna.load_study(study_name="digits gate", storage=study._storage)
+
+
+@pytest.mark.parametrize(("value", "answer"), [(0.0, "zoom here"), (1.0, "widen"), (2.0, "stop")])
+def test_the_answer_given_in_the_page_is_returned(study, value, answer):
+    """The form is sent as the page sends it: values for the objectives, to the trial."""
+    with serving(study._storage) as port:
+
+        def submit():
+            trial = gate_of(study).trials[-1]
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            body = json.dumps({"state": "Complete", "values": [value]})
+            connection.request(
+                "POST", f"/api/trials/{trial._trial_id}/tell", body, {"Content-Type": "application/json"}
+            )
+            status = connection.getresponse().status
+            connection.close()
+            assert status == 204
+
+        clock = Clock(submit)
+        assert ask(study, "Stage 2 is done.", 60, sleep=clock.sleep, clock=clock) == answer
+    assert clock.sleeps == 3
+    assert gate_of(study).user_attrs["answer 0"] == answer
+
+
+def test_nobody_answers(study):
+    clock = Clock()
+    assert ask(study, "?", 5, sleep=clock.sleep, clock=clock) is None
+    assert clock.now == pytest.approx(5)
+    assert [t.state for t in gate_of(study).trials] == [TrialState.FAIL]
+    assert gate_of(study).user_attrs["answer 0"] == "nobody answered"
+
+
+def test_the_tuned_study_is_not_touched_and_questions_add_up(study):
+    before = study._storage.get_all_trials(study._study_id)
+    for question in ("first", "second"):
+        clock = Clock()
+        ask(study, question, 1, sleep=clock.sleep, clock=clock)
+    assert study._storage.get_all_trials(study._study_id) == before
+    gate = gate_of(study)
+    assert [get_note(optuna.trial.Trial(gate, t._trial_id)) for t in gate.trials] == ["first", "second"]
+
+
+def test_a_question_that_was_dismissed_in_the_page_ends_the_wait(study):
+    clock = Clock(lambda: gate_of(study).tell(0, state=TrialState.FAIL))
+    assert ask(study, "?", 1000, sleep=clock.sleep, clock=clock) is None
+    assert clock.sleeps == 3
+
+
+@pytest.mark.parametrize("choices", [[], ["a"], ["a", "a"]])
+def test_choices_are_checked(study, choices):
+    with pytest.raises(ValueError, match="`choices` must be at least two different answers"):
+        ask(study, "?", 1, choices)
