@@ -20,8 +20,8 @@ from lightning_hp.batchnorm.statistics import Moments, find_layers, recover_batc
 
 __all__ = ["TrainingWatch"]
 
-_RECORD_EVERY = 8  # batches; a recorded step costs a copy of its inputs
-_COUNT_EVERY = 10  # batches; counters say the same whenever they are read
+_RECORD_EVERY = 16  # batches; a recorded step costs a copy of its inputs
+_COUNT_EVERY = 50  # batches; counters say the same whenever they are read
 _FIRST_STEPS = 8  # recorded at once, so that short runs have something to replay
 _RECOVERED = 64  # batch moments kept for models whose calls cannot be recorded
 

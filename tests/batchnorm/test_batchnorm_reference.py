@@ -120,7 +120,7 @@ def test_recovered_moments_see_a_wrong_variance_without_any_forward() -> None:
         net(rows(64, index))
         watch.after_batch(index)
     assert watch.steps == []
-    assert len(watch.recovered["1"]) == 38
+    assert len(watch.recovered["1"]) == 19
     good = recovered_snapshot(net, watch.recovered, watch.facts())
     d, _, lv, _ = good.errors("1")  # type: ignore[misc]
     assert d < 0.1
