@@ -1,6 +1,6 @@
 """How good a configuration each tuner has found after the same number of epochs, on 34 tasks with real learning curves.
 
-    python benchmarks/search_efficiency.py DATA --tuners lightning_hp TPE GP --seeds 3 --jobs-note "idle machine"
+    OMP_NUM_THREADS=1 python benchmarks/search_efficiency.py DATA --seeds 3 [--space dummies] [--tasks held-out]
 
 DATA is a folder with ``lcbench.py`` and ``lcbench/``: the surrogate of LCBench (Zimmer, Lindauer, Hutter 2021,
 "Auto-PyTorch Tabular") that YAHPO Gym publishes (Pfisterer et al. 2022, github.com/slds-lmu/yahpo_data, folder
@@ -25,6 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,8 @@ DUMMIES = {
     "epsilon": {"low": 1e-10, "high": 1e-3, "scale": "log", "tier": "D", "default": 1e-8},
     "learning_rate_decay": {"low": 1e-3, "high": 0.3, "scale": "log", "tier": "C", "default": 1e-2},
 }
+#: Trials planned: the budget is in epochs, and about half of the trials are stopped early.
+PLANNED = 80
 Pair = tuple[optuna.samplers.BaseSampler, optuna.pruners.BasePruner]
 
 
@@ -68,13 +71,18 @@ def make_space(bench: ModuleType, kind: str) -> SearchSpace:
     return SearchSpace.from_dict(mapping | (DUMMIES if kind == "dummies" else {}))
 
 
-def _ours(**options: Any) -> Callable[[SearchSpace, int, int], Pair]:
+def _ours(
+    part: str = "", pruner: bool = True, curves: bool = True, plan: str = "default"
+) -> Callable[[SearchSpace, int, int], Pair]:
     def make(space: SearchSpace, seed: int, steps: int) -> Pair:
         from lightning_hp.search.sampler import CoarseToFineSampler
 
-        # the number of trials is not known when epochs are the budget; 40 full trainings is what is promised
-        sampler = CoarseToFineSampler(space, n_trials=40, max_steps=steps, seed=seed, **options)
-        return sampler, sampler.pruner()
+        if part == "tiers":  # all alike: no tier says how much a parameter matters, or how far its default is trusted
+            space = SearchSpace(tuple(replace(p, tier="B") for p in space.parameters), space.entries)
+        sampler = CoarseToFineSampler(space, PLANNED, steps if curves else None, seed=seed, plan=plan)
+        if part == "zoom":
+            sampler.planned = sampler.planned[:-1]
+        return sampler, sampler.pruner() if pruner else optuna.pruners.NopPruner()
 
     return make
 
@@ -99,6 +107,12 @@ def _none(steps: int) -> optuna.pruners.BasePruner:
 
 TUNERS: dict[str, Callable[[SearchSpace, int, int], Pair]] = {
     "lightning_hp": _ours(),
+    "ours, plan opening": _ours(plan="opening"),
+    "ours, plan tiers": _ours(plan="tiers"),
+    "ours, tiers all alike": _ours("tiers"),
+    "ours, no zoom": _ours("zoom"),
+    "ours, no pruner": _ours(pruner=False),
+    "ours, no curves": _ours(pruner=False, curves=False),
     "TPE": _peer(_tpe, _none),
     "TPE + SuccessiveHalving": _peer(
         _tpe, lambda steps: optuna.pruners.SuccessiveHalvingPruner(min_resource=3, reduction_factor=3)
@@ -108,6 +122,7 @@ TUNERS: dict[str, Callable[[SearchSpace, int, int], Pair]] = {
     "GP": _peer(_gp, _none),
     "random": _peer(lambda seed: optuna.samplers.RandomSampler(seed=seed), _none),
 }
+DEFAULT_TUNERS = [name for name in TUNERS if not name.startswith("ours")]
 
 
 def run(bench: ModuleType, tuner: str, kind: str, task: str, seed: int, budget: int = max(GRID)) -> dict[str, Any]:
@@ -182,7 +197,7 @@ def plot(rows: Iterable[dict[str, Any]], tuners: Iterable[str], path: Path, titl
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with lcbench.py and lcbench/")
-    parser.add_argument("--tuners", nargs="+", default=list(TUNERS), choices=list(TUNERS), metavar="TUNER")
+    parser.add_argument("--tuners", nargs="+", default=DEFAULT_TUNERS, choices=list(TUNERS), metavar="TUNER")
     parser.add_argument("--space", choices=("plain", "dummies"), default="plain")
     parser.add_argument("--tasks", default="dev", help="dev, held-out, or task ids joined by commas")
     parser.add_argument("--seeds", type=int, default=3)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -100,6 +101,7 @@ class CoarseToFineSampler(BaseSampler):
         in_order = "opening" if plan == "default" and base is not None else plan
         self.planned = plan_stages(self.space, self.n_trials, opens_from, in_order)
         self._engine = Engine(self.space, self.max_steps)
+        self._beyond: tuple[object, int, IntersectionSearchSpace] | None = None
         self._parameters = {p.stored_name: p for p in self.space.parameters}
 
     # --- what else is told ---
@@ -128,8 +130,18 @@ class CoarseToFineSampler(BaseSampler):
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The full ranges of the space, and what the base sampler models beyond it."""
         _check_single(study)
-        beyond = self._base_for(trial, "").infer_relative_search_space(study, trial)
+        if self.base is not None:
+            beyond = self.base.infer_relative_search_space(study, trial)
+        else:
+            beyond = {n: d for n, d in self._intersection(study).calculate(study).items() if not d.single()}
         return {**{n: d for n, d in beyond.items() if n not in self._parameters}, **self.space.distributions}
+
+    def _intersection(self, study: Study) -> IntersectionSearchSpace:
+        """What TPE would model jointly; kept for the latest study, since it reads each trial once only."""
+        held = self._beyond
+        if held is None or held[0] is not study._storage or held[1] != study._study_id:
+            held = self._beyond = (study._storage, study._study_id, IntersectionSearchSpace(include_pruned=True))
+        return held[2]
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -246,12 +258,13 @@ class CoarseToFineSampler(BaseSampler):
         """No two trials share the value of an open float: base samplers like to repeat the edges of a box."""
         assert stage.box is not None
         others = study._get_trials(deepcopy=False, states=_ASKED, use_cache=True)
+        params = [t.params for t in others if t.number != trial.number]  # a property, slow to ask for
         for parameter in self.space.parameters:
             name = parameter.stored_name
             if not isinstance(parameter, Float) or parameter.tier not in stage.tiers:
                 continue
             low, high = stage.box[name]
-            taken = {t.params[name] for t in others if name in t.params and t.number != trial.number}
+            taken = {held[name] for held in params if name in held}
             rng = self._rng(trial.number, name)
             while values[name] in taken:
                 unit = float(parameter.unit([values[name]])[0])
