@@ -33,6 +33,20 @@ def test_ticks_lie_where_their_labels_say(parameter, most):
     assert back == pytest.approx(positions, abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("index", "labels"),
+    [
+        (0, ["0.0001", "0.001", "0.01", "0.1", "1"]),
+        (4, ["0.9", "0.99", "0.999"]),
+        (7, ["0", "0.1", "0.2", "0.3", "0.4", "0.5"]),
+        (9, ["50", "100", "150", "200", "250"]),
+        (10, ["1", "2", "3", "4"]),
+    ],
+)
+def test_ticks_are_round(index, labels):
+    assert ticks(RANGES[index])[1] == labels
+
+
 def test_every_choice_or_an_even_part_of_them_is_labelled():
     assert ticks(Choice("batch", (32, 64, 128, 256)))[1] == ["32", "64", "128", "256"]
     positions, labels = ticks(Choice("many", tuple("abcdefghijkl")), 6)

@@ -5,11 +5,13 @@ import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
+import plotly.graph_objects as go
 import pytest
 from conftest import STEPS, made_trial
 from optuna.trial import TrialState
 
 from lightning_hp.dashboard import report
+from lightning_hp.dashboard.page import Page
 from lightning_hp.dashboard.report import write_report
 from lightning_hp.dashboard.view import StudyView
 from lightning_hp.ledger import events, records
@@ -199,3 +201,12 @@ def test_a_ledger_that_is_none_is_left_out(made, paths, caplog):
     seen = Reader(write_report(made([made_trial(0.5, 1.0)]), paths, {}, {}, NOW).read_text()).seen
     assert "When to look again" not in seen
     assert report.verdict_of(paths, "made", NOW) is None
+
+
+def test_a_figure_cannot_end_its_script():
+    page = Page("t")
+    name = "</script><script>alert(1)</script>"
+    body = page.plot(go.Figure(go.Scatter(x=[1], y=[2], name=name)), "alternative")
+    text = page.html(body)
+    assert name not in text
+    assert json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])["plot-1"]["data"][0]["name"] == name
