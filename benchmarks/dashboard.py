@@ -1,6 +1,6 @@
 """How fast is the dashboard on a big study? Ours against plain `optuna-dashboard`, on the same database, in one run.
 
-Run: python benchmarks/dashboard.py --trials 5000 --steps 30      (about five minutes; --folder keeps the database)
+Run: python benchmarks/dashboard.py --trials 5000 --steps 30      (a few minutes; --folder keeps the database)
 
 Rows: our server and the command `optuna-dashboard` on the same SQLite file, and our server on curves thinned to fewer
 reports. Columns: first answer of /api/studies/ID, a poll of a page that is open, importances, the first page
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -50,21 +51,47 @@ def build(url: str, folder: Path, trials: int, steps: int) -> None:
     for number in range(trials):
         value = float(np.sum((units[number] - 0.4) ** 2) + 0.01 * rng.uniform())
         failed = number % 50 == 7
-        params = space.at(units[number])
         stage = next(s for s in reversed(sampler.planned) if number >= s.first)
         about = {"stage": stage.name, "stage_index": stage.index, "tier": stage.tier, "seconds": 3.0, "seed": number}
         made.append(
             create_trial(
                 state=TrialState.FAIL if failed else TrialState.COMPLETE,
                 value=None if failed else value,
-                params=params,
+                params=space.at(units[number]),
                 distributions=space.distributions,
                 user_attrs=about | ({"failure": "out of memory"} if failed else {}),
                 intermediate_values={step: value + 2.0 / step for step in range(1, steps + 1)},
             )
         )
-    study.add_trials(made)
-    decorate(study, paths, force=True)
+    write(Path(url.removeprefix("sqlite:///")), study._study_id, made)
+    decorate(optuna.load_study(study_name="big", storage=url), paths, force=True)
+
+
+def write(file: Path, study: int, trials: list[optuna.trial.FrozenTrial]) -> None:
+    """Trials straight into Optuna's tables: a trial through its interface takes a tenth of a second."""
+    rows: dict[str, list[tuple[object, ...]]] = {
+        "trials (trial_id, number, study_id, state, datetime_start, datetime_complete)": [],
+        "trial_params (trial_id, param_name, param_value, distribution_json)": [],
+        "trial_values (trial_id, objective, value, value_type)": [],
+        "trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)": [],
+        "trial_user_attributes (trial_id, key, value_json)": [],
+    }
+    heads, params, values, curves, about = rows.values()
+    for number, trial in enumerate(trials):
+        key = number + 1
+        heads.append((key, number, study, trial.state.name, str(trial.datetime_start), str(trial.datetime_complete)))
+        for name, given in trial.distributions.items():
+            inside = given.to_internal_repr(trial.params[name])
+            params.append((key, name, inside, optuna.distributions.distribution_to_json(given)))
+        if trial.value is not None:
+            values.append((key, 0, trial.value, "FINITE"))
+        curves += [(key, step, value, "FINITE") for step, value in trial.intermediate_values.items()]
+        about += [(key, name, json.dumps(value)) for name, value in trial.user_attrs.items()]
+    with sqlite3.connect(file) as database:
+        for table, listed in rows.items():
+            marks = ", ".join("?" * len(listed[0]))
+            database.executemany(f"insert into {table} values ({marks})", listed)
+    database.close()
 
 
 def free_port() -> int:
