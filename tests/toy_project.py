@@ -87,7 +87,7 @@ class Toy(pl.LightningModule):
         if kind == "crash":
             raise RuntimeError("the toy broke")
         if kind == "crash_unlike":
-            raise RuntimeError(f"the toy broke with {self.learning_rate}")
+            raise RuntimeError(f"the toy broke in {Path(self.trainer.default_root_dir).name}")
         if kind == "brackets":
             raise RuntimeError("shape [/3, 4] [red]")
         if kind == "oom_torch":

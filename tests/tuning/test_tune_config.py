@@ -174,7 +174,7 @@ BAD = [
         r"`storage` must be journal or an Optuna URL such as sqlite:///study\.db, got 'study\.db'",
     ),
     ({"seed": -1}, r"`seed` must be a whole number of at least 0, got -1"),
-    ({"plan": "slow"}, r"`plan` must be one of default, tiers, got 'slow'"),
+    ({"plan": "slow"}, r"`plan` must be one of default, .*tiers, got 'slow'"),
     ({"prune": "yes please"}, r"`prune` must be true or false, got 'yes please'"),
     ({"keep_checkpoints": 0}, r"`keep_checkpoints` must be a whole number of at least 1, got 0"),
     ({"retune_after": "soon"}, r"`retune_after` must be an interval such as 30d, 12w, 3mo or 1y, got 'soon'"),
@@ -254,7 +254,7 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path):
         ({"name": "a/b"}, r"`name` must be letters"),
         ({"space": "nonsense"}, r"`space` must be a mapping or one of the presets"),
         ({"space": {"x": {"low": 1}}}, r"`space\.x\.high` is missing"),
-        ({"plan": "slow"}, r"`plan` must be one of default, tiers"),
+        ({"plan": "slow"}, r"`plan` must be one of default, .*tiers"),
         ({}, r"`budget\.max_epochs` is missing, and the Trainer has no max_epochs either"),
     ],
 )
