@@ -22,6 +22,7 @@ __all__ = ["TrainingWatch"]
 
 _RECORD_EVERY = 16  # batches; a recorded step costs a copy of its inputs
 _COUNT_EVERY = 50  # batches; counters say the same whenever they are read
+_FULL_CHECK_EVERY = 10  # batches
 _FIRST_STEPS = 8  # recorded at once, so that short runs have something to replay
 _RECOVERED = 64  # batch moments kept for models whose calls cannot be recorded
 
@@ -88,6 +89,7 @@ class TrainingWatch:
         # Looked up again now and then: some tools put new tensors in place of the buffers.
         pairs = ((x.running_mean, x.running_var) for x in self.layers.values())
         self._buffers = [b.detach() for pair in pairs for b in pair if b is not None]
+        self._quick = self._buffers[-2] if self._buffers and self._buffers[-2].device.type == "cpu" else None
         self._one_device = len({b.device for b in self._buffers}) <= 1
 
     @property
@@ -100,6 +102,10 @@ class TrainingWatch:
             return []
         return [int(v) for v in torch.stack([c.detach() for c in self._counters]).tolist()]
 
+    def wants(self, index: int, last_epoch: bool) -> bool:
+        """False if `before_batch` would do nothing; one comparison, for the many batches in between."""
+        return index % _RECORD_EVERY == 0 or last_epoch or self._batches < 2 * _FIRST_STEPS
+
     def before_batch(self, index: int, batches: float | None, last_epoch: bool) -> None:
         """Call before each training batch.
 
@@ -110,7 +116,7 @@ class TrainingWatch:
         """
         if not self.layers or (self.recorder is None and not self._recover_only):
             return
-        stride = max(self.every_n_steps, _RECORD_EVERY)
+        stride = -(-self.every_n_steps // _RECORD_EVERY) * _RECORD_EVERY
         if last_epoch and batches and math.isfinite(batches):
             stride = max(1, int(batches) // 32)
         if self._recover_only:
@@ -144,7 +150,13 @@ class TrainingWatch:
             return False
         if self._batches % self._count_every == 0:
             self.count()
-        return self._batches % self.every_n_steps == 0 and self.check(step)
+        if self._batches % self.every_n_steps:
+            return False
+        if self._batches % _FULL_CHECK_EVERY and self._batches % self._count_every and self._quick is not None:
+            # A batch that is not finite spoils every layer behind it in the same forward, so the last one tells at the
+            # price of one operation. Branches and single broken buffers wait for the next full check.
+            return not math.isfinite(float(self._quick.sum())) and self._locate(step)
+        return self.check(step)
 
     def abandon(self) -> None:
         """Take hooks off after an exception in a batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from lightning_hp.batchnorm.findings import Finding, counts
 from lightning_hp.batchnorm.snapshot import Snapshot
 from lightning_hp.batchnorm.statistics import noise_factor
 
-__all__ = ["SCHEMA", "history_row", "result_of", "table_of", "text_of"]
+__all__ = ["SCHEMA", "history_row", "result_of", "shift_result", "table_of", "text_of"]
 
 SCHEMA = 1
 _MOST_CHANNELS = 256  # vectors in audit.json are thinned evenly beyond this
@@ -102,6 +103,21 @@ def result_of(
         else {"kl": _number(gap.kl), "relative": _number(gap.relative), "disagreement": _number(gap.disagreement)},
         "layers": [layer_row(snapshot, name) for name in order],
         "history": list(history),
+    }
+
+
+def shift_result(
+    findings: Sequence[Finding], shifts: list[dict[str, Any]], history: list[dict[str, Any]], now: datetime
+) -> dict[str, Any]:
+    """The content of audit_shift.json: new data against the reference."""
+    return {
+        "schema": SCHEMA,
+        "created_at": now.isoformat(),
+        "counts": counts(findings),
+        "findings": [finding.to_dict() for finding in findings],
+        "layers": [],
+        "history": history,
+        "shift": shifts,
     }
 
 

@@ -34,7 +34,7 @@ from lightning_hp.batchnorm.snapshot import Snapshot
 from lightning_hp.batchnorm.watch import TrainingWatch
 from lightning_hp.callbacks.audit_facts import last_epoch, late_averaging, trainer_facts
 from lightning_hp.callbacks.audit_files import SHIFT_FILE, log_scalars, write_audit
-from lightning_hp.callbacks.audit_record import SCHEMA, history_row, result_of, text_of
+from lightning_hp.callbacks.audit_record import history_row, result_of, shift_result, text_of
 from lightning_hp.callbacks.audit_repair import repair_at_end
 from lightning_hp.callbacks.audit_shift import EvaluationWatch
 
@@ -171,7 +171,7 @@ class BatchNormAuditor(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether this batch is recorded."""
-        if self._watch is not None:
+        if self._watch is not None and self._watch.wants(batch_idx, self._last_epoch):
             self._watch.before_batch(batch_idx, self._batches, self._last_epoch)
 
     def on_train_batch_end(
@@ -333,15 +333,7 @@ class BatchNormAuditor(Callback):
         if self.rules is not None:
             findings = [finding for finding in findings if finding.id in self.rules]
         findings = trainer.strategy.broadcast(findings, src=0)
-        self._result = {
-            "schema": SCHEMA,
-            "created_at": self._clock().isoformat(),
-            "counts": counts(findings),
-            "findings": [finding.to_dict() for finding in findings],
-            "layers": [],
-            "history": self._history,
-            "shift": shifts,
-        }
+        self._result = shift_result(findings, shifts, self._history, self._clock())
         if shifts:
             write_audit(trainer, self.dirpath, self._result, None, SHIFT_FILE)
         self._tell(trainer, findings, early=False)
