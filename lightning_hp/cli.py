@@ -137,6 +137,14 @@ def _parser() -> ArgumentParser:
     space.add_argument("config", type=str, help="tune.yaml, or the name of a preset")
     space.add_argument("--trials", type=int, default=None, help="budget to plan for, trials")
 
+    retune = verb("retune", "Re-test a study's best on today's data; if it is beaten, refresh the study.")
+    retune.add_argument("study", type=str, help="study folder, or the name of one in runs/")
+    retune.add_argument("--config", type=str, default=None, help="tune.yaml; default the one it was tuned with")
+    retune.add_argument("--k", type=int, default=4, help="neighbours of the best that are re-tested")
+    retune.add_argument("--trials", type=int, default=None, help="length of a new study; default a third of the first")
+    retune.add_argument("--force", action="store_true", help="run the new study in any case, without a re-test")
+    retune.add_argument("--retest-only", dest="retest_only", action="store_true", help="say, but run no new study")
+
     status = verb("status", "Show what is tuned under a folder: age, next dates, what to do. Exit code 3 if due.")
     status.add_argument("paths", type=str, nargs="*", default=[], help="ledgers, or folders to search; default here")
     status.add_argument("--json", action="store_true", help="print one JSON object")
@@ -299,6 +307,48 @@ def _dashboard(given: Namespace) -> int:
     return serve_command(given.study, host=given.host, port=given.port)
 
 
+def _retune(given: Namespace) -> int:
+    from pathlib import Path
+
+    from lightning_hp.tuning.config import ConfigError, TuneConfig
+    from lightning_hp.tuning.storage import find_study
+
+    if given.k < 0:
+        raise ConfigError(f"`k` must be a whole number of at least 0, got {given.k}")
+    _, paths = find_study(given.study)
+    source = given.config or json.loads(paths.study.read_text(encoding="utf-8")).get("source")
+    if source is None:
+        raise ConfigError(f"`config` is missing: {given.study} does not say which tune.yaml it came from")
+    config = TuneConfig.from_file(Path(source))
+
+    import torch
+    from rich.console import Console
+
+    from lightning_hp.tuning.progress import StudyDisplay
+    from lightning_hp.tuning.retune import retune
+    from lightning_hp.tuning.summary import summarise
+    from lightning_hp.tuning.tune import cli_builder
+
+    if "OMP_NUM_THREADS" not in os.environ:  # as the workers that tuned it had: the same sums in the same order
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.caviar.workers))
+    with StudyDisplay(config.name, config.budget.trials, config.monitor, config.mode) as display:
+        done = retune(
+            str(paths.root),
+            config,
+            cli_builder(config),
+            k=given.k,
+            trials=given.trials,
+            test=not given.force,
+            search=not given.retest_only,
+            listen=display,
+        )
+    if done.test is not None:
+        _show(done.test.summary)
+    if done.result is not None:
+        summarise(done.result, Console())
+    return DONE
+
+
 def _status(given: Namespace) -> int:
     from lightning_hp.tuning.status_command import status_command
 
@@ -324,6 +374,7 @@ _VERBS = {
     "report": _report,
     "sample": _sample,
     "space": _space,
+    "retune": _retune,
     "status": _status,
     "postpone": _postpone,
     "dashboard": _dashboard,

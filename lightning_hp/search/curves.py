@@ -43,6 +43,7 @@ class Curve:
         fractions: Training fraction of each point on the log axis, within [0, 1], increasing, shape (k,).
         losses: Loss of each point, lower is better, NaN and inf where it diverged, shape (k,).
         state: Complete, pruned or running.
+        origin: 0 for a trial of this study, 1 for one of the study before it.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Curve:
     fractions: Array
     losses: Array
     state: TrialState
+    origin: float = 0.0
 
     @property
     def final(self) -> float:
@@ -147,6 +149,28 @@ class CurveReader:
             fractions.append(1.0)
             losses.append(self._sign * float(trial.value))
         return Curve(trial.number, unit, np.array(fractions), np.array(losses), trial.state)
+
+
+def described(curves: Sequence[Curve], most: int = 60) -> list[dict[str, list[float]]]:
+    """Curves as plain JSON types, to be kept with a later study: the best complete one first, then by last loss.
+
+    Args:
+        curves: Of one study.
+        most: At most so many.
+    """
+    told = [c for c in curves if len(c.losses) and math.isfinite(c.losses[-1]) and c.state is not TrialState.RUNNING]
+    ordered = sorted(told, key=lambda c: (not math.isfinite(c.final), c.losses[-1], c.number))
+    return [
+        {"unit": c.unit.tolist(), "fractions": c.fractions.tolist(), "losses": c.losses.tolist()}
+        for c in ordered[:most]
+    ]
+
+
+def curve_of(fields: Mapping[str, Sequence[float]]) -> Curve:
+    """A curve of an older study, from what :func:`described` gave."""
+    unit, fractions, losses = (np.array(fields[name], np.float64) for name in ("unit", "fractions", "losses"))
+    state = TrialState.COMPLETE if len(fractions) and fractions[-1] >= 1.0 else TrialState.PRUNED
+    return Curve(-1, unit, fractions, losses, state, origin=1.0)
 
 
 def position(space: SearchSpace, trial: FrozenTrial, default: Array, conditional: bool) -> Array | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from lightning_hp.search.surrogate import Compression, GaussianProcess, Priors, 
 Array = NDArray[np.float64]
 #: Fits kept: a study needs the latest, and the one before while trials finish out of order.
 _FITS_KEPT = 4
+#: Two positions this close are one configuration (distances from 1 are stored rounded).
+_SAME = 1e-6
 #: Main effects: averaged over this many points, at this many positions along each axis.
 _BASE_POINTS, _GRID = 96, 12
 
@@ -46,26 +49,34 @@ class Encoder:
     """Unit positions and training fractions to the features of the surrogate.
 
     An ordered parameter is one feature. An unordered choice is one feature a value, scaled so that two different
-    values are as far apart as the ends of a range. The training fraction is the last feature.
+    values are as far apart as the ends of a range. The training fraction is the last feature. Where there is an older
+    study to learn from, the feature before it tells the two apart: its length scale says how much still holds.
+
+    Args:
+        space: The parameters.
+        older: Whether there are trials of an older study.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, older: bool = False) -> None:
         self._parameters = space.parameters
+        self._older = older
         groups: list[int] = []
         for i, p in enumerate(space.parameters):
             groups += [i] * ((p.cardinality or 1) if p.is_categorical else 1)
         #: index of the length scale of each feature, shape (q,)
-        self.groups = np.array([*groups, len(space)], np.intp)
+        self.groups = np.array([*groups, *([len(space)] if older else []), len(space) + older], np.intp)
         #: index of the feature of each ordered parameter, -1 for unordered ones, shape (d,)
         starts = [groups.index(i) for i in range(len(space))]
         self.columns = np.array([-1 if p.is_categorical else s for p, s in zip(space.parameters, starts, strict=True)])
-        self.priors = Priors.of_tiers(tuple(p.tier for p in space.parameters))
+        # what set an older study apart is as likely to matter little as a parameter of tier D
+        self.priors = Priors.of_tiers((*(p.tier for p in space.parameters), *("D" if older else "")))
         self._plain = not any(p.is_categorical for p in space.parameters)
 
-    def __call__(self, units: Array, fractions: Array) -> Array:
-        """Shape (m, q) from positions of shape (m, d) and fractions of shape (m,)."""
+    def __call__(self, units: Array, fractions: Array, origins: Array | float = 0.0) -> Array:
+        """Shape (m, q) from positions of shape (m, d), and fractions and origins of shape (m,)."""
+        ends = [np.broadcast_to(origins, fractions.shape), fractions] if self._older else [fractions]
         if self._plain:
-            return np.column_stack([units, fractions])
+            return np.column_stack([units, *ends])
         blocks: list[Array] = []
         for j, p in enumerate(self._parameters):
             column = units[:, j]
@@ -75,7 +86,25 @@ class Encoder:
                 blocks.append(np.eye(n)[index] / math.sqrt(2.0))
             else:
                 blocks.append(column[:, None])
-        return np.concatenate([*blocks, fractions[:, None]], axis=1)
+        return np.concatenate([*blocks, *(end[:, None] for end in ends)], axis=1)
+
+
+def aligned(older: Sequence[Curve], curves: Sequence[Curve]) -> list[Curve]:
+    """The curves of an older study, on the level of this one.
+
+    Where a trial repeats the older study's best, what became of its loss is what the data did to all: a ratio where
+    both losses are positive, else a difference. Else the curves are as they were given.
+    """
+    if not older or not math.isfinite(older[0].final):
+        return list(older)
+    best, was = older[0].unit, older[0].final
+    again = (c.final for c in curves if c.final < math.inf and np.abs(c.unit - best).max() < _SAME)
+    repeated = next(again, None)
+    if repeated is None:
+        return list(older)
+    if was > 0 and repeated > 0:
+        return [replace(c, losses=c.losses * (repeated / was)) for c in older]
+    return [replace(c, losses=c.losses + (repeated - was)) for c in older]
 
 
 class CurveModel:
@@ -94,7 +123,8 @@ class CurveModel:
         units = np.stack([curves[i].unit for i in which])
         fractions = np.array([curves[i].fractions[j] for i, j in zip(which, where, strict=True)])
         self.compression: Compression = compress(losses)
-        self._features, self._targets = encoder(units, fractions), self.compression(losses)
+        origins = np.array([curves[i].origin for i in which])
+        self._features, self._targets = encoder(units, fractions, origins), self.compression(losses)
         self._process = GaussianProcess(self._features, self._targets, encoder.groups, encoder.priors, theta)
 
     @property
@@ -105,7 +135,7 @@ class CurveModel:
     @property
     def best(self) -> float | None:
         """The lowest final loss of a complete trial, compressed; None where no trial is complete."""
-        finals = [c.final for c in self._curves if c.final < math.inf]
+        finals = [c.final for c in self._curves if c.final < math.inf and not c.origin]
         return float(self.compression(min(finals))) if finals else None
 
     def final(self, units: Array) -> tuple[Array, Array]:
@@ -181,11 +211,12 @@ class Engine:
     Args:
         space: The parameters.
         max_steps: The step of a complete curve, None without curves.
+        older: Curves of an older study (``origin`` 1), its best trial first, to learn from as far as they still hold.
     """
 
-    def __init__(self, space: SearchSpace, max_steps: int | None) -> None:
-        self.space, self.max_steps = space, max_steps
-        self._encoder = Encoder(space)
+    def __init__(self, space: SearchSpace, max_steps: int | None, older: Sequence[Curve] = ()) -> None:
+        self.space, self.max_steps, self.older = space, max_steps, tuple(older)
+        self._encoder = Encoder(space, bool(older))
         self._reader: tuple[object, int, bool, CurveReader] | None = None
         self._fits: dict[tuple[object, ...], Array] = {}
 
@@ -203,7 +234,9 @@ class Engine:
         if not any(len(c.losses) for c in curves):
             return None
         finished = [c for c in curves if c.state is not TrialState.RUNNING and len(c.losses)]
-        first = finished[: fitted_at(len(finished))]
+        known = aligned(self.older, curves)
+        curves = [*known, *curves]
+        first = [*known, *finished[: fitted_at(len(finished))]]
         if not first:
             return CurveModel(self._encoder, curves)
         key = tuple((c.number, float(c.losses[-1]), float(c.fractions[-1])) for c in first)

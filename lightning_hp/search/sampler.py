@@ -26,6 +26,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lightning_hp.search.curves import curve_of
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Parameter
 from lightning_hp.search.proposal import starting_point
@@ -74,6 +75,9 @@ class CoarseToFineSampler(BaseSampler):
         plan: ``default``; ``opening`` for opening tiers one after the other (the default where a base is given); or
             ``tiers`` for zooming into each tier before the next opens. See :mod:`.stages`.
         opens_from: Tier to the number of trials from which it opens, where it differs from ``stages.OPENS_FROM``.
+        older: Curves of an older study of the same space (:func:`.curves.described`), its best trial first. The engine
+            learns from them as far as they still hold, which it reads off the trials of this study; best if the first
+            trial, the defaults, repeats the older study's best. Goes with the plan ``retune``.
 
     Raises:
         ValueError: If a number is out of range, or the plan or a tier is unknown.
@@ -89,6 +93,7 @@ class CoarseToFineSampler(BaseSampler):
         seed: int = 0,
         plan: str = "default",
         opens_from: Mapping[str, int] | None = None,
+        older: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.space = space if isinstance(space, SearchSpace) else SearchSpace.from_dict(space)
         if base is not None and not isinstance(base, BaseSampler):
@@ -100,7 +105,7 @@ class CoarseToFineSampler(BaseSampler):
         self.plan = plan
         in_order = "opening" if plan == "default" and base is not None else plan
         self.planned = plan_stages(self.space, self.n_trials, opens_from, in_order)
-        self._engine = Engine(self.space, self.max_steps)
+        self._engine = Engine(self.space, self.max_steps, [curve_of(fields) for fields in older])
         self._beyond: tuple[object, int, IntersectionSearchSpace] | None = None
         self._parameters = {p.stored_name: p for p in self.space.parameters}
 

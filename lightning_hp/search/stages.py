@@ -39,8 +39,8 @@ from lightning_hp.search.scales import to_unit
 from lightning_hp.search.space import SearchSpace
 
 Box = Mapping[str, tuple[float, float]]
-Plan = Literal["default", "opening", "tiers"]
-PLANS: tuple[Plan, ...] = ("default", "opening", "tiers")
+Plan = Literal["default", "opening", "tiers", "retune"]
+PLANS: tuple[Plan, ...] = ("default", "opening", "tiers", "retune")
 
 #: Tier -> total number of trials from which it opens. After the Deep Learning Tuning Playbook (Godbole et al., FAQ on
 #: Adam): below 10 trials tune the learning rate only, from 10 one group more, from 25 another, the rest with
@@ -116,7 +116,8 @@ def plan_stages(
         n_trials: Planned total number of trials, at least 1.
         opens_from: Tier to the total number of trials from which it opens; ``OPENS_FROM`` where a tier is missing.
         plan: ``default`` has all tiers open from the start; ``opening`` opens them in order and then zooms; ``tiers``
-            zooms into each tier before the next one opens.
+            zooms into each tier before the next one opens; ``retune`` is ``default`` with the first trial alone as
+            its coarse stage, for a study that knows an older one.
 
     Returns:
         Stages without boxes, in order; their trials are contiguous and start at 0.
@@ -134,8 +135,8 @@ def plan_stages(
         raise ValueError(f"`opens_from` must have the tiers {', '.join(OPENS_FROM)}, got {', '.join(unknown)}")
     most_important = space.tiers[0]
     tiers = tuple(t for t in space.tiers if t == most_important or n_trials >= opens[t])
-    if plan == "default":
-        return _default_plan(tiers, n_trials)
+    if plan in ("default", "retune"):
+        return _default_plan(tiers, n_trials, STARTING if plan == "default" else 1)
     counts = {t: sum(p.tier == t for p in space.parameters) for t in tiers}
     weights = {t: (1 + counts[t]) / sum(1 + c for c in counts.values()) for t in tiers}
     sketch: list[tuple[Literal["coarse", "fine"], int, float]] = []  # kind, open tiers, share
@@ -158,8 +159,8 @@ def plan_stages(
     return tuple(stages)
 
 
-def _default_plan(tiers: tuple[str, ...], n_trials: int) -> tuple[Stage, ...]:
-    start = min(STARTING, max(1, n_trials // 3))
+def _default_plan(tiers: tuple[str, ...], n_trials: int, starting: int) -> tuple[Stage, ...]:
+    start = min(starting, max(1, n_trials // 3))
     zoomed = max(n_trials - max(1, round(ZOOMED_SHARE * n_trials)), start + 1)
     bounds = [(0, start), (start, zoomed), (zoomed, n_trials)]
     stages = [

@@ -20,7 +20,7 @@ from lightning_hp.search.presets import preset
 from lightning_hp.search.space import SearchSpace
 
 ENGINES = ("in_process", "local")
-PLANS = ("default", "tiers")
+PLANS = ("default", "opening", "tiers")
 _KEYS = (
     "name",
     "config",
@@ -100,6 +100,9 @@ class TuneConfig:
         data: Class path for LightningCLI files that name no data class.
         cli: Class path of the project's own LightningCLI subclass.
         source: The file that this was read from.
+        older: Of a study that refreshes another, see :class:`lightning_hp.tuning.storage.Description`; not in the file.
+        opens_from: Likewise.
+        previous: Likewise.
     """
 
     name: str
@@ -122,6 +125,9 @@ class TuneConfig:
     data: str | None = None
     cli: str | None = None
     source: Path | None = None
+    older: tuple[Mapping[str, Any], ...] = ()
+    opens_from: Mapping[str, int] | None = None
+    previous: str | None = None
 
     @classmethod
     def from_file(cls, path: str | Path) -> TuneConfig:
@@ -225,7 +231,7 @@ def _space(given: Any, paths: bool) -> SearchSpace:
 class _Loader(yaml.SafeLoader):
     """YAML with the numbers of everyday: 1e-4 is one, and 1:00:00:00 is a time, not a number to the base of 60."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
         first: [(tag, found) for tag, found in pairs if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

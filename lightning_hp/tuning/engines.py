@@ -67,7 +67,13 @@ def _work_in_processes(runner: StudyRunner, command: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"{i}.log" for i in range(workers)]
     processes: list[subprocess.Popen[bytes]] = []
-    with interruptible(runner.stopping, runner.listen):
+
+    def kill() -> None:
+        # a terminal has told them too, but two signals in quick succession may reach a busy process as one
+        for process in processes:
+            process.kill()
+
+    with interruptible(runner.stopping, runner.listen, kill):
         try:
             for i, log in enumerate(logs):
                 with log.open("wb") as out:

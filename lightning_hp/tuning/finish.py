@@ -21,8 +21,7 @@ from lightning_hp.ledger import records
 from lightning_hp.ledger.events import tuned
 from lightning_hp.ledger.fingerprint import data_fingerprint, model_fingerprint
 from lightning_hp.tuning.build import Built, CliBuilder
-from lightning_hp.tuning.objective import trial_seed
-from lightning_hp.tuning.paths import write_text
+from lightning_hp.tuning.paths import StudyPaths, write_text
 from lightning_hp.tuning.results import best_trials, count_states, no_best, read_result, write_reports
 from lightning_hp.tuning.runner import Event, StudyRunner, patient_warnings
 from lightning_hp.tuning.storage import StudyError, one_line
@@ -108,8 +107,9 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int]) ->
     }
     if isinstance(runner.builder, CliBuilder):
         write_text(paths.best, best_yaml(runner, runner.builder, best, found))
+    lineage = paths if runner.description.previous is None else StudyPaths(Path(runner.description.previous))
     record: Mapping[str, Any] = tuned(
-        name=runner.study.study_name,
+        name=runner.study.study_name if lineage is paths else records.read(lineage.ledger).names[0],
         study=str(paths.root),
         trials=sum(counts.values()),
         hyperparameters_by_tier=by_tier,
@@ -123,7 +123,9 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int]) ->
         versions=runner.description.versions,
         now=now,
     )
-    record = _date(paths.ledger, record)
+    if lineage is not paths:
+        record = {**record, "event": "retuned", "previous_study": str(lineage.root)}
+    record = _date(lineage.ledger, record)
     found["ledger"] = {"tuned_at": record["tuned_at"], "retest_at": record["retest_at"]}
     runner.study.set_user_attr("stale_after", min(record["retest_at"].values())[:10])
     runner.study.set_user_attr("best", f"{found['monitor']}={best.value:.6g} (trial {best.number})")
@@ -145,7 +147,7 @@ def _date(ledger: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:
 def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[str, Any]:
     """The winner's metrics and the fingerprints; what cannot be had is left out and said."""
     arguments = runner.description.space.arguments(best.params)
-    seed = trial_seed(runner.description.seed, best.number)
+    seed = runner.seed_of(best)
     measured: dict[str, Any] = {"validation": {}, "test": {}, "model_fingerprint": None, "data_fingerprint": None}
     with patient_warnings():
         built = runner.builder.build(arguments, runner.paths.root / "evaluation", seed, [], runner.max_epochs)
@@ -184,7 +186,7 @@ def _has_test(built: Built) -> bool:
 
 def best_yaml(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found: Mapping[str, Any]) -> str:
     """The LightningCLI file of the winner, headed by where it comes from."""
-    values: dict[str, Any] = {"seed_everything": trial_seed(runner.description.seed, best.number)}
+    values: dict[str, Any] = {"seed_everything": runner.seed_of(best)}
     values["trainer.max_epochs"] = runner.max_epochs
     values |= runner.description.space.arguments(best.params)
     tested = "".join(f", {name} {value:.4g}" for name, value in found["test"].items())

@@ -87,6 +87,10 @@ class StudyDisplay:
             self._bar.update(self._task, completed=self.done, left=self._left())
         elif event.kind == "finished" and event.trial is not None:
             self._finished(event.trial)
+        elif event.kind == "planned":
+            self.n_trials, self.done, self.best = int(event.text), 0, None
+            self.trials.clear()
+            self._bar.update(self._task, total=self.n_trials, completed=0, left="")
 
     def _finished(self, trial: FrozenTrial) -> None:
         self.running.pop(trial.number, None)

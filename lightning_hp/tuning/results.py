@@ -26,7 +26,8 @@ def sampler_for(description: Description) -> CoarseToFineSampler:
         max_steps=description.max_steps,
         seed=description.seed,
         plan=description.plan,
-        opens_from=OPENS_FROM.get(description.preset or ""),
+        opens_from=description.opens_from or OPENS_FROM.get(description.preset or ""),
+        older=description.older,
     )
 
 

@@ -48,9 +48,9 @@ class Event:
 
     Attributes:
         kind: ``known`` (a trial that was finished before, or by another process), ``started``, ``finished`` (a
-            trial), ``resumed`` (a trial taken over), ``said`` (a sentence).
+            trial), ``resumed`` (a trial taken over), ``said`` (a sentence), ``planned`` (another study begins).
         trial: The trial, where the event is about one.
-        text: The sentence of ``said``.
+        text: The sentence of ``said``, the number of trials of ``planned``.
     """
 
     kind: str
@@ -95,13 +95,16 @@ class StudyRunner:
             preset=config.preset,
             versions={name: version(name) for name in ("torch", "lightning", "optuna")},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            older=config.older,
+            opens_from=config.opens_from,
+            previous=config.previous,
         )
         self.stopping = threading.Event()
         self._told: set[int] = set()
         storage = open_storage(config.storage, self.paths)
         with self.paths.ask_lock():
             study = open_study(config.name, storage, self.wanted, self.paths)
-            remember(self.paths, config.name, config.storage)
+            remember(self.paths, config.name, config.storage, config.source)
         self.description = describe(study)
         self.sampler = sampler_for(self.description)
         self.study = optuna.load_study(
@@ -208,7 +211,7 @@ class StudyRunner:
             self.paths.trial(trial.number),
             self.description.monitor,
             self.description.mode,
-            trial_seed(self.description.seed, trial.number),
+            self.seed_of(trial),
             self.max_epochs,
             callbacks=[] if auditor is None else [auditor],
             prune=self.config.prune,
@@ -224,6 +227,10 @@ class StudyRunner:
         self._tell(trial, outcome)
         self._announce(trial)
         drop_checkpoints(self.study, self.paths, self.config.keep_checkpoints)
+
+    def seed_of(self, trial: optuna.Trial | FrozenTrial) -> int:
+        """The seed that a trial is trained with; a re-test gives several trials one ``seed_number``."""
+        return trial_seed(self.description.seed, trial.user_attrs.get("seed_number", trial.number))
 
     def _auditor(self, number: int) -> BatchNormAuditor:
         """Looks at the BatchNorm layers once, at the end of a trial; writes ``audit.json`` into its folder."""
@@ -319,10 +326,17 @@ def drop_checkpoints(study: optuna.Study, paths: StudyPaths, keep: int) -> None:
 
 
 @contextlib.contextmanager
-def interruptible(stopping: threading.Event, listen: Callable[[Event], None]) -> Iterator[None]:
+def interruptible(
+    stopping: threading.Event, listen: Callable[[Event], None], last: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """The first Ctrl-C asks to stop after the running trial, the second leaves at once.
 
     Nothing is lost by the second: the trial it interrupts is run again when the study is resumed.
+
+    Args:
+        stopping: Set by the first.
+        listen: Is told of the first.
+        last: Called by the second before this process ends.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -330,6 +344,7 @@ def interruptible(stopping: threading.Event, listen: Callable[[Event], None]) ->
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if stopping.is_set():
+            last()
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h\n")  # the live display hides the cursor
             os._exit(130)

@@ -124,6 +124,9 @@ class Description:
         preset: Name of the preset that the space came from, None for a mapping.
         versions: Package name to version, as of the first run.
         created: UTC, ISO 8601.
+        older: Curves of the study that this one refreshes, see :class:`.CoarseToFineSampler`.
+        opens_from: Tier to the number of trials from which it opens, None for the usual plan or the preset's.
+        previous: Folder of the study that this one refreshes, None for a first study.
     """
 
     space: SearchSpace
@@ -136,6 +139,9 @@ class Description:
     preset: str | None = None
     versions: Mapping[str, str] | None = None
     created: str = ""
+    older: tuple[Mapping[str, Any], ...] = ()
+    opens_from: Mapping[str, int] | None = None
+    previous: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -151,6 +157,9 @@ class Description:
             "preset": self.preset,
             "versions": dict(self.versions or {}),
             "created": self.created,
+            "older": [dict(curve) for curve in self.older],
+            "opens_from": None if self.opens_from is None else dict(self.opens_from),
+            "previous": self.previous,
         }
 
     @classmethod
@@ -166,7 +175,8 @@ class Description:
                 f"{SCHEMA}); upgrade lightning_hp"
             )
         fields = {k: v for k, v in given.items() if k != "schema"}
-        return cls(**{**fields, "space": SearchSpace.from_description(given["space"])})
+        space = SearchSpace.from_description(given["space"])
+        return cls(**{**fields, "space": space, "older": tuple(given.get("older", ()))})
 
 
 @contextlib.contextmanager
@@ -299,9 +309,9 @@ def describe(study: optuna.Study) -> Description:
     return Description.from_json(found)
 
 
-def remember(paths: StudyPaths, name: str, storage: str) -> None:
-    """Note in the study folder which study of which storage it belongs to."""
-    said = json.dumps({"name": name, "storage": storage})
+def remember(paths: StudyPaths, name: str, storage: str, source: Path | None = None) -> None:
+    """Note in the study folder which study of which storage it belongs to, and which ``tune.yaml`` it came from."""
+    said = json.dumps({"name": name, "storage": storage, "source": None if source is None else str(source)})
     if not paths.study.exists() or paths.study.read_text(encoding="utf-8") != said:
         write_text(paths.study, said)
 

@@ -502,7 +502,7 @@ def test_a_mapping_will_do():
         ({"max_steps": 0}, ValueError, "`max_steps` must be a whole number of at least 1, got 0"),
         ({"seed": -1}, ValueError, "`seed` must be a whole number of at least 0, got -1"),
         ({"seed": None}, ValueError, "`seed` must be a whole number of at least 0, got None"),
-        ({"plan": "grid"}, ValueError, "`plan` must be one of default, opening, tiers, got 'grid'"),
+        ({"plan": "grid"}, ValueError, "`plan` must be one of default, opening, tiers, retune, got 'grid'"),
         ({"base": "tpe"}, TypeError, "`base` must be an Optuna sampler or None, got 'tpe'"),
     ],
 )

@@ -1,0 +1,184 @@
+"""Is the recorded best still the best? Trained again on today's data, against its neighbours and the defaults.
+
+All candidates get the same epochs, and the seed that the recorded best was tuned with: where the data have not moved,
+it gives its old value again. They are stopped as soon as they fall behind it at one of the pruner's looks, so that a
+re-test costs little more than one training where nothing has changed. A candidate that ends ahead has won one race, by
+chance as well as skill: it and the recorded best are then trained on further seeds that they share, and it counts as
+better only if it wins on every one of them, by more than those differences scatter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hp.search.space import SearchSpace
+from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.config import Budget, Caviar, TuneConfig
+from lightning_hp.tuning.runner import Event, StudyRunner
+from lightning_hp.tuning.storage import StudyError
+
+#: Neighbours lie this far from the recorded best, standard deviation in parts of a parameter's range.
+NEIGHBOUR_DISTANCE = 0.1
+#: Seeds that a challenger and the recorded best are compared on, the first included.
+SEEDS = 3
+#: A challenger wins by more than this many standard errors of the differences (with three seeds, one in 15 by chance).
+STANDARD_ERRORS = 1.5
+#: Seed numbers of a re-test are this far from those of the study's trials.
+_SEEDS_APART = 100_000
+
+
+@dataclass(frozen=True)
+class Retest:
+    """What a re-test found.
+
+    Attributes:
+        confirmed: Whether the recorded best is still the best, as far as noise lets one say.
+        was: Its value when it was tuned.
+        now: Its value on today's data, with the first seed.
+        best: Stored values of what is best now.
+        best_value: Its value, averaged over the seeds that it was trained with.
+        epochs: Epochs trained.
+        summary: One sentence with the numbers.
+        study: The Optuna study of the re-test.
+    """
+
+    confirmed: bool
+    was: float
+    now: float
+    best: dict[str, Any]
+    best_value: float
+    epochs: int
+    summary: str
+    study: optuna.Study
+
+
+def neighbours(space: SearchSpace, best: Mapping[str, Any], k: int, seed: int) -> list[dict[str, Any]]:
+    """Stored values of k points around a point, every searched parameter moved; different from it and each other.
+
+    Args:
+        space: The parameters.
+        best: Stored values.
+        k: How many.
+        seed: Of the moves.
+    """
+    rng = np.random.default_rng(seed)
+    centre = space.unit([best])[0]
+    found: list[dict[str, Any]] = []
+    for _ in range(100 * max(k, 1)):
+        if len(found) == k:
+            break
+        moved = centre + NEIGHBOUR_DISTANCE * rng.standard_normal(len(space))
+        moved = np.where((moved < 0) | (moved > 1), 2 * centre - moved, moved)  # reflect what would leave the range
+        keep = np.array([p.is_categorical for p in space.parameters])
+        point = space.at(np.where(keep, centre, np.clip(moved, 0.0, 1.0)))
+        if point != best and point not in found:
+            found.append(point)
+    return found
+
+
+def retest(
+    config: TuneConfig,
+    builder: CliBuilder | PythonBuilder,
+    best: Mapping[str, Any],
+    was: float,
+    seed_number: int,
+    k: int = 4,
+    listen: Callable[[Event], None] = lambda event: None,
+) -> Retest:
+    """Train the recorded best against k neighbours and the defaults.
+
+    Args:
+        config: Names the re-test's own study and folder; its space, metric and epochs are those of the study.
+        builder: Makes the objects of a trial, with today's data.
+        best: Stored values of the recorded best.
+        was: Its value when it was tuned.
+        seed_number: Number of the trial that it was tuned in; decides the first seed.
+        k: How many neighbours.
+        listen: Is told what happens.
+
+    Raises:
+        StudyError: If the recorded best cannot be trained any more.
+        KeyboardInterrupt: After the running trial, if Ctrl-C was pressed.
+    """
+    space = config.space
+    candidates = [dict(best), space.defaults(), *neighbours(space, best, k, config.seed)]
+    candidates = [c for i, c in enumerate(candidates) if c not in candidates[:i]]
+    first = _race(config, builder, [(c, seed_number) for c in candidates], listen)
+    trials = first.study.get_trials(deepcopy=False)
+    sign = 1.0 if config.mode == "min" else -1.0
+    recorded = _value(trials[0])
+    if recorded is None:
+        raise StudyError(
+            f"the recorded best cannot be trained any more: {trials[0].user_attrs.get('failure', 'pruned')}"
+        )
+    ahead = [t for t in trials[1 : len(candidates)] if (v := _value(t)) is not None and sign * v < sign * recorded]
+    challenger = min(ahead, key=lambda t: sign * (t.value or 0.0), default=None)
+    losses = {0: [recorded]}
+    if challenger is not None:
+        losses[challenger.number] = [challenger.value or 0.0]
+        further = [_SEEDS_APART + seed_number + s for s in range(1, SEEDS)]
+        plan = [(c, seed_number) for c in candidates]
+        plan += [(candidates[n], s) for s in further for n in (0, challenger.number)]
+        second = _race(replace(config, prune=False), builder, plan, listen)
+        trials = second.study.get_trials(deepcopy=False)
+        for number, trial in zip([0, challenger.number] * (SEEDS - 1), trials[len(candidates) :], strict=False):
+            losses[number].append(_value(trial) if _value(trial) is not None else sign * math.inf)  # type: ignore[arg-type]
+    beaten = challenger is not None and clearly_better(losses[challenger.number], losses[0], sign)
+    winner = challenger.number if beaten and challenger is not None else 0
+    value = float(np.mean(losses[winner]))
+    epochs = sum(t.user_attrs.get("epochs", 0) for t in trials)
+    told = f"{config.monitor} {recorded:.5g} now, {was:.5g} when tuned"
+    if beaten:
+        summary = f"beaten: another configuration reaches {value:.5g} over {SEEDS} seeds, the recorded best "
+        summary += f"{float(np.mean(losses[0])):.5g} ({told})"
+    else:
+        others = f"{len(candidates) - 1} others, {'one ahead within noise' if challenger is not None else 'none ahead'}"
+        summary = f"still the best: {told}; against {others}"
+    return Retest(not beaten, was, recorded, candidates[winner], value, epochs, summary, first.study)
+
+
+def clearly_better(challenger: Sequence[float], recorded: Sequence[float], sign: float) -> bool:
+    """Whether a challenger is ahead on every shared seed, by more than the differences scatter.
+
+    Args:
+        challenger: Values by seed.
+        recorded: Values of the recorded best with the same seeds.
+        sign: 1 where lower is better, -1 where higher is.
+    """
+    gains = sign * (np.asarray(recorded, np.float64) - np.asarray(challenger, np.float64))
+    if not np.all(np.isfinite(gains)) or np.any(gains <= 0):
+        return False
+    error = gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+    return bool(gains.mean() > STANDARD_ERRORS * error)
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    good = trial.state is TrialState.COMPLETE and not trial.user_attrs.get("diverged")
+    return trial.value if good else None
+
+
+def _race(
+    config: TuneConfig,
+    builder: CliBuilder | PythonBuilder,
+    plan: Sequence[tuple[Mapping[str, Any], int]],
+    listen: Callable[[Event], None],
+) -> StudyRunner:
+    """Run (stored values, seed number) one after the other, those that are not yet in the study."""
+    budget = Budget(len(plan), config.budget.max_epochs)
+    runner = StudyRunner(replace(config, budget=budget, caviar=Caviar()), builder, listen)
+    there = len(runner.study.get_trials(deepcopy=False))
+    for params, seed_number in plan[there:]:
+        runner.study.enqueue_trial(dict(params), user_attrs={"seed_number": seed_number})
+    listen(Event("planned", text=str(len(plan))))
+    runner.catch_up()
+    runner.work()
+    if runner.stopping.is_set():
+        raise KeyboardInterrupt
+    return runner

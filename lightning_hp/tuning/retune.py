@@ -1,0 +1,264 @@
+"""Refreshing a study: first a re-test of what it recorded, and only if that is beaten a new, short study.
+
+The new study opens with the best that is known, and learns from the older one's curves as far as they still hold: the
+surrogate gives the two studies an axis of their own and reads off the new trials how alike they are, so the older
+trials count for less the more the data moved. It may be a third of the first in length (``SHARE``).
+
+Both are linked: the older study's ledger gets the re-test and the new tuning, the new study names the older one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from lightning_hp.ledger import records
+from lightning_hp.ledger.dates import summarise
+from lightning_hp.ledger.drift import compare
+from lightning_hp.ledger.events import retested
+from lightning_hp.ledger.fingerprint import data_fingerprint
+from lightning_hp.search.curves import CurveReader, described
+from lightning_hp.search.space import SearchSpace, differences
+from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.config import Budget, Caviar, ConfigError, TuneConfig
+from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.finish import Result
+from lightning_hp.tuning.paths import StudyPaths
+from lightning_hp.tuning.results import best_trials, no_best, sampler_for
+from lightning_hp.tuning.retest import Retest, retest
+from lightning_hp.tuning.runner import Event, patient_warnings
+from lightning_hp.tuning.storage import StudyError, describe, find_study, one_line
+
+#: Length of a refreshing study, in parts of the first one's trials.
+SHARE = 1 / 3
+#: It has at least so many trials.
+FEWEST = 6
+
+
+@dataclass(frozen=True)
+class Retuned:
+    """What a refresh did.
+
+    Attributes:
+        test: The re-test; None where a new study was asked for without one.
+        drift: One sentence for each column of the training data that moved since the tuning.
+        result: The new study's; None where the recorded best was confirmed.
+    """
+
+    test: Retest | None
+    drift: list[str]
+    result: Result | None
+
+
+def retune(
+    study: str,
+    config: TuneConfig,
+    builder: CliBuilder | PythonBuilder,
+    k: int = 4,
+    trials: int | None = None,
+    test: bool = True,
+    search: bool = True,
+    listen: Callable[[Event], None] = lambda event: None,
+    now: datetime | None = None,
+) -> Retuned:
+    """Re-test a study's best, and refresh the study if it is beaten.
+
+    Args:
+        study: The study folder, or the name of one in ``runs``.
+        config: Today's configuration; its space must have the study's parameters, its ranges may differ.
+        builder: Makes the objects of a trial, with today's data.
+        k: How many neighbours of the recorded best are re-tested.
+        trials: Length of a new study; None for a third of the first.
+        test: Whether to re-test first; without, the new study is run in any case.
+        search: Whether to run a new study where the best is beaten.
+        listen: Is told what happens.
+        now: The clock.
+
+    Raises:
+        ConfigError: If the configuration does not fit the study.
+        StudyError: If there is no such study, or it has no best trial.
+        KeyboardInterrupt: After the running trial, if Ctrl-C was pressed; the same call goes on from there.
+    """
+    now = now or datetime.now(UTC)
+    named, folder = find_study(study)
+    previous = describe(named).previous
+    root = folder if previous is None else StudyPaths(Path(previous))
+    latest = _latest(root)
+    found, _ = find_study(str(latest.root))
+    description = describe(found)
+    best = best_trials(found, 1)
+    if not best:
+        raise StudyError(no_best(found))
+    space = _with_best(config.space, description.space, best[0].params)
+    known = space.stored(description.space.natural(best[0].params))
+    epochs = config.budget.max_epochs or builder.max_epochs() or description.max_steps
+    base = replace(config, space=config.space, seed=description.seed, budget=Budget(1, epochs), caviar=Caviar())
+    drift, fingerprint = _drift(root, builder, config.space, epochs, listen)
+    listen(Event("said", text=f"training data: {summarise(drift) if drift else 'not moved'}"))
+    tested: Retest | None = None
+    begun = _begun(root, config, trials)
+    if begun is not None:
+        listen(Event("said", text=f"continuing {begun.name}, which was stopped"))
+        return Retuned(None, drift, run(begun, builder, listen))
+    if test:
+        stamp = f"{latest.root.name}-{len(list((root.root / 'retests').glob('*/done')))}"
+        own = StudyPaths(root.root / "retests" / stamp)
+        tested = retest(
+            replace(base, name=f"{found.study_name}.retest-{stamp}", folder=own.root, storage="journal"),
+            builder,
+            known,
+            best[0].value or 0.0,
+            best[0].number,
+            k,
+            listen,
+        )
+        outcome = "confirmed" if tested.confirmed else "beaten"
+        event = retested(
+            name=records.read(root.ledger).names[0],
+            outcome=outcome,
+            study=str(own.root),
+            summary=tested.summary,
+            data_fingerprint=fingerprint,
+            now=now,
+        )
+        records.append(root.ledger, event)
+        (own.root / "done").write_text(json.dumps({"outcome": outcome, "summary": tested.summary}), encoding="utf-8")
+        found.set_user_attr("retest", f"{now.date().isoformat()}: {tested.summary}")
+        listen(Event("said", text=tested.summary))
+    if (tested is not None and tested.confirmed) or not search:
+        return Retuned(tested, drift, None)
+    level = (1.0, 0.0) if tested is None else _level(tested, config.mode)
+    opening = known if tested is None else tested.best
+    refreshing = _new_study(found, root, config, space, opening, level, trials)
+    listen(Event("planned", text=str(refreshing.budget.trials)))
+    result = run(refreshing, builder, listen)
+    found.set_user_attr("retuned_by", str(result.folder))
+    return Retuned(tested, drift, result)
+
+
+def _name(root: StudyPaths) -> str:
+    """Name of the next refreshing study: NAME-r2 after the first tuning."""
+    return f"{root.root.name}-r{2 + sum(r['event'] == 'retuned' for r in records.read(root.ledger).records)}"
+
+
+def _begun(root: StudyPaths, config: TuneConfig, trials: int | None) -> TuneConfig | None:
+    """The configuration of a refreshing study that was stopped before its end, None if there is none."""
+    folder = root.root.parent / _name(root)
+    if not StudyPaths(folder).study.is_file():
+        return None
+    study, _ = find_study(str(folder))
+    had = describe(study)
+    return replace(
+        config,
+        name=study.study_name,
+        folder=folder,
+        space=had.space,
+        budget=Budget(trials or had.n_trials, had.max_steps, config.budget.seconds),
+        caviar=Caviar(),
+        plan=had.plan,
+        older=had.older,
+        opens_from=had.opens_from,
+        previous=had.previous,
+    )
+
+
+def _latest(root: StudyPaths) -> StudyPaths:
+    """The study that now holds the recorded best: the last one of the ledger."""
+    tunings = [r for r in records.read(root.ledger).records if r["event"] in ("tuned", "retuned")]
+    if not tunings:
+        raise StudyError(f"{root.root} has not been tuned to its end: there is no record in {root.ledger.name}")
+    folder = Path(tunings[-1]["study"])
+    return StudyPaths(folder if folder.is_dir() else root.root.parent / folder.name)
+
+
+def _with_best(space: SearchSpace, older: SearchSpace, best: Mapping[str, Any]) -> SearchSpace:
+    """Today's space, opening at the older study's best.
+
+    Raises:
+        ConfigError: If the parameters are not those of the older study.
+    """
+    if [p.name for p in space.parameters] != [p.name for p in older.parameters]:
+        changed = "; ".join(differences(older.to_dict(), space.to_dict()))
+        raise ConfigError(f"`space` must have the parameters of the study that is refreshed; {changed}")
+    natural = older.natural(best)
+    return replace(
+        space,
+        parameters=tuple(replace(p, default=p.natural(p.store(natural[p.name]))) for p in space.parameters),  # type: ignore[arg-type]
+    )
+
+
+def _drift(
+    root: StudyPaths,
+    builder: CliBuilder | PythonBuilder,
+    space: SearchSpace,
+    epochs: int | None,
+    listen: Callable[[Event], None],
+) -> tuple[list[str], dict[str, Any] | None]:
+    """How today's training data differ from those of the last tuning, and their fingerprint."""
+    tunings = [r for r in records.read(root.ledger).records if r.get("fingerprints", {}).get("data")]
+    try:
+        with patient_warnings():
+            built = builder.build(space.arguments(space.defaults()), root.root / "evaluation", 0, [], epochs)
+            if built.data is not None:
+                built.data.prepare_data()
+                built.data.setup("fit")
+            fingerprint = data_fingerprint(built.data or built.model)
+    except Exception as error:
+        listen(Event("said", text=f"no fingerprint of the training data: {one_line(error)}"))
+        return [], None
+    moved = compare(tunings[-1]["fingerprints"]["data"], fingerprint) if tunings else []
+    return [str(column) for column in moved], fingerprint
+
+
+def _level(tested: Retest, mode: str) -> tuple[float, float]:
+    """What the data did to the loss of the recorded best, and so about to all: a factor, or an offset."""
+    if tested.was > 0 and tested.now > 0:
+        return tested.now / tested.was, 0.0
+    return 1.0, (tested.now - tested.was) * (1.0 if mode == "min" else -1.0)
+
+
+def _new_study(
+    found: optuna.Study,
+    root: StudyPaths,
+    config: TuneConfig,
+    space: SearchSpace,
+    opening: Mapping[str, Any],
+    level: tuple[float, float],
+    trials: int | None,
+) -> TuneConfig:
+    """The configuration of the study that refreshes ``found``; ``level`` is a factor and an offset on older losses."""
+    description = describe(found)
+    maximize = description.mode == "max"
+    reader = CurveReader(description.space, description.max_steps, maximize)
+    curves = described(reader.read(found.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))))
+    factor, offset = level
+    curves = [{**c, "losses": [factor * loss + offset for loss in c["losses"]]} for c in curves]
+    # positions on the older ranges mean other values where the ranges changed
+    same = all(
+        replace(p, default=q.default) == q  # type: ignore[arg-type]
+        for p, q in zip(description.space.parameters, space.parameters, strict=True)
+    )
+    natural = space.natural(opening)
+    space = replace(space, parameters=tuple(replace(p, default=natural[p.name]) for p in space.parameters))
+    opened = sampler_for(description).planned[-1].tiers
+    length = trials or max(FEWEST, round(SHARE * description.n_trials))
+    name = _name(root)
+    return replace(
+        config,
+        name=name,
+        folder=root.root.parent / name,
+        space=space,
+        budget=Budget(length, config.budget.max_epochs or description.max_steps, config.budget.seconds),
+        caviar=Caviar(),
+        plan="retune",
+        older=tuple(curves) if same else (),
+        opens_from={tier: 0 if tier in opened else length + 1 for tier in space.tiers},
+        previous=str(root.root),
+    )

@@ -1,0 +1,148 @@
+"""Re-tests and refreshing studies on a parabola whose optimum can be moved."""
+
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+import toy_project
+from optuna.trial import TrialState
+
+from lightning_hp.ledger import records
+from lightning_hp.ledger.dates import verdict
+from lightning_hp.search.space import SearchSpace
+from lightning_hp.tuning.build import PythonBuilder
+from lightning_hp.tuning.config import Budget, ConfigError, TuneConfig
+from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.retest import clearly_better, neighbours
+from lightning_hp.tuning.retune import retune
+from lightning_hp.tuning.storage import StudyError, describe
+
+SPACE = SearchSpace.from_dict({k: toy_project.SPACE[k] for k in ("learning_rate", "momentum")})
+
+
+class Moved(toy_project.Toy):
+    """The same model on data whose best learning rate is ten times higher."""
+
+    def loss(self) -> float:
+        return (math.log10(self.learning_rate) + 1) ** 2 + (self.momentum - 0.8) ** 2 + 0.5 + self.noise
+
+
+def builder(module=toy_project.Toy):
+    return PythonBuilder(module, toy_project.ToyData, {"accelerator": "cpu", "max_epochs": 2})
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    config = TuneConfig("toy", None, SPACE, budget=Budget(12, 2), folder=tmp_path / "toy", prune=False, audit=False)
+    run(config, builder())
+    return config
+
+
+def events(config):
+    return [r["event"] for r in records.read(config.folder / "ledger.jsonl").records]
+
+
+def test_an_unmoved_best_is_confirmed_with_its_old_value_and_dates_the_ledger_forward(tuned):
+    later = datetime.now(UTC) + timedelta(days=40)
+    before = records.read(tuned.folder / "ledger.jsonl")
+    assert verdict(before.of("toy"), later).status == "due"
+
+    done = retune(str(tuned.folder), tuned, builder(), k=3, now=later)
+
+    assert done.test is not None
+    assert done.test.confirmed
+    assert done.test.now == pytest.approx(done.test.was, abs=1e-12)  # the seed of the tuning, so the very same loss
+    assert done.result is None
+    assert events(tuned) == ["tuned", "retested"]
+    assert verdict(records.read(tuned.folder / "ledger.jsonl").of("toy"), later).status == "fresh"
+
+
+def test_a_moved_optimum_beats_the_recorded_best_and_the_new_study_is_linked(tuned):
+    said = []
+    done = retune(str(tuned.folder), tuned, builder(Moved), k=6, trials=8, listen=lambda e: said.append(e.text))
+
+    assert done.test is not None
+    assert not done.test.confirmed
+    assert done.result is not None
+    assert done.result.value <= done.test.best_value + 2e-3  # opens with the challenger; the seed's part is up to 1e-3
+    assert events(tuned) == ["tuned", "retested", "retuned"]
+    last = records.read(tuned.folder / "ledger.jsonl").records[-1]
+    assert (last["name"], last["previous_study"], last["study"]) == ("toy", str(tuned.folder), str(done.result.folder))
+    description = describe(done.result.study)
+    assert description.previous == str(tuned.folder)
+    assert description.plan == "retune"
+    assert len(description.older) == 12
+    assert len(done.result.study.trials) == 8
+    assert any("beaten" in text for text in said)
+
+    again = retune(str(done.result.folder), tuned, builder(Moved), k=2)  # named by its newest study
+    assert again.test is not None
+    assert again.test.was == pytest.approx(done.result.value)
+
+
+def test_a_refreshing_study_that_was_stopped_goes_on_without_a_second_retest(tuned):
+    class Stopped(Exception):
+        pass
+
+    def stop(event):
+        if event.kind == "finished" and event.trial.number == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        retune(str(tuned.folder), tuned, builder(Moved), trials=6, test=False, listen=stop)
+    done = retune(str(tuned.folder), tuned, builder(Moved))
+    assert done.test is None
+    assert done.result is not None
+    assert [t.number for t in done.result.study.trials] == list(range(6))
+    assert all(t.state is TrialState.COMPLETE for t in done.result.study.trials)
+    assert events(tuned) == ["tuned", "retuned"]
+
+
+def test_only_a_retest_runs_no_study(tuned):
+    done = retune(str(tuned.folder), tuned, builder(Moved), k=6, search=False)
+    assert done.result is None
+    assert events(tuned)[-1] == "retested"
+    assert not (tuned.folder.parent / "toy-r2").exists()
+    (kept,) = (tuned.folder / "retests").glob("*/done")
+    assert json.loads(kept.read_text())["outcome"] == "beaten"
+
+
+def test_other_parameters_are_refused_with_what_differs(tuned):
+    other = replace(tuned, space=SearchSpace.from_dict({"learning_rate": toy_project.SPACE["learning_rate"]}))
+    with pytest.raises(ConfigError, match=r"`space` must have the parameters of the study.*momentum is gone"):
+        retune(str(tuned.folder), other, builder())
+
+
+def test_a_study_without_a_record_is_refused(tuned):
+    (tuned.folder / "ledger.jsonl").unlink()
+    with pytest.raises(StudyError, match="has not been tuned to its end"):
+        retune(str(tuned.folder), tuned, builder())
+
+
+def test_neighbours_differ_and_stay_in_range():
+    best = SPACE.stored({"learning_rate": 1.0, "momentum": 0.99})  # both at an end
+    found = neighbours(SPACE, best, 20, seed=3)
+    units = SPACE.unit(found)
+    assert len({tuple(point.values()) for point in found}) == 20
+    assert np.all((units >= 0) & (units <= 1))
+    away = np.abs(units - SPACE.unit([best])[0])
+    assert 0.05 < np.median(away) < 0.15  # the median of |N(0, 0.1)| is 0.067
+
+
+@pytest.mark.parametrize(
+    ("challenger", "recorded", "sign", "better"),
+    [
+        ([0.9, 0.9, 0.9], [1.0, 1.0, 1.0], 1.0, True),
+        ([0.9, 0.9, 1.1], [1.0, 1.0, 1.0], 1.0, False),  # loses on a seed
+        ([0.99, 0.5, 0.99], [1.0, 1.0, 1.0], 1.0, False),  # one lucky seed: scatter larger than the mean
+        ([0.9, 0.9, 0.9], [1.0, 1.0, 1.0], -1.0, False),
+        ([1.1, 1.2, 1.1], [1.0, 1.0, 1.0], -1.0, True),
+        ([0.5], [1.0], 1.0, False),  # one seed proves nothing
+        ([0.5, math.inf, 0.5], [1.0, 1.0, 1.0], 1.0, False),
+    ],
+)
+def test_better_means_on_every_seed_and_beyond_their_scatter(challenger, recorded, sign, better):
+    assert clearly_better(challenger, recorded, sign) is better
