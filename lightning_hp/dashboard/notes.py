@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,8 +34,9 @@ from lightning_hp.ledger import records
 from lightning_hp.tuning.paths import StudyPaths
 
 _log = logging.getLogger(__name__)
-#: seconds between two decorations of a study, unless forced
-EVERY = 30.0
+#: seconds between two decorations of a study, unless forced; longer where one takes long, so that it never takes more
+#: than this share of a study's time
+EVERY, SHARE = 30.0, 0.02
 #: trials that get a note: the best, and of the flagged ones the latest
 BEST, FLAGGED = 3, 12
 #: ends our part of a note
@@ -54,7 +56,7 @@ def decorate(
     """Bring what the dashboard shows of a study up to date.
 
     Call it where a stage ends and where the study ends, never in the middle of a trial. Of several processes one does
-    the work, at most every ``EVERY`` seconds. Nothing that goes wrong is raised.
+    the work, at most every ``EVERY`` seconds and for at most ``SHARE`` of the time. Nothing that goes wrong is raised.
 
     Args:
         study: A study that lightning_hp made.
@@ -71,17 +73,27 @@ def decorate(
         stamp = paths.root / "locks" / "decorated"
         stamp.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(paths.root / "locks" / "decorate.lock", timeout=60 if force else 0):
-            if not force and stamp.exists() and time.time() - stamp.stat().st_mtime < EVERY:
+            if not force and _too_soon(stamp):
                 return False
+            begun = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 _decorate(study, paths, evidence, result, now or datetime.now(UTC))
-            stamp.touch()
+            stamp.write_text(f"{time.perf_counter() - begun:.3f}", encoding="utf-8")
             return True
     except Timeout:
         return False
     except Exception:  # by contract: a picture is not worth a study
         _log.warning("study %r could not be decorated", study.study_name, exc_info=True)
+        return False
+
+
+def _too_soon(stamp: Path) -> bool:
+    """Whether the last decoration is too short ago; its stamp holds the seconds that it took."""
+    try:
+        took = float(stamp.read_text(encoding="utf-8") or 0)
+        return time.time() - stamp.stat().st_mtime < max(EVERY, took / SHARE)
+    except (OSError, ValueError):
         return False
 
 

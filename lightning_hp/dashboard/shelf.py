@@ -32,6 +32,9 @@ from lightning_hp.tuning.storage import ATTRIBUTE, StudyError, open_storage
 _log = logging.getLogger(__name__)
 #: room for the numbers of one storage, of studies (people see them) and of trials; JavaScript counts exactly to 9e15
 STUDY_STRIDE, TRIAL_STRIDE = 100_000, 1_000_000_000
+#: a study with more trials than this is big: the dashboard draws a line a trial for the learning curves, which takes a
+#: browser a minute at 5,000. Of a big study the curves of the best and of the last trials are given, so many of each
+MANY, CURVES = 300, 100
 #: seconds after which the folder is looked through again
 LOOK_AGAIN = 5.0
 _NOTE_KEY = re.compile(r"^dashboard:(\d+):")
@@ -261,10 +264,13 @@ class Shelf(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """See Optuna."""
+        """See Optuna; of a study with more than ``MANY`` trials some come without their curves."""
         place, local = self._study(study_id)
         trials = place.storage.get_all_trials(local, deepcopy, states)
-        return [_moved_trial(t, place.trials) for t in trials] if place.index else trials
+        moved = [_moved_trial(t, place.trials) for t in trials] if place.index else trials
+        if len(moved) <= MANY:
+            return moved
+        return with_few_curves(moved, place.storage.get_study_directions(local)[0])
 
 
 class ShelfArtifacts:
@@ -321,6 +327,28 @@ def _begun(journal: Path) -> str:
     except OSError:
         return ""
     return match[1] if match else ""
+
+
+def with_few_curves(trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+    """The trials; those that are neither among the ``CURVES`` best nor the last, nor running, without their curves.
+
+    Args:
+        trials: All trials of a study, by number; they are not changed.
+        direction: Of the first objective.
+    """
+    sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
+    valued = [t for t in trials if t.state is TrialState.COMPLETE and t.values]
+    best = sorted(valued, key=lambda t: sign * t.values[0])[:CURVES]
+    kept = {t.number for t in (*best, *trials[-CURVES:])}
+    return [
+        t if t.number in kept or not t.state.is_finished() or not t.intermediate_values else _bare(t) for t in trials
+    ]
+
+
+def _bare(trial: FrozenTrial) -> FrozenTrial:
+    bare = copy.copy(trial)
+    bare.intermediate_values = {}
+    return bare
 
 
 def _moved_key(key: str, by: int) -> str:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import SPACE, made_trial
+from dashboard_studies import SPACE, made_trial
 from optuna.trial import TrialState
 
 from lightning_hp.dashboard.figures import best_so_far, contour, curves, history, importance, zoom_funnel

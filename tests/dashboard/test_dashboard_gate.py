@@ -5,7 +5,7 @@ import json
 
 import optuna
 import pytest
-from conftest import serving
+from dashboard_studies import serving
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
 import re
+import time
 import warnings
 
 import optuna
 import pytest
-from conftest import SPACE, made_trial, run
+from dashboard_studies import SPACE, made_trial, run
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 
@@ -138,6 +140,18 @@ def test_at_most_one_decoration_in_a_while(made, paths):
     assert decorate(study, paths)
     assert not decorate(study, paths)
     assert decorate(study, paths, force=True)
+
+
+@pytest.mark.parametrize(
+    ("took", "ago", "done"), [(0.1, 29, False), (0.1, 31, True), (2.0, 99, False), (2.0, 101, True)]
+)
+def test_a_slow_decoration_is_done_more_seldom(made, paths, took, ago, done):
+    study = made([made_trial(0.5, 1.0)])
+    assert decorate(study, paths)
+    stamp = paths.root / "locks" / "decorated"
+    stamp.write_text(str(took))
+    os.utime(stamp, (time.time() - ago,) * 2)
+    assert decorate(study, paths) is done
 
 
 def test_another_process_at_work_is_not_waited_for(made, paths):

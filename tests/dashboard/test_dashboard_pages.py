@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import made_trial, serving
+from dashboard_studies import made_trial, serving
 from optuna.trial import TrialState
 
 from lightning_hp.dashboard.figures import FEWEST_FOR_LANDSCAPE
@@ -49,18 +48,6 @@ def _hostile(paths):
     study.add_trial(made_trial(0.5, state=TrialState.FAIL, space=space, user_attrs=attributes))
     remember(paths, EVIL, "journal")
     assert decorate(study, paths, {"edges": [EVIL], "disagreements": [EVIL]})
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    binary = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if binary is None:
-        pytest.skip("no Chromium on this machine (set CHROMIUM to its path)")
-    with sync_api.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=binary, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import plotly.graph_objects as go
 import pytest
-from conftest import STEPS, made_trial
+from dashboard_studies import STEPS, made_trial
 from optuna.trial import TrialState
 
 from lightning_hp.dashboard import report

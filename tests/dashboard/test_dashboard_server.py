@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import optuna
 import pytest
-from conftest import made_trial, run, serving
+from dashboard_studies import made_trial, run, serving
 from optuna.trial import TrialState
 
 from lightning_hp.dashboard import server as module

@@ -4,7 +4,7 @@ import shutil
 
 import optuna
 import pytest
-from conftest import made_trial, run
+from dashboard_studies import made_trial, run
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
@@ -196,3 +196,23 @@ def test_a_sampler_may_work_through_it(shelf):
     study.sampler = optuna.samplers.RandomSampler(seed=1)
     study.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=2)
     assert [t.state for t in alone(shelf, "second").trials[-2:]] == [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.parametrize("mode", ["minimize", "maximize"])
+def test_a_big_study_keeps_the_curves_of_its_best_and_last_trials(mode, monkeypatch):
+    monkeypatch.setattr(module, "MANY", 20)
+    monkeypatch.setattr(module, "CURVES", 5)
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, direction=mode)
+    curve = {1: 2.0, 2: 1.0}
+    for number in range(20):
+        study.add_trial(made_trial(0.5, (number * 7 % 20) / 20, intermediate_values=curve))
+    shelf = Shelf([(storage, {})])
+    assert all(t.intermediate_values == curve for t in shelf.get_all_trials(study._study_id))
+    study.add_trial(made_trial(0.5, 0.5, TrialState.PRUNED, intermediate_values=curve))
+    study.add_trial(made_trial(0.5, state=TrialState.RUNNING, intermediate_values=curve))
+    trials = shelf.get_all_trials(study._study_id)
+    best = sorted(range(20), key=lambda n: study.trials[n].value, reverse=mode == "maximize")[:5]
+    assert {t.number for t in trials if t.intermediate_values} == {*best, *range(17, 22)}
+    assert [t.params for t in trials] == [t.params for t in study.trials]
+    assert all(t.intermediate_values == curve for t in study.trials)

@@ -5,7 +5,7 @@ import logging
 
 import optuna
 import pytest
-from conftest import SPACE, made_trial
+from dashboard_studies import SPACE, made_trial
 from optuna.trial import TrialState
 
 from lightning_hp.dashboard.view import TIER_COLOURS, StudyView, curve_of, tint
