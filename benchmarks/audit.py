@@ -29,7 +29,7 @@ Row = dict[str, object]
 
 
 def healthy_recipe(index: int, momentum: float) -> Recipe:
-    """A net that nobody would call faulty: shape, optimizer and batch size drawn by `index`; learning rates in common use."""
+    """A net that nobody would call faulty: shape, optimizer, batch size and a common learning rate drawn by `index`."""
     rng = np.random.default_rng(index)
     kind = "cnn" if index % 3 == 2 else "mlp"
     optimizer = str(rng.choice(["adam", "adamw", "sgd"]))
@@ -139,7 +139,8 @@ def faults(seeds: int, rows: list[Row], first: int = 0) -> None:
             f"| {fault.name} | {hits}/{seeds} | {right}/{seeds} | {', '.join(f'{k} x{v}' for k, v in firsts.items())} |"
         )
     print(
-        f"\n{len(FAULTS)} kinds: flagged {totals[0] / totals[2]:.1%}, right rule and layer first {totals[1] / totals[2]:.1%}"
+        f"\n{len(FAULTS)} kinds: flagged {totals[0] / totals[2]:.1%}, "
+        f"right rule and layer first {totals[1] / totals[2]:.1%}"
     )
 
 

@@ -263,6 +263,26 @@ def test_measure_leaves_the_model_as_it_was_and_repeats_itself() -> None:
     assert sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in net.modules()) == 0
 
 
+def test_damage_is_the_change_of_outputs_when_population_statistics_are_put_in() -> None:
+    net, steps = settled()
+    with torch.no_grad():
+        net[4].running_var.mul_(4.0)
+    x = torch.cat([step[0].args[0] for step in steps])
+    snapshot = measure(net, steps)
+    net.eval()
+    with torch.no_grad():
+        given = net(x).log_softmax(1)
+        for name, data in snapshot.data.items():
+            layer = net.get_submodule(name)
+            layer.running_mean.copy_(data.train.mean)
+            layer.running_var.copy_(data.train.variance())
+        right = net(x).log_softmax(1)
+    kl = float(torch.nn.functional.kl_div(given, right, reduction="batchmean", log_target=True))
+    assert snapshot.gap is not None
+    assert kl > 1e-3
+    assert snapshot.gap.kl == pytest.approx(kl, rel=1e-3)
+
+
 def test_train_moments_do_not_depend_on_how_steps_are_ordered() -> None:
     net, steps = settled()
     one, two = measure(net, steps), measure(net, steps[::-1])
