@@ -6,8 +6,8 @@ trial would end, from its curve so far and from all others. Rules, in order:
 * ``none complete``: never stop before a trial is complete: there is nothing to beat yet;
 * ``diverged``: stop where the latest report is NaN or infinite;
 * ``rung``: while fewer than START_UP trials are finished, stop what is outside the best third at this look;
-* ``predicted``: later, stop where the predicted final mean, less SURE standard deviations, is worse than what the
-  surrogate expects of the best complete trial.
+* ``predicted``: later, stop where the predicted final mean, less SURE standard deviations (SURE_LATE once SETTLED
+  trials are complete), is worse than what the surrogate expects of the best complete trial.
 
 The thresholds were measured on the development tasks of ``benchmarks/search_efficiency.py``.
 """
@@ -31,6 +31,9 @@ from lightning_hp.search.space import Entry, SearchSpace
 
 #: How many standard deviations a prediction may be wrong in the trial's favour.
 SURE = 1.0
+#: Once this many trials are complete it takes this many: what is left to gain is small then, and a wrong stop costs
+#: more than a full training.
+SETTLED, SURE_LATE = 10, 3.0
 #: While fewer trials than this are finished, predictions are worth less than a comparison.
 START_UP = 6
 _RUNG_PART = 1 / 3
@@ -153,13 +156,14 @@ def _decide(engine: Engine | None, curves: list[Curve], number: int, latest: flo
     model = engine.model(curves)
     assert model is not None
     means, deviations = model.final(np.stack([this.unit, *(c.unit for c in complete)]))
+    sure = SURE if len(complete) < SETTLED else SURE_LATE
     mean, deviation, best = float(means[0]), float(deviations[0]), float(means[1:].min())
     sign = -1.0 if maximize else 1.0
     ends = sign * model.compression.inverse(np.array([mean, best, mean - deviation, mean + deviation]))
     told = dict(zip(("mean", "best", "low", "high"), (float(v) for v in ends), strict=True))
     if maximize:
         told["low"], told["high"] = told["high"], told["low"]
-    return {"stop": mean - SURE * deviation > best, "rule": "predicted", **told}
+    return {"stop": mean - sure * deviation > best, "rule": "predicted", **told}
 
 
 def _at(curve: Curve, fraction: float) -> float | None:
