@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from optuna.trial import TrialState
+from toy_project import SPACE
 
 from lightning_hp.tuning.objective import is_disk_full, is_out_of_memory
 from lightning_hp.tuning.runner import StudyRunner
@@ -40,6 +41,16 @@ def test_nan_after_a_good_start_is_never_the_best(studies):
     assert trials[1].value == min(finite(trials[:2]))
     assert result.trial in (2, 3)
     assert result.value == max(trials[2].value, trials[3].value)
+
+
+def test_a_diverged_trial_is_not_the_best_even_where_its_value_is(studies):
+    """At the optimum until it diverges: the worst finite value so far is its own, and better than all that follow."""
+    space = {**SPACE, "learning_rate": {**SPACE["learning_rate"], "default": 0.01}}
+    result = studies.run(faults="0:nan_later", trials=3, space=space)
+    values = [t.value for t in studies.trials()]
+    assert values[0] == min(values)
+    assert result.trial != 0
+    assert result.value == min(values[1:])
 
 
 def test_nan_in_the_first_trial_before_anything_finite(studies):

@@ -186,7 +186,7 @@ def test_an_interrupted_trial_is_told_and_keeps_its_number(studies, fork):
     assert list(before.intermediate_values) == [1], "killed in its second epoch"
     studies.run(trials=3)
     after = studies.trials()
-    assert [t.number for t in after] == [0, 1, 2]
+    assert [(t.number, t.state) for t in after] == [(n, COMPLETE) for n in range(3)]
     assert after[1].params == before.params
     assert after[1].intermediate_values[1] == before.intermediate_values[1], "same values and seed: same curve"
     assert after[1].user_attrs["deaths"] == 1
