@@ -275,8 +275,8 @@ def _findings(paths: StudyPaths, number: int) -> list[str]:
     lines = []
     for finding in listed if isinstance(listed, list) else []:
         if isinstance(finding, Mapping):
-            parts = [str(finding.get(k)) for k in ("severity", "rule", "layer") if finding.get(k)]
-            text = finding.get("message") or finding.get("text") or ""
+            parts = [str(finding.get(k)) for k in ("severity", "id", "layer") if finding.get(k)]
+            text = " ".join(str(finding.get(k)) for k in ("sentence", "fix") if finding.get(k))
             lines.append(f"{' '.join(parts)}: {text}" if text else " ".join(parts))
     return lines[:20]
 
