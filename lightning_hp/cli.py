@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from lightning_hp.arguments import parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given and given[0] == "fit":
             return _fit([a for a in given[1:] if a != "--debug"])
-        parsed = _parser().parse_args(given)
+        parsed = parser().parse_args(given)
         return _VERBS[parsed.verb](parsed[parsed.verb])
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on from here")
@@ -88,85 +90,6 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lightning-hp", description="Tune what matters first: PyTorch Lightning and Optuna.")
-    verbs = parser.add_subcommands(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, about: str) -> ArgumentParser:
-        made = ArgumentParser(description=about)
-        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        verbs.add_subcommand(name, made, help=about)
-        return made
-
-    tune = verb("tune", "Tune what a YAML file describes; the same command continues a study that was stopped.")
-    tune.add_argument("config", type=str, help="tune.yaml")
-    tune.add_argument("--trials", type=int, help="total number of trials, also when continued")
-    tune.add_argument("--max_epochs", type=int, help="length of a complete training, epochs")
-    tune.add_argument("--time", type=str, help="start no new trial after so long, HH:MM:SS")
-    tune.add_argument("--workers", type=int, help="worker processes of the local engine")
-    tune.add_argument("--name", type=str, help="study name")
-    tune.add_argument("--folder", type=str, help="where the study's files go")
-    tune.add_argument("--storage", type=str, help="journal, or an Optuna URL")
-    tune.add_argument("--seed", type=int, help="seed of the study")
-    tune.add_argument("--worker", action="store_true", help="run trials only: one more worker of a study")
-
-    verb("fit", "Train a LightningCLI file such as best.yaml; further options go to LightningCLI.").add_argument(
-        "config", type=str, help="LightningCLI file"
-    )
-
-    best = verb("best", "Show the best trial of a study.")
-    best.add_argument("study", type=str, help="study folder, or the name of one in runs/")
-    best.add_argument("--json", action="store_true", help="print result.json")
-    best.add_argument("--yaml", action="store_true", help="print best.yaml")
-
-    report = verb("report", "Write the report of a study, finished or not, and print what mattered.")
-    report.add_argument("study", type=str, help="study folder, or the name of one in runs/")
-    report.add_argument("--json", action="store_true", help="print the evidence as JSON")
-
-    draws = verb("sample", "Draw values on a scale and show how they spread.")
-    draws.add_argument("--low", type=float, required=True)
-    draws.add_argument("--high", type=float, required=True)
-    draws.add_argument("--scale", type=str, default="log", help="linear, log or one_minus_log")
-    draws.add_argument("-n", "--number", type=int, default=10_000)
-    draws.add_argument("--seed", type=int, default=None)
-    draws.add_argument("--json", action="store_true", help="print all draws as a JSON list")
-
-    space = verb("space", "Show a search space: tier, scale, range, default, and when each parameter opens.")
-    space.add_argument("config", type=str, help="tune.yaml, or the name of a preset")
-    space.add_argument("--trials", type=int, default=None, help="budget to plan for, trials")
-
-    retune = verb("retune", "Re-test a study's best on today's data; if it is beaten, refresh the study.")
-    retune.add_argument("study", type=str, help="study folder, or the name of one in runs/")
-    retune.add_argument("--config", type=str, default=None, help="tune.yaml; default the one it was tuned with")
-    retune.add_argument("--k", type=int, default=4, help="neighbours of the best that are re-tested")
-    retune.add_argument("--trials", type=int, default=None, help="length of a new study; default a third of the first")
-    retune.add_argument("--force", action="store_true", help="run the new study in any case, without a re-test")
-    retune.add_argument("--retest-only", dest="retest_only", action="store_true", help="say, but run no new study")
-
-    status = verb("status", "Show what is tuned under a folder: age, next dates, what to do. Exit code 3 if due.")
-    status.add_argument("paths", type=str, nargs="*", default=[], help="ledgers, or folders to search; default here")
-    status.add_argument("--json", action="store_true", help="print one JSON object")
-    status.add_argument("--fail-on", dest="fail_on", type=str, default="due", help="due or stale: what exits with 3")
-    status.add_argument("--write-cron", dest="write_cron", action="store_true", help="print a crontab line")
-    status.add_argument(
-        "--write-github-action", dest="write_github_action", action="store_true", help="print a GitHub workflow"
-    )
-    status.add_argument("--ics", type=str, default=None, help="also write the re-test dates to this calendar file")
-
-    postpone = verb("postpone", "Move a re-test to a later date, with the reason.")
-    postpone.add_argument("name", type=str, help="what was tuned, as `status` names it")
-    postpone.add_argument("--until", type=str, required=True, help="the new date, YYYY-MM-DD")
-    postpone.add_argument("--why", type=str, required=True, help="the reason")
-    postpone.add_argument("--by", type=str, default=None, help="who decided; default the current user")
-    postpone.add_argument("--ledger", type=str, default=".", help="the ledger, or a folder to search; default here")
-
-    dashboard = verb("dashboard", "Serve optuna-dashboard on studies, on this machine.")
-    dashboard.add_argument("study", type=str, nargs="?", default="runs", help="study, folder of studies, or Optuna URL")
-    dashboard.add_argument("--host", type=str, default="127.0.0.1")
-    dashboard.add_argument("--port", type=int, default=8080)
-    return parser
 
 
 # --- verbs ---
@@ -304,7 +227,15 @@ def _space(given: Namespace) -> int:
 def _dashboard(given: Namespace) -> int:
     from lightning_hp.dashboard.server import serve_command
 
-    return serve_command(given.study, host=given.host, port=given.port)
+    return serve_command(
+        given.study,
+        host=given.host,
+        port=given.port,
+        read_only=given.read_only,
+        password_file=given.password_file,
+        hosts=given.hosts,
+        open_browser=given.open_browser,
+    )
 
 
 def _retune(given: Namespace) -> int:
@@ -349,6 +280,35 @@ def _retune(given: Namespace) -> int:
     return DONE
 
 
+def _audit(given: Namespace) -> int:
+    from lightning_hp.tuning.audit_command import audit_command
+
+    return audit_command(
+        given.config,
+        given.ckpt,
+        data=given.data or (),
+        json=given.json,
+        shift=given.shift,
+        html=given.html,
+        cli=given.cli,
+    )
+
+
+def _recalibrate(given: Namespace) -> int:
+    from lightning_hp.tuning.audit_command import recalibrate_command
+
+    return recalibrate_command(
+        given.config,
+        given.ckpt,
+        output=given.output,
+        data=given.data or (),
+        monitor=given.monitor,
+        mode=given.mode,
+        json=given.json,
+        cli=given.cli,
+    )
+
+
 def _status(given: Namespace) -> int:
     from lightning_hp.tuning.status_command import status_command
 
@@ -375,6 +335,8 @@ _VERBS = {
     "sample": _sample,
     "space": _space,
     "retune": _retune,
+    "audit": _audit,
+    "recalibrate": _recalibrate,
     "status": _status,
     "postpone": _postpone,
     "dashboard": _dashboard,

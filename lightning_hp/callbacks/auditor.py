@@ -71,6 +71,7 @@ class BatchNormAuditor(Callback):
         reference: store moments of layer inputs on validation data with the checkpoint, and compare new data with them
             in standalone validate, test and predict runs.
         data_pass: False records nothing and replays nothing: state and counter rules only.
+        history: False makes the data pass at the end of training only, not after epochs 1, 2, 4, 8, ...
         max_rows: rows of training data kept for the data pass (memory: their inputs, at most 256 MB).
         dirpath: folder of audit.json; the default is the logger's folder, else the trainer's root. "" writes no files.
 
@@ -91,6 +92,7 @@ class BatchNormAuditor(Callback):
         thresholds: Mapping[str, float] | None = None,
         reference: bool = True,
         data_pass: bool = True,
+        history: bool = True,
         max_rows: int = 2048,
         dirpath: str | Path | None = None,
         clock: Callable[[], datetime] | None = None,
@@ -113,6 +115,7 @@ class BatchNormAuditor(Callback):
         self.thresholds = dict(thresholds or {})
         self.reference = reference
         self.data_pass = data_pass
+        self.history = history
         self.max_rows = max_rows
         self.dirpath = dirpath
         self._clock = clock or (lambda: datetime.now(UTC))
@@ -191,7 +194,7 @@ class BatchNormAuditor(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After epochs 1, 2, 4, 8, ...: the data pass, for the history."""
         epoch = trainer.current_epoch + 1
-        if self._idle() or epoch & (epoch - 1):
+        if self._idle() or not self.history or epoch & (epoch - 1):
             return
         snapshot = self._measure(trainer, pl_module)
         findings = self._audit(trainer, snapshot)

@@ -37,7 +37,7 @@ from lightning_hp.batchnorm.snapshot import Facts
 from lightning_hp.batchnorm.statistics import find_layers
 from lightning_hp.callbacks.audit_files import REFERENCE_FILE
 from lightning_hp.callbacks.audit_record import SCHEMA, history_row, result_of, table_of
-from lightning_hp.tuning.build import CliBuilder
+from lightning_hp.tuning.build import Built, CliBuilder, quiet
 from lightning_hp.tuning.config import ConfigError
 
 __all__ = ["audit_command", "recalibrate_command"]
@@ -201,7 +201,7 @@ def recalibrate_command(
 
 def _guarded(work: Any) -> int:
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, quiet():
             return int(work(Path(folder)))
     except (_UsageError, ConfigError) as error:
         return _say_error(str(error), USAGE)
@@ -229,6 +229,8 @@ def _open(config: Path, ckpt: Path, replacements: Iterable[str], cli: str | None
     if "state_dict" not in checkpoint:
         raise _UsageError(f"`ckpt` must be a Lightning checkpoint with a 'state_dict', got {str(ckpt)!r}")
     built.model.on_load_checkpoint(checkpoint)
+    if not set(checkpoint["state_dict"]) & set(built.model.state_dict()):
+        _build_late(built)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     result = built.model.load_state_dict(checkpoint["state_dict"], strict=False)
     # Missing statistics are a finding (BN02), not a failure; anything else means that the file and the model do not
@@ -237,6 +239,17 @@ def _open(config: Path, ckpt: Path, replacements: Iterable[str], cli: str | None
     if wrong:
         raise _UsageError(f"`ckpt` must fit the model of {config}, got other keys: {', '.join(wrong[:5])}")
     return _Project(built.model, built.data, built.trainer, checkpoint, list(result.missing_keys))
+
+
+def _build_late(built: Built) -> None:
+    """What a fit does before its first step, for models that make their layers only then."""
+    built.model.trainer = built.trainer
+    if built.data is not None:
+        built.trainer._data_connector.attach_datamodule(built.model, built.data)  # makes `trainer.datamodule` known
+        built.data.prepare_data()
+        built.data.setup("fit")
+    built.model.setup("fit")
+    built.model.configure_model()
 
 
 def _audit(

@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
@@ -22,6 +23,8 @@ from lightning_hp.tuning.storage import StudyError
 _STOPPED = (130, 143)
 #: seconds between looks at the study while workers run it
 POLL = 0.3
+#: the dashboard is decorated from this trial number on: before there is little to say
+FIRST_DECORATED = 5
 
 
 def run(
@@ -45,6 +48,7 @@ def run(
     """
     builder.check(config.space)
     runner = StudyRunner(config, builder, listen)
+    runner.listen = partial(_tell_and_decorate, runner, listen)
     runner.catch_up()
     while True:
         if config.caviar.engine == "local":
@@ -57,6 +61,15 @@ def run(
             return finish(runner)
         if runner.stopping.is_set():
             raise KeyboardInterrupt
+
+
+def _tell_and_decorate(runner: StudyRunner, listen: Callable[[Event], None], event: Event) -> None:
+    """Pass an event on; between trials, now and then, bring the dashboard's notes and figures up to date."""
+    listen(event)
+    if event.kind == "finished" and event.trial is not None and event.trial.number >= FIRST_DECORATED:
+        from lightning_hp.dashboard.notes import decorate
+
+        decorate(runner.study, runner.paths)
 
 
 def _work_in_processes(runner: StudyRunner, command: Sequence[str]) -> None:

@@ -74,9 +74,13 @@ def measure(study: optuna.Study) -> dict[str, Any]:
 
 
 def write_reports(study: optuna.Study, paths: StudyPaths) -> Path:
-    """``evidence.json`` and ``report.html`` from what storage and the folder hold; gives the report's path."""
+    """Write ``evidence.json``, ``report.html`` and the dashboard's notes; gives the report's path."""
+    from lightning_hp.dashboard.notes import decorate
     from lightning_hp.dashboard.report import write_report
 
     measured = measure(study)
     write_text(paths.evidence, json.dumps(measured, indent=1))
-    return write_report(study, paths, evidence=measured, result=read_result(paths))
+    found = read_result(paths)
+    written = write_report(study, paths, evidence=measured, result=found)
+    decorate(study, paths, evidence=measured, result=found, force=True)
+    return written

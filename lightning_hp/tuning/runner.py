@@ -234,7 +234,7 @@ class StudyRunner:
 
     def _auditor(self, number: int) -> BatchNormAuditor:
         """Looks at the BatchNorm layers once, at the end of a trial; writes ``audit.json`` into its folder."""
-        return BatchNormAuditor(on_finding="log", dirpath=self.paths.trial(number).root)
+        return BatchNormAuditor(on_finding="log", history=False, dirpath=self.paths.trial(number).root)
 
     def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         if outcome.diverged:

@@ -1,0 +1,111 @@
+"""What the commands take: the verbs of ``lightning-hp``, their arguments and their help texts."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser
+
+
+def parser() -> ArgumentParser:
+    """The parser of all commands; it loads nothing of what they do."""
+    commands = ArgumentParser(prog="lightning-hp", description="Tune what matters first: PyTorch Lightning and Optuna.")
+    verbs = commands.add_subcommands(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, about: str) -> ArgumentParser:
+        made = ArgumentParser(description=about)
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verbs.add_subcommand(name, made, help=about)
+        return made
+
+    tune = verb("tune", "Tune what a YAML file describes; the same command continues a study that was stopped.")
+    tune.add_argument("config", type=str, help="tune.yaml")
+    tune.add_argument("--trials", type=int, help="total number of trials, also when continued")
+    tune.add_argument("--max_epochs", type=int, help="length of a complete training, epochs")
+    tune.add_argument("--time", type=str, help="start no new trial after so long, HH:MM:SS")
+    tune.add_argument("--workers", type=int, help="worker processes of the local engine")
+    tune.add_argument("--name", type=str, help="study name")
+    tune.add_argument("--folder", type=str, help="where the study's files go")
+    tune.add_argument("--storage", type=str, help="journal, or an Optuna URL")
+    tune.add_argument("--seed", type=int, help="seed of the study")
+    tune.add_argument("--worker", action="store_true", help="run trials only: one more worker of a study")
+
+    verb("fit", "Train a LightningCLI file such as best.yaml; further options go to LightningCLI.").add_argument(
+        "config", type=str, help="LightningCLI file"
+    )
+
+    best = verb("best", "Show the best trial of a study.")
+    best.add_argument("study", type=str, help="study folder, or the name of one in runs/")
+    best.add_argument("--json", action="store_true", help="print result.json")
+    best.add_argument("--yaml", action="store_true", help="print best.yaml")
+
+    report = verb("report", "Write the report of a study, finished or not, and print what mattered.")
+    report.add_argument("study", type=str, help="study folder, or the name of one in runs/")
+    report.add_argument("--json", action="store_true", help="print the evidence as JSON")
+
+    draws = verb("sample", "Draw values on a scale and show how they spread.")
+    draws.add_argument("--low", type=float, required=True)
+    draws.add_argument("--high", type=float, required=True)
+    draws.add_argument("--scale", type=str, default="log", help="linear, log or one_minus_log")
+    draws.add_argument("-n", "--number", type=int, default=10_000)
+    draws.add_argument("--seed", type=int, default=None)
+    draws.add_argument("--json", action="store_true", help="print all draws as a JSON list")
+
+    space = verb("space", "Show a search space: tier, scale, range, default, and when each parameter opens.")
+    space.add_argument("config", type=str, help="tune.yaml, or the name of a preset")
+    space.add_argument("--trials", type=int, default=None, help="budget to plan for, trials")
+
+    retune = verb("retune", "Re-test a study's best on today's data; if it is beaten, refresh the study.")
+    retune.add_argument("study", type=str, help="study folder, or the name of one in runs/")
+    retune.add_argument("--config", type=str, default=None, help="tune.yaml; default the one it was tuned with")
+    retune.add_argument("--k", type=int, default=4, help="neighbours of the best that are re-tested")
+    retune.add_argument("--trials", type=int, default=None, help="length of a new study; default a third of the first")
+    retune.add_argument("--force", action="store_true", help="run the new study in any case, without a re-test")
+    retune.add_argument("--retest-only", dest="retest_only", action="store_true", help="say, but run no new study")
+
+    audit = verb(
+        "audit", "Audit the BatchNorm layers of a checkpoint of any LightningCLI project. Exit code 4: errors."
+    )
+    audit.add_argument("--html", type=str, default=None, help="also write the audit as a page to this file")
+    audit.add_argument("--shift", type=str, default=None, help="compare this split (test, val, ...) with validation")
+    fix = verb("recalibrate", "Write a checkpoint with exact BatchNorm statistics beside the original.")
+    fix.add_argument("--output", type=str, default=None, help="the repaired checkpoint; default beside the original")
+    fix.add_argument("--monitor", type=str, default="val_loss", help="metric that must not get worse")
+    fix.add_argument("--mode", type=str, default="min", help="min or max")
+    for made in (audit, fix):
+        made.add_argument("--config", type=str, required=True, help="LightningCLI file")
+        made.add_argument("--ckpt", type=str, required=True, help="checkpoint")
+        made.add_argument("--data", type=str, nargs="*", default=None, help="KEY=VALUE in place of the file's")
+        made.add_argument("--cli", type=str, default=None, help="class path of the project's own LightningCLI")
+        made.add_argument("--json", action="store_true", help="print JSON")
+
+    status = verb("status", "Show what is tuned under a folder: age, next dates, what to do. Exit code 3 if due.")
+    status.add_argument("paths", type=str, nargs="*", default=[], help="ledgers, or folders to search; default here")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    status.add_argument("--fail-on", dest="fail_on", type=str, default="due", help="due or stale: what exits with 3")
+    status.add_argument("--write-cron", dest="write_cron", action="store_true", help="print a crontab line")
+    status.add_argument(
+        "--write-github-action", dest="write_github_action", action="store_true", help="print a GitHub workflow"
+    )
+    status.add_argument("--ics", type=str, default=None, help="also write the re-test dates to this calendar file")
+
+    postpone = verb("postpone", "Move a re-test to a later date, with the reason.")
+    postpone.add_argument("name", type=str, help="what was tuned, as `status` names it")
+    postpone.add_argument("--until", type=str, required=True, help="the new date, YYYY-MM-DD")
+    postpone.add_argument("--why", type=str, required=True, help="the reason")
+    postpone.add_argument("--by", type=str, default=None, help="who decided; default the current user")
+    postpone.add_argument("--ledger", type=str, default=".", help="the ledger, or a folder to search; default here")
+
+    dashboard = verb("dashboard", "Serve optuna-dashboard on studies, on this machine.")
+    dashboard.add_argument("study", type=str, nargs="?", default="runs", help="study, folder of studies, or Optuna URL")
+    dashboard.add_argument("--host", type=str, default="127.0.0.1")
+    dashboard.add_argument("--port", type=int, default=8080)
+    dashboard.add_argument("--read-only", dest="read_only", action="store_true", help="refuse every change")
+    dashboard.add_argument(
+        "--password-file",
+        dest="password_file",
+        type=str,
+        default=None,
+        help="file whose first line is the password; default LIGHTNING_HP_PASSWORD, if set",
+    )
+    dashboard.add_argument("--hosts", type=str, nargs="*", default=[], help="further names of this server")
+    dashboard.add_argument("--open", dest="open_browser", action="store_true", help="open the page in the browser")
+    return commands
