@@ -58,7 +58,8 @@ def recalibrated_loss(run: Run) -> float:
 def healthy(nets: int, rows: list[Row], first: int = 0) -> None:
     print(f"\n## healthy: {nets} nets a momentum\n")
     print(
-        "| momentum | nets | none | INFO | WARN | ERROR | WARN or above | of these, recalibration lowers validation loss > 5% |"
+        "| momentum | nets | none | INFO | WARN | ERROR | WARN or above "
+        "| of these, recalibration lowers validation loss > 5% |"
     )
     print("|---|---|---|---|---|---|---|---|")
     flagged: list[str] = []

@@ -200,7 +200,7 @@ def _join(rank: int, fault: bool, folder: str) -> None:
 
 
 def cost(rounds: int, rows: list[Row]) -> None:
-    """CPU time of a training step with the auditor over without: fits take turns, epochs are compared by their median."""
+    """CPU time of a training step with the auditor over without: fits take turns, medians of epochs."""
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback
     from torch.utils.data import DataLoader, TensorDataset
@@ -287,7 +287,8 @@ def cost(rounds: int, rows: list[Row]) -> None:
             draws = [np.median(ratios[rng.integers(len(ratios), size=len(ratios))]) for _ in range(1000)]
             low, high = np.quantile(draws, [0.05, 0.95])
             print(
-                f"| {kind} | {f'every {every} steps' if every else 'an empty callback'} | {1000 * np.median(off) / steps:.3f} | {np.median(ratios):.3f} | "
+                f"| {kind} | {f'every {every} steps' if every else 'an empty callback'} "
+                f"| {1000 * np.median(off) / steps:.3f} | {np.median(ratios):.3f} | "
                 f"{low:.3f} to {high:.3f} | {1e6 * spent_inside[-1] / ((2 + 2 * rounds) * steps):.1f} |"
             )
             rows.append({"section": "cost", "name": f"{kind} {every}", "d": float(np.median(ratios))})

@@ -186,7 +186,8 @@ def test_checkpoint_without_statistics_is_a_finding(project: Path, capsys: pytes
 def test_page_escapes_what_comes_from_outside_and_survives_gaps() -> None:
     finding = {"id": "BN01", "severity": "ERROR", "layer": "<img src=x>", "sentence": "<b>", "fix": "&"}
     layer = {
-        "name": "</script><script>alert(1)</script>", "kind": "BatchNorm1d", "channels": 2, "momentum": None, "updates": 3,
+        "name": "</script><script>alert(1)</script>",
+        "kind": "BatchNorm1d", "channels": 2, "momentum": None, "updates": 3,
         "eps": 1e-5, "running_mean": [None, 0.0], "running_var": [1.0, -1.0], "population_mean": [0.0, 0.0],
         "population_var": [1.0, 1.0],
     }  # fmt: skip
