@@ -319,8 +319,9 @@ def drop_checkpoints(study: optuna.Study, paths: StudyPaths, keep: int) -> None:
     for trial in finished:
         folder = paths.trial(trial.number).checkpoints
         if trial.number not in kept and folder.is_dir():
-            for file in folder.glob("*.ckpt"):
-                file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process is at it too
+                for file in folder.glob("*.ckpt"):
+                    file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

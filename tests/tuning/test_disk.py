@@ -55,7 +55,7 @@ def open_storage_of_any_content(paths):
     return _MendingJournal(paths.journal)
 
 
-@pytest.mark.parametrize("at", [3, 17, 40])
+@pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 17, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_of_a_write(studies, fork, at):
     """The process dies in its write number ``at``, with half of the line on disk."""
     studies.run("reference", trials=4)
@@ -112,7 +112,7 @@ def test_a_full_disk_while_the_journal_is_written(studies, fork):
     assert [(t.params, t.value) for t in studies.trials()] == [(t.params, t.value) for t in studies.trials("reference")]
 
 
-@pytest.mark.parametrize("call", [1, 6, 19, 30])
+@pytest.mark.parametrize("call", [1, 6, pytest.param(19, marks=pytest.mark.slow), 30])
 def test_no_space_at_any_write_of_the_journal(studies, monkeypatch, call):
     studies.run("reference", trials=3)
     journal, real, count = studies.paths().journal, os.fsync, 0

@@ -218,6 +218,7 @@ def test_what_a_full_disk_is(error, expected):
     assert is_disk_full(wrapped) is expected
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_process_is_given_up(studies, fork):
     """A fault that kills (memory, a driver) would otherwise kill every resumed run for ever."""
     codes = [fork(lambda: studies.run(faults="1:sigkill", trials=3)).wait() for _ in range(6)]

@@ -20,6 +20,10 @@ def told(trials):
     return [(t.number, t.state, t.value, t.params, t.intermediate_values, *map(t.user_attrs.get, keys)) for t in trials]
 
 
+def lines(path):
+    return path.read_bytes().count(b"\n")
+
+
 def tuned_records(paths):
     return [r for r in records.read(paths.ledger).records if r["event"] == "tuned"]
 
@@ -156,16 +160,17 @@ def test_a_second_ctrl_c_leaves_at_once_and_nothing_is_lost(studies, fork):
 # --- kill -9 ---
 
 
+@pytest.mark.slow
 def test_killed_three_times_at_random_moments(studies, fork):
-    """The journal's length is the clock: the child is killed at drawn points of it, and the sum must be as if never."""
+    """The journal's lines are the clock: the child is killed at drawn ones, and the sum must be as if never."""
     studies.run("reference", trials=12, max_epochs=3)
     journal, seed = studies.paths().journal, random.Random(5)
-    span = studies.paths("reference").journal.stat().st_size
+    span = lines(studies.paths("reference").journal)
     at = sorted(seed.sample(range(span // 10, span * 8 // 10), 3))
     interrupted = []
-    for size in at:
+    for line in at:
         child = fork(lambda: studies.run(trials=12, max_epochs=3))
-        child.until(lambda size=size: journal.exists() and journal.stat().st_size >= size)
+        child.until(lambda line=line: journal.exists() and lines(journal) >= line)
         child.kill(signal.SIGKILL)
         assert child.wait() == -9, child.output
         interrupted += [t for t in studies.trials() if t.state is RUNNING]
@@ -208,6 +213,7 @@ def test_two_processes_share_one_study(studies, fork):
     assert result.value == min(t.value for t in trials)
 
 
+@pytest.mark.slow
 def test_the_other_process_takes_over_what_a_killed_one_leaves(studies, fork):
     """Both start; the one whose trial 1 orders it dies, and the survivor, without faults, runs that trial."""
     doomed = fork(lambda: studies.run(faults="1:sigkill 2:sigkill 3:sigkill 4:sigkill", trials=8))
