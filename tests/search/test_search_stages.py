@@ -146,7 +146,7 @@ def test_a_space_without_the_first_tiers_still_opens_its_most_important_one():
 def test_bad_plans_are_named():
     with pytest.raises(ValueError, match="`n_trials` must be at least 1, got 0"):
         plan_stages(SPACE, 0, plan="opening")
-    with pytest.raises(ValueError, match="`plan` must be one of default, opening, tiers, got 'grid'"):
+    with pytest.raises(ValueError, match="`plan` must be one of default, opening, tiers, retune, got 'grid'"):
         plan_stages(SPACE, 5, plan="grid")
     with pytest.raises(ValueError, match="`opens_from` must have the tiers A, B, C, D, got E"):
         plan_stages(SPACE, 5, {"E": 3})
