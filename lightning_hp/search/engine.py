@@ -248,18 +248,25 @@ class Engine:
             fits[key] = theta
         return CurveModel(self._encoder, curves, theta)
 
-    def propose(self, curves: Sequence[Curve], sides: Array, rng: np.random.Generator) -> Array | None:
-        """The next point, shape (d,), inside the box ``sides`` of shape (d, 2); None where nothing is known yet."""
+    def propose(
+        self, curves: Sequence[Curve], sides: Array, rng: np.random.Generator, failed: Sequence[Array] = ()
+    ) -> Array | None:
+        """The next point, shape (d,), inside the box ``sides`` of shape (d, 2); None where nothing is known yet.
+
+        At the positions ``failed``, shape (d,) each, there is nothing to be learned or gained: whatever made a trial
+        fail there is likely to do so again, next to it too.
+        """
         model = self.model(curves)
         observed = None if model is None else model.best
         if model is None or observed is None:
             return None
         running = [c.unit for c in curves if c.state is TrialState.RUNNING]
         promising = model.promising()
+        model.believe(np.array(failed).reshape(-1, len(self.space)))
         best = min(observed, model.believe(np.array(running).reshape(-1, len(self.space))))
         start = candidates(self.space, sides, promising, rng)
         ranked = maximise(self.space, sides, start, lambda u: model.score(u, best), lambda u: model.slope(u, best), rng)
-        point = choose(ranked, [c.unit for c in curves])
+        point = choose(ranked, [*(c.unit for c in curves), *failed])
         if point is None:  # everything near is taken: no more to gain, but a point of its own
             point = np.clip(snap(self.space, start[0]), sides[:, 0], sides[:, 1])
         return point

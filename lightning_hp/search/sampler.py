@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lightning_hp.search.pruner import CurvePruner
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_ASKED = (*_FINISHED, TrialState.RUNNING)
+_ASKED = (*_FINISHED, TrialState.RUNNING, TrialState.FAIL)
 #: A float that a base sampler proposes again is moved by up to this part of its box's width.
 _NUDGE = 0.01
 
@@ -57,7 +57,7 @@ class CoarseToFineSampler(BaseSampler):
 
     Parameters that the space does not know are left to the base sampler, or to a TPE; those that the objective
     does not ask for are left out. Enqueued values win over the sampler's, as with every Optuna sampler. Failed trials
-    teach nothing, so tell a diverged trial as complete with a bad value.
+    teach where not to go again, and no more: tell a diverged trial as complete with a bad value.
 
     The same seed gives the same study. A base sampler of your own keeps its own random state: seed it, and know that
     samplers with state (all of Optuna's) do not repeat the same draws after a resume. ``CmaEsSampler`` keeps its
@@ -214,7 +214,9 @@ class CoarseToFineSampler(BaseSampler):
         trials = study._get_trials(deepcopy=False, states=_ASKED, use_cache=True)
         others = [t for t in trials if t.number != trial.number]
         rng = self._rng(trial.number, "improve")
-        proposed = self._engine.propose(self._engine.curves(study, others), self._sides(stage), rng)
+        failed = [t.params for t in others if t.state is TrialState.FAIL]
+        avoided = self.space.unit([params for params in failed if self._parameters.keys() <= params.keys()])
+        proposed = self._engine.propose(self._engine.curves(study, others), self._sides(stage), rng, list(avoided))
         return explore(self.space, stage, trial.number, self.seed) if proposed is None else proposed
 
     def _sides(self, stage: Stage) -> NDArray[np.float64]:

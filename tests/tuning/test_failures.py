@@ -106,7 +106,6 @@ def test_three_different_failures_in_a_row_do_not(studies):
     assert [t.state for t in studies.trials()] == [COMPLETE, FAIL, FAIL, FAIL, COMPLETE]
 
 
-@pytest.mark.xfail(strict=True, reason="the sampler does not look at failed trials when it keeps values apart")
 def test_a_point_that_failed_is_not_tried_again(studies):
     """It teaches the sampler's model nothing, so only a look at failed trials keeps it from being proposed again."""
     studies.run(faults="1:crash 2:crash 4:crash 5:crash", trials=7)
