@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import io
 import json
 import logging
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
@@ -151,20 +151,25 @@ class CliBuilder:
         for key, value in values.items():
             arguments += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"]
         kind, options = lightning_cli(self.model, self.data, self.cli)
+
+        def parse(cli: LightningCLI, parser: Any, args: Any) -> None:
+            parser.exit_on_error = False  # raise, instead of printing usage and leaving
+            kind.parse_arguments(cli, parser, args)
+
+        changed: dict[str, Any] = {"parse_arguments": parse}
         if not instantiate:
-            kind = type("_Parsed", (kind,), {"instantiate_classes": lambda self: None})
-        said = io.StringIO()
-        with quiet(), plainly(), contextlib.redirect_stderr(said):
-            try:
-                return kind(
+            changed["instantiate_classes"] = lambda cli: None
+        try:
+            with quiet(), plainly():
+                return type(kind.__name__, (kind,), changed)(
                     run=False,
                     save_config_callback=None,
                     args=arguments,
                     trainer_defaults={"callbacks": callbacks},
                     **options,
                 )
-            except SystemExit as error:
-                raise ConfigError(_parser_error(said.getvalue())) from error
+        except ArgumentError as error:
+            raise ConfigError(_parser_error(str(error))) from error
 
 
 def lightning_cli(model: str | None, data: str | None, cli: str | None) -> tuple[Any, dict[str, Any]]:
@@ -288,11 +293,8 @@ def import_path(path: str, what: str) -> Any:
 
 
 def _parser_error(text: str) -> str:
-    """The one line that matters of what an argument parser printed before it left."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    start = next((i for i, line in enumerate(lines) if "error:" in line), 0)
-    said = " ".join(lines[start:]) or "the configuration was refused"
-    said = said.partition("error:")[2].strip() or said
+    """What an argument parser says, as one line, without what does not help."""
+    said = " ".join(text.split())
     # a class_path that may also be null is reported as a union: only the class's own complaint is of use
     said = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: - ", "", said)
     return re.sub(r"\s*(- Expected a <class 'NoneType'>.*|Given value type: .*)$", "", said)

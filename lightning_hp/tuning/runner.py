@@ -350,11 +350,9 @@ def interruptible(
                 os.write(2, b"\x1b[?25h\n")  # the live display hides the cursor
             os._exit(130)
         stopping.set()
-        # it may have interrupted a print, and a second one inside the first is refused
-        with contextlib.suppress(RuntimeError):
-            listen(
-                Event("said", text="stopping after the running trial; Ctrl-C again leaves at once (nothing is lost)")
-            )
+        # it may have interrupted a print, and a print inside a print gets lost: a thread waits for its turn
+        said = Event("said", text="stopping after the running trial; Ctrl-C again leaves at once (nothing is lost)")
+        threading.Thread(target=listen, args=(said,)).start()
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -200,6 +200,19 @@ class Any_(pl.LightningModule):
         self.x = x
 
 
+class Talking(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        sys.stderr.write("the model has a word to say\n")
+
+
+def test_what_a_model_says_while_it_is_built_is_heard(project, capsys):
+    """So is what others say meanwhile, such as the answer to Ctrl-C."""
+    project({"model": {"class_path": f"{__name__}.Talking"}, "trainer": TRAINER})
+    CliBuilder(Path("train.yaml")).build({}, Path("t"), 0)
+    assert "the model has a word to say" in capsys.readouterr().err
+
+
 # --- Python ---
 
 
