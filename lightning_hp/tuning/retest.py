@@ -1,8 +1,8 @@
 """Is the recorded best still the best? Trained again on today's data, against its neighbours and the defaults.
 
 All candidates get the same epochs, and the seed that the recorded best was tuned with: where the data have not moved,
-it gives its old value again. They are stopped as soon as they fall behind it at one of the pruner's looks, so that a
-re-test costs little more than one training where nothing has changed. A candidate that ends ahead has won one race, by
+it gives its old value again. They are stopped if they are behind it at a quarter or a half of the training, so that a
+re-test costs little more than two trainings where nothing has changed. A candidate that ends ahead has won one race, by
 chance as well as skill: it and the recorded best are then trained on further seeds that they share, and it counts as
 better only if it wins on every one of them, by more than those differences scatter.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.space import SearchSpace
@@ -24,8 +25,11 @@ from lightning_hp.tuning.config import Budget, Caviar, TuneConfig
 from lightning_hp.tuning.runner import Event, StudyRunner
 from lightning_hp.tuning.storage import StudyError
 
-#: Neighbours lie this far from the recorded best, standard deviation in parts of a parameter's range.
-NEIGHBOUR_DISTANCE = 0.1
+#: Neighbours lie this far from the recorded best, in turn: standard deviations in parts of a parameter's range. The
+#: near ones show whether it is still the top of its hill, the far ones whether there is another hill.
+NEIGHBOUR_DISTANCES = (0.1, 0.25)
+#: Where a candidate that is behind is stopped, in parts of the training.
+LOOKS = (0.25, 0.5)
 #: Seeds that a challenger and the recorded best are compared on, the first included.
 SEEDS = 3
 #: A challenger wins by more than this many standard errors of the differences (with three seeds, one in 15 by chance).
@@ -59,6 +63,28 @@ class Retest:
     study: optuna.Study
 
 
+class BehindPruner(optuna.pruners.BasePruner):
+    """Stops what is behind the first trial of the study at one of the looks, at the same step.
+
+    Args:
+        max_steps: The step of a complete training.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self._looks = {max(1, math.ceil(part * max_steps)) for part in LOOKS}
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial is at a look, and behind."""
+        step = trial.last_step
+        if step not in self._looks or trial.number == 0:
+            return False
+        first = study.get_trials(deepcopy=False)[0].intermediate_values.get(step)
+        if first is None:
+            return False
+        behind = trial.intermediate_values[step] - first
+        return behind > 0 if study.direction is StudyDirection.MINIMIZE else behind < 0
+
+
 def neighbours(space: SearchSpace, best: Mapping[str, Any], k: int, seed: int) -> list[dict[str, Any]]:
     """Stored values of k points around a point, every searched parameter moved; different from it and each other.
 
@@ -74,7 +100,8 @@ def neighbours(space: SearchSpace, best: Mapping[str, Any], k: int, seed: int) -
     for _ in range(100 * max(k, 1)):
         if len(found) == k:
             break
-        moved = centre + NEIGHBOUR_DISTANCE * rng.standard_normal(len(space))
+        distance = NEIGHBOUR_DISTANCES[len(found) % len(NEIGHBOUR_DISTANCES)]
+        moved = centre + distance * rng.standard_normal(len(space))
         moved = np.where((moved < 0) | (moved > 1), 2 * centre - moved, moved)  # reflect what would leave the range
         keep = np.array([p.is_categorical for p in space.parameters])
         point = space.at(np.where(keep, centre, np.clip(moved, 0.0, 1.0)))
@@ -172,7 +199,8 @@ def _race(
 ) -> StudyRunner:
     """Run (stored values, seed number) one after the other, those that are not yet in the study."""
     budget = Budget(len(plan), config.budget.max_epochs)
-    runner = StudyRunner(replace(config, budget=budget, caviar=Caviar()), builder, listen)
+    pruner = BehindPruner(config.budget.max_epochs or builder.max_epochs() or 1)
+    runner = StudyRunner(replace(config, budget=budget, caviar=Caviar()), builder, listen, pruner)
     there = len(runner.study.get_trials(deepcopy=False))
     for params, seed_number in plan[there:]:
         runner.study.enqueue_trial(dict(params), user_attrs={"seed_number": seed_number})

@@ -214,7 +214,7 @@ def _drift(
         listen(Event("said", text=f"no fingerprint of the training data: {one_line(error)}"))
         return [], None
     moved = compare(tunings[-1]["fingerprints"]["data"], fingerprint) if tunings else []
-    return [str(column) for column in moved], fingerprint
+    return [column.sentence for column in moved], fingerprint
 
 
 def _level(tested: Retest, mode: str) -> tuple[float, float]:

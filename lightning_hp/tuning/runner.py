@@ -65,6 +65,7 @@ class StudyRunner:
         config: What to do.
         builder: Makes the objects of a trial.
         listen: Is told what happens, in this process.
+        pruner: Stops hopeless trials; None for the one that belongs to the sampler.
 
     Raises:
         ConfigError: If the space or the length of a training does not fit the project.
@@ -76,6 +77,7 @@ class StudyRunner:
         config: TuneConfig,
         builder: CliBuilder | PythonBuilder,
         listen: Callable[[Event], None] = lambda event: None,
+        pruner: optuna.pruners.BasePruner | None = None,
     ) -> None:
         self.config = config
         self.builder = builder
@@ -111,7 +113,7 @@ class StudyRunner:
             study_name=config.name,
             storage=storage,
             sampler=self.sampler,
-            pruner=self.sampler.pruner() if config.prune else optuna.pruners.NopPruner(),
+            pruner=(pruner or self.sampler.pruner()) if config.prune else optuna.pruners.NopPruner(),
         )
 
     # --- the loop ---

@@ -112,7 +112,9 @@ def test_a_full_disk_while_the_journal_is_written(studies, fork):
     assert [(t.params, t.value) for t in studies.trials()] == [(t.params, t.value) for t in studies.trials("reference")]
 
 
-@pytest.mark.parametrize("call", [1, 6, pytest.param(19, marks=pytest.mark.slow), 30])
+@pytest.mark.parametrize(
+    "call", [1, pytest.param(6, marks=pytest.mark.slow), pytest.param(19, marks=pytest.mark.slow), 30]
+)
 def test_no_space_at_any_write_of_the_journal(studies, monkeypatch, call):
     studies.run("reference", trials=3)
     journal, real, count = studies.paths().journal, os.fsync, 0
@@ -159,7 +161,9 @@ def test_write_text_keeps_the_old_file_when_the_disk_is_full(tmp_path, monkeypat
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("name", ["result.json", "ledger.jsonl", "report.html", "evidence.json"])
+@pytest.mark.parametrize(
+    "name", ["result.json", "ledger.jsonl", "report.html", pytest.param("evidence.json", marks=pytest.mark.slow)]
+)
 def test_a_full_disk_at_the_end_loses_nothing(reported, monkeypatch, name):
     """The end is written again by the next run, and dated once."""
     real = os.replace

@@ -227,7 +227,7 @@ def test_a_trial_that_kills_its_process_is_given_up(studies, fork):
     assert trials[1].user_attrs["failure"] == "its process died 5 times"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "auto"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", pytest.param("auto", marks=pytest.mark.slow)])
 def test_two_devices_in_one_trial_are_refused(studies, strategy):
     from lightning_hp.tuning.config import ConfigError
 

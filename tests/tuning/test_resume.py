@@ -95,8 +95,8 @@ def test_an_end_that_was_cut_off_after_the_ledger_dates_it_once(studies):
     [
         ({"seed": 3}, "seed was 0, is 3"),
         ({"mode": "max"}, "mode was 'min', is 'max'"),
-        ({"plan": "tiers"}, "plan was 'default', is 'tiers'"),
-        ({"monitor": "other"}, "monitor was 'val_loss', is 'other'"),
+        pytest.param({"plan": "tiers"}, "plan was 'default', is 'tiers'", marks=pytest.mark.slow),
+        pytest.param({"monitor": "other"}, "monitor was 'val_loss', is 'other'", marks=pytest.mark.slow),
         ({"space": {"learning_rate": {"low": 1e-3, "high": 1.0, "tier": "A"}}}, "momentum is gone"),
     ],
 )

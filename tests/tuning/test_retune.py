@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import optuna
 import pytest
 import toy_project
 from optuna.trial import TrialState
@@ -16,7 +17,7 @@ from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, ConfigError, TuneConfig
 from lightning_hp.tuning.engines import run
-from lightning_hp.tuning.retest import clearly_better, neighbours
+from lightning_hp.tuning.retest import BehindPruner, clearly_better, neighbours
 from lightning_hp.tuning.retune import retune
 from lightning_hp.tuning.storage import StudyError, describe
 
@@ -101,6 +102,23 @@ def test_a_refreshing_study_that_was_stopped_goes_on_without_a_second_retest(tun
     assert events(tuned) == ["tuned", "retuned"]
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_what_is_behind_the_first_trial_at_a_look_is_stopped(direction):
+    sign = 1 if direction == "minimize" else -1
+    study = optuna.create_study(direction=direction, pruner=BehindPruner(12))  # looks at 3 and 6
+    stopped = []
+    for curve in ([5, 4, 3, 3, 3, 2], [9, 9, 2, 9, 9, 1], [1, 1, 3.1], [1, 1, 3, 1, 1, 2.1]):
+        trial = study.ask()
+        steps = []
+        for step, value in enumerate(curve, start=1):
+            trial.report(sign * value, step)
+            if trial.should_prune():
+                steps.append(step)
+        stopped.append(steps)
+        study.tell(trial, sign * curve[-1])
+    assert stopped == [[], [], [3], [6]]
+
+
 def test_only_a_retest_runs_no_study(tuned):
     done = retune(str(tuned.folder), tuned, builder(Moved), k=6, search=False)
     assert done.result is None
@@ -129,7 +147,8 @@ def test_neighbours_differ_and_stay_in_range():
     assert len({tuple(point.values()) for point in found}) == 20
     assert np.all((units >= 0) & (units <= 1))
     away = np.abs(units - SPACE.unit([best])[0])
-    assert 0.05 < np.median(away) < 0.15  # the median of |N(0, 0.1)| is 0.067
+    assert 0.03 < np.median(away[0::2]) < 0.12  # the median of |N(0, s)| is 0.67 s: 0.067 for the near ones
+    assert 0.10 < np.median(away[1::2]) < 0.27  # 0.17 for the far ones
 
 
 @pytest.mark.parametrize(
