@@ -125,8 +125,9 @@ class StudyRunner:
             ConfigError: If a trial showed that the configuration cannot work.
             StudyError: If three trials in a row failed with the same cause.
         """
-        deadline = math.inf if self.config.budget.seconds is None else time.monotonic() + self.config.budget.seconds
         with interruptible(self.stopping, self.listen), patient_warnings(), quick_collection():
+            seconds = self.config.budget.seconds
+            deadline = math.inf if seconds is None else time.monotonic() + seconds
             skipped = 0
             while not self.stopping.is_set() and time.monotonic() < deadline and skipped < MOST_SKIPPED:
                 self.catch_up()
