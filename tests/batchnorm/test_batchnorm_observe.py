@@ -113,9 +113,9 @@ def test_recorder_rejects_limits_that_keep_nothing(name: str) -> None:
 def test_recording_takes_hooks_off_and_keeps_nothing_when_the_step_raises() -> None:
     model = net()
     recorder = CallRecorder(model)
-    with pytest.raises(Boom), recorder.recording():  # noqa: PT012
+    with pytest.raises(Boom, match="in the middle"), recorder.recording():  # noqa: PT012
         model(torch.randn(5, 4))
-        raise Boom
+        raise Boom("in the middle")
     assert recorder.count == 0
     assert hook_count(model) == 0
     with recorder.recording():  # and it works again
@@ -144,7 +144,7 @@ def test_preserved_restores_everything_after_an_exception() -> None:
     torch.manual_seed(1)
     random.seed(1)
     expected = torch.get_rng_state().clone(), random.getstate()
-    with pytest.raises(Boom), preserved(model):  # noqa: PT012
+    with pytest.raises(Boom, match="in the middle"), preserved(model):  # noqa: PT012
         model.eval()
         model[1].train()
         model[1].momentum = None
@@ -153,7 +153,7 @@ def test_preserved_restores_everything_after_an_exception() -> None:
         model[1].running_mean = torch.ones(6)  # a rebound buffer
         torch.rand(3)
         random.random()
-        raise Boom
+        raise Boom("in the middle")
     assert_same_state(model, before)
     assert [m.training for m in model.modules()] == modes
     assert model[1].running_mean is buffer
@@ -165,9 +165,12 @@ def test_preserved_restores_everything_after_an_exception() -> None:
 
 def test_input_hooks_see_inputs_and_come_off_after_an_exception() -> None:
     model, seen = net(), []
-    with pytest.raises(Boom), input_hooks(find_layers(model), lambda name, x: seen.append((name, x.shape))):  # noqa: PT012
+    with (  # noqa: PT012
+        pytest.raises(Boom, match="in the middle"),
+        input_hooks(find_layers(model), lambda name, x: seen.append((name, x.shape))),
+    ):
         model(torch.randn(5, 4))
-        raise Boom
+        raise Boom("in the middle")
     assert seen == [("1", (5, 6))]
     assert hook_count(model) == 0
 
@@ -176,9 +179,9 @@ def test_temporary_statistics_come_back_after_an_exception() -> None:
     model = net()
     before = state(model)
     fresh = {"1": Moments.of(torch.randn(50, 6) * 3 + 1)}
-    with pytest.raises(Boom), temporary_statistics(model, fresh):  # noqa: PT012
+    with pytest.raises(Boom, match="in the middle"), temporary_statistics(model, fresh):  # noqa: PT012
         torch.testing.assert_close(model[1].running_mean.double(), fresh["1"].mean, rtol=1e-6, atol=1e-6)
-        raise Boom
+        raise Boom("in the middle")
     assert_same_state(model, before)
 
 

@@ -30,7 +30,7 @@ def test_known_names_bring_scale_and_tier():
     assert space["num_layers"] == Int("num_layers", 1, 4, "linear", "C", 2)
     assert space.tiers == ("A", "B", "C")
     assert len(space) == 8
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="nothing"):
         space["nothing"]
 
 

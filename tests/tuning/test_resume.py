@@ -237,7 +237,7 @@ def test_a_trial_that_is_asked_for_but_not_yet_claimed_is_no_orphan(studies, mon
         claim = type(self.paths.trial(0)).claim
 
         def spied(trial_paths):
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError, match="could not be acquired"):
                 lock.acquire(timeout=0)
             seen.append(trial_paths.root.name)
             return claim(trial_paths)

@@ -90,9 +90,9 @@ def test_a_refreshing_study_that_was_stopped_goes_on_without_a_second_retest(tun
 
     def stop(event):
         if event.kind == "finished" and event.trial.number == 3:
-            raise Stopped
+            raise Stopped("by hand")
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match="by hand"):
         retune(str(tuned.folder), tuned, builder(Moved), trials=6, test=False, listen=stop)
     done = retune(str(tuned.folder), tuned, builder(Moved))
     assert done.test is None
