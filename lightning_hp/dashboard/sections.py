@@ -16,6 +16,7 @@ from lightning_hp.dashboard.axes import duration_text, number_text, value_text
 from lightning_hp.dashboard.findings import NO_EFFECT, importances, sentences
 from lightning_hp.dashboard.funnel import reached
 from lightning_hp.dashboard.page import Page, chip, table
+from lightning_hp.dashboard.picture import audit_picture
 from lightning_hp.dashboard.style import short_reason
 from lightning_hp.dashboard.view import StudyView, finite, value_of
 from lightning_hp.ledger import dates
@@ -260,18 +261,24 @@ def audits(view: StudyView, paths: StudyPaths) -> str:
         rows.append([name, str(sum(counts)), str(len(having)), f'<td class="w small">{numbers or "–"}</td>'])
     body = table([("Severity", False), ("Findings", True), ("Trials", True), ("Numbers", False)], rows)
     if view.best is not None:
-        lines = _findings(paths, view.best.number)
-        if lines:
-            body += f'<h3 class="gap">In the winner, trial {view.best.number}</h3>{bullets(lines)}'
+        audit = _audit(paths, view.best.number)
+        lines, picture = _findings(audit), audit_picture(audit)
+        if lines or picture:
+            body += f'<h3 class="gap">In the winner, trial {view.best.number}</h3>{bullets(lines) if lines else ""}'
+            body += f'<div class="scroll">{picture or ""}</div>'
     return section("BatchNorm audit", f"{len(audited)} of {len(view.trials)} trials were audited.", body)
 
 
-def _findings(paths: StudyPaths, number: int) -> list[str]:
+def _audit(paths: StudyPaths, number: int) -> Mapping[str, Any]:
     try:
         found = json.loads(paths.trial(number).audit.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    listed = found.get("findings", []) if isinstance(found, Mapping) else found
+        return {}
+    return found if isinstance(found, Mapping) else {"findings": found}
+
+
+def _findings(found: Mapping[str, Any]) -> list[str]:
+    listed = found.get("findings", [])
     lines = []
     for finding in listed if isinstance(listed, list) else []:
         if isinstance(finding, Mapping):
