@@ -185,7 +185,7 @@ def test_artifacts_are_found_in_any_folder(shelf, tmp_path):
         with store.open_reader(artifact) as file:
             assert file.read() == said
     store.remove(ids[1])
-    with pytest.raises(optuna.artifacts.exceptions.ArtifactNotFound):
+    with pytest.raises(optuna.artifacts.exceptions.ArtifactNotFound, match=ids[1]):
         store.open_reader(ids[1])
     with pytest.raises(ValueError, match="Invalid artifact_id"):
         store.open_reader("../../study.json")
