@@ -25,6 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from lightning_hp.search.space import SearchSpace, differences
+from lightning_hp.tuning.database import QuickDatabase
 from lightning_hp.tuning.paths import StudyPaths, write_text
 
 #: the study user attribute that holds the description, and its schema number
@@ -209,7 +210,7 @@ def open_storage(storage: str, paths: StudyPaths) -> BaseStorage:
         except Exception as error:  # Optuna has no error of its own for a file that is no journal
             raise StudyError(f"`storage` cannot be opened: {paths.journal}: {one_line(error)}") from error
     try:
-        return optuna.storages.get_storage(storage)
+        return optuna.storages.get_storage(QuickDatabase(storage))
     except Exception as error:
         raise StudyError(
             f"`storage` must be a database that answers, got {redacted(storage)}: {one_line(error)}"
