@@ -1,4 +1,4 @@
-"""Callbacks for an existing Trainer. Each is imported when it is first asked for: none needs the others."""
+"""Callbacks for an existing Trainer. Each is imported when it is first asked for."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -14,11 +14,31 @@ from torch.utils._pytree import tree_map
 from lightning_hp.batchnorm.findings import Finding
 from lightning_hp.batchnorm.observe import CallRecorder
 from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, compare, shift_findings
-from lightning_hp.batchnorm.statistics import find_layers
+from lightning_hp.batchnorm.statistics import find_layers, sum_over_ranks
 
-__all__ = ["EvaluationWatch"]
+__all__ = ["EvaluationWatch", "informative"]
 
 _MOST_BATCHES = 64  # raw batches kept for judging a repair
+_FEWEST_ROWS = 16  # below, no layer can be a hit
+_SAME = 1e-3  # in standard deviations: far below sampling noise, far above that of another precision
+
+
+def informative(shifts: Sequence[Mapping[str, Any]], reference: Reference | None) -> bool:
+    """Whether a comparison says anything: enough rows, and not the very rows of the reference.
+
+    A project that validates on one fixed set and predicts on new data would else be told after every prediction that
+    all is as it was.
+
+    Args:
+        shifts: shift of each layer, as `EvaluationWatch.shift` gives them.
+        reference: what was compared with.
+    """
+    if reference is None or max((shift["rows"] for shift in shifts), default=0) < _FEWEST_ROWS:
+        return False
+    return any(
+        shift["rows"] != reference.layers[shift["layer"]].rows or max(shift["d"], shift["lv"]) > _SAME
+        for shift in shifts
+    )
 
 
 class EvaluationWatch:
@@ -92,7 +112,9 @@ class EvaluationWatch:
             return [], []
         shifts = compare(reference, self.moments())
         disagreement = None
-        if self._recorder is not None and self._recorder.steps:
+        steps = self._recorder.steps if self._recorder is not None else []
+        # a collective inside: a rank without rows would leave the others waiting
+        if not sum_over_ranks(torch.tensor([0.0 if steps else 1.0], dtype=torch.float64)).item():
             with torch.inference_mode(False):
-                disagreement = absorption(self.model, self._recorder.steps)
+                disagreement = absorption(self.model, steps)
         return shift_findings(shifts, disagreement, thresholds), [asdict(shift) for shift in shifts]

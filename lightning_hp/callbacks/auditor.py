@@ -14,7 +14,6 @@ Training is never changed with repair off: no random number is drawn, no loader 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,25 +33,19 @@ from lightning_hp.batchnorm.snapshot import Snapshot
 from lightning_hp.batchnorm.watch import TrainingWatch
 from lightning_hp.callbacks.audit_facts import last_epoch, late_averaging, trainer_facts
 from lightning_hp.callbacks.audit_files import SHIFT_FILE, log_scalars, write_audit
-from lightning_hp.callbacks.audit_record import history_row, result_of, shift_result, text_of
+from lightning_hp.callbacks.audit_record import history_row, result_of, shift_result
+from lightning_hp.callbacks.audit_reference import weights_fingerprint
 from lightning_hp.callbacks.audit_repair import repair_at_end
-from lightning_hp.callbacks.audit_shift import EvaluationWatch
+from lightning_hp.callbacks.audit_shift import EvaluationWatch, informative
+from lightning_hp.callbacks.audit_tell import REACTIONS, Teller
+from lightning_hp.callbacks.audit_tell import BatchNormAuditError as BatchNormAuditError
+from lightning_hp.callbacks.audit_tell import BatchNormWarning as BatchNormWarning
 
 __all__ = ["BatchNormAuditError", "BatchNormAuditor", "BatchNormWarning"]
 
 log = logging.getLogger("lightning_hp.audit")
 
-_REACTIONS = ("warn", "raise", "log")
 _REPAIRS = (None, "end", "validation")
-_TOLD_EARLY = ("BN01", "BN03", "BN05", "BN11", "BN13")  # certain at once; the others are judged on the final weights
-
-
-class BatchNormWarning(UserWarning):
-    """The one category of everything that the auditor warns about; filter on it to silence or to raise."""
-
-
-class BatchNormAuditError(RuntimeError):
-    """Raised by `on_finding="raise"` when a finding is an ERROR."""
 
 
 class BatchNormAuditor(Callback):
@@ -99,8 +92,8 @@ class BatchNormAuditor(Callback):
     ) -> None:
         if not isinstance(every_n_steps, int) or every_n_steps < 1:
             raise ValueError(f"`every_n_steps` must be a positive integer, got {every_n_steps!r}")
-        if on_finding not in _REACTIONS:
-            raise ValueError(f"`on_finding` must be one of {_REACTIONS}, got {on_finding!r}")
+        if on_finding not in REACTIONS:
+            raise ValueError(f"`on_finding` must be one of {REACTIONS}, got {on_finding!r}")
         if recalibrate not in _REPAIRS:
             raise ValueError(f"`recalibrate` must be one of {_REPAIRS}, got {recalibrate!r}")
         if recalibrate is not None and not data_pass:
@@ -124,7 +117,9 @@ class BatchNormAuditor(Callback):
         self._reference: Reference | None = None
         self._history: list[dict[str, Any]] = []
         self._result: dict[str, Any] = {}
-        self._told: set[tuple[str, str, str]] = set()
+        self._teller = Teller(on_finding)
+        self._offered: tuple[Reference, str] | None = None
+        self._shifted: list[Finding] | None = None
         self._eval_updates: dict[str, int] = {}
         self._pass_error: str | None = None
         self._repairs: list[dict[str, Any]] = []
@@ -139,6 +134,23 @@ class BatchNormAuditor(Callback):
     def counts(self) -> dict[str, int]:
         """Findings of the last audit by severity: INFO, WARN, ERROR."""
         return dict(self._result.get("counts", counts([])))
+
+    def shifted(self) -> list[Finding] | None:
+        """What shifted in the validate, test or predict run that is about to end, known from its `on_..._epoch_end` on.
+
+        Empty if nothing did, None if that cannot be said: no stored moments, fewer than 16 rows, or the very rows that
+        the moments were taken from.
+        """
+        return self._shifted
+
+    def offer(self, reference: Reference, weights: str) -> None:
+        """Stored moments for runs whose checkpoint has none; used where the model has just these weights.
+
+        Args:
+            reference: the moments.
+            weights: of the model they were taken from, see `audit_reference.weights_fingerprint`.
+        """
+        self._offered = (reference, weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types only, so that checkpoints load with `weights_only=True`."""
@@ -259,65 +271,65 @@ class BatchNormAuditor(Callback):
             self._repairs.append({"when": "validation", "epoch": trainer.current_epoch, "layers": list(written)})
         self._evaluation_batch(trainer, batch)
 
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Collect input moments."""
+        self._evaluation_batch(trainer, batch)
+
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Take the hooks of the batch off."""
-        self._evaluation_batch_end()
+        if self._evaluation is not None:
+            self._evaluation.after_batch()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare input moments with the stored ones in a standalone run: before the `on_..._end` of any callback."""
+        self._compare(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare counters; keep the reference (fit) or compare with it (standalone)."""
-        self._evaluation_end(trainer, pl_module, keep=trainer.state.fn == "fit")
+        """Compare counters; keep the reference of a fit."""
+        self._evaluation_end(trainer)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See `on_validation_start`."""
-        self._evaluation_start(trainer, pl_module)
-
-    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *args: Any) -> None:
-        """See `on_validation_batch_start`."""
-        self._evaluation_batch(trainer, batch)
-
-    def on_test_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """See `on_validation_batch_end`."""
-        self._evaluation_batch_end()
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See `on_validation_end`."""
-        self._evaluation_end(trainer, pl_module, keep=False)
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See `on_validation_start`."""
-        self._evaluation_start(trainer, pl_module)
-
-    def on_predict_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *args: Any
-    ) -> None:
-        """See `on_validation_batch_start`."""
-        self._evaluation_batch(trainer, batch)
-
-    def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """See `on_validation_batch_end`."""
-        self._evaluation_batch_end()
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See `on_validation_end`."""
-        self._evaluation_end(trainer, pl_module, keep=False)
+    on_test_start = on_predict_start = on_validation_start
+    on_predict_batch_start = on_test_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+    on_test_end = on_predict_end = on_validation_end
 
     def _evaluation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._evaluation is None or self._evaluation.model is not pl_module:
             self._evaluation = EvaluationWatch(pl_module, self.reference, self.max_rows)
         if self._watch is not None:
             self._watch.count(modes=False)
+        self._shifted = None
         standalone = trainer.state.fn != "fit"
+        if standalone and self._reference is None and self._offered is not None:
+            reference, weights = self._offered
+            if weights_fingerprint(pl_module.state_dict()) == weights:
+                self._reference = reference
         self._evaluation.start(record=standalone and self._reference is not None, raw=self.recalibrate == "end")
 
     def _evaluation_batch(self, trainer: pl.Trainer, batch: Any) -> None:
         if self._evaluation is not None and not trainer.sanity_checking:
             self._evaluation.before_batch(batch)
 
-    def _evaluation_batch_end(self) -> None:
-        if self._evaluation is not None:
-            self._evaluation.after_batch()
+    def _compare(self, trainer: pl.Trainer) -> None:
+        evaluation = self._evaluation
+        if trainer.state.fn == "fit" or not self.reference or evaluation is None or not evaluation.layers:
+            return
+        evaluation.after_batch()
+        with trainer.precision_plugin.forward_context():
+            findings, shifts = evaluation.shift(self._reference, self.thresholds)
+        if self.rules is not None:
+            findings = [finding for finding in findings if finding.id in self.rules]
+        findings, known = trainer.strategy.broadcast((findings, informative(shifts, self._reference)), src=0)
+        self._shifted = findings if known else None
+        self._result = shift_result(findings, shifts, self._history, self._clock())
+        if shifts:
+            write_audit(trainer, self.dirpath, self._result, None, SHIFT_FILE)
+        self._tell(trainer, findings, early=False)
 
-    def _evaluation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, keep: bool) -> None:
+    def _evaluation_end(self, trainer: pl.Trainer) -> None:
         evaluation = self._evaluation
         if evaluation is None or not evaluation.layers:
             return
@@ -326,20 +338,8 @@ class BatchNormAuditor(Callback):
                 self._eval_updates[name] = self._eval_updates.get(name, 0) + grown
         if self._watch is not None:
             self._watch.resync()
-        if trainer.sanity_checking or not self.reference:
-            return
-        if keep:
+        if trainer.state.fn == "fit" and self.reference and not trainer.sanity_checking:
             self._reference = evaluation.moments()
-            return
-        with trainer.precision_plugin.forward_context():
-            findings, shifts = evaluation.shift(self._reference, self.thresholds)
-        if self.rules is not None:
-            findings = [finding for finding in findings if finding.id in self.rules]
-        findings = trainer.strategy.broadcast(findings, src=0)
-        self._result = shift_result(findings, shifts, self._history, self._clock())
-        if shifts:
-            write_audit(trainer, self.dirpath, self._result, None, SHIFT_FILE)
-        self._tell(trainer, findings, early=False)
 
     def _idle(self) -> bool:
         return self._watch is None or not self._watch.layers
@@ -384,16 +384,4 @@ class BatchNormAuditor(Callback):
         )
 
     def _tell(self, trainer: pl.Trainer, findings: list[Finding], early: bool) -> None:
-        """Warn, raise or log what is new, once; mid-training only what cannot change any more."""
-        fresh = [
-            f for f in findings if (f.id, f.layer, f.topic) not in self._told and (not early or f.id in _TOLD_EARLY)
-        ]
-        self._told |= {(f.id, f.layer, f.topic) for f in fresh}
-        serious = [f for f in fresh if f.severity != "INFO"]
-        if trainer.is_global_zero:
-            for finding in fresh:
-                log.info("%s %s %s: %s", finding.severity, finding.id, finding.layer, finding.sentence)
-        if self.on_finding == "raise" and any(f.severity == "ERROR" for f in serious):
-            raise BatchNormAuditError(text_of(serious))
-        if serious and self.on_finding != "log" and trainer.is_global_zero:
-            warnings.warn(text_of(serious), BatchNormWarning, stacklevel=2)
+        self._teller.tell(findings, early, trainer.is_global_zero)

@@ -15,6 +15,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_hp.batchnorm.findings import Finding
+from lightning_hp.batchnorm.reference import Reference
+from lightning_hp.callbacks.audit_reference import read_reference
+from lightning_hp.callbacks.auditor import BatchNormAuditor
 from lightning_hp.ledger import dates, records
 from lightning_hp.ledger.fingerprint import Tolerance, compare, data_fingerprint, model_fingerprint
 
@@ -32,9 +36,12 @@ class StalenessTracker(pl.Callback):
 
     At fit start: one line, the dates into the loggers (``staleness/...``) and into every checkpoint (ISO 8601 text).
     The training data is read once, at most ``max_rows`` rows, in the main process and without changing the random
-    state. After ``Trainer.validate``, ``test`` and ``predict`` the ``shift`` test is asked, if there is one; two
-    shifted checks in a row make the record due. Under several processes rank 0 reads and writes, and all act on its
-    verdict.
+    state. Under several processes rank 0 reads and writes, and all act on its verdict.
+
+    With a :class:`.BatchNormAuditor` among the Trainer's callbacks, before or after this one, ``Trainer.validate``,
+    ``test`` and ``predict`` are shift checks: of the inputs of BatchNorm layers against the moments that the auditor
+    stored in the loaded checkpoint, or else against those that the ledger's record names, if they are of the very same
+    weights. Two shifted checks in a row make the record due.
 
     Leave it out of the trials of a study: their values differ from the recorded ones on purpose.
 
@@ -49,8 +56,9 @@ class StalenessTracker(pl.Callback):
             information in any case.
         max_rows: Most training rows to look at; 0 leaves the data alone.
         tolerance: How far the data may move.
-        shift: Takes Trainer and module after a run of evaluation and returns what shifted, a sentence each: empty if
-            nothing did, None if it cannot say. Called in every process; what rank 0 returns counts.
+        shift: A shift test of one's own in place of the auditor's. Takes Trainer and module after a run of evaluation
+            and returns what shifted, a sentence each: empty if nothing did, None if it cannot say. Called in every
+            process; what rank 0 returns counts.
         clock: Returns the time, with a time zone.
 
     Raises:
@@ -80,11 +88,27 @@ class StalenessTracker(pl.Callback):
         self.clock = clock or (lambda: datetime.now(UTC))
         self.verdict: dates.Verdict | None = None
         self.restored: dict[str, Any] = {}
+        self._no_moments = ""
 
     @property
     def state_key(self) -> str:
         """Of the checkpoint: trackers of different names do not collide."""
         return self._generate_state_key(name=self.name)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Offer the auditor the moments that the ledger names, before any callback's first hook of a run."""
+        auditor = _auditor(trainer)
+        if stage == "fit" or self.shift is not None or auditor is None:
+            return
+        found, why = None, ""
+        if trainer.is_global_zero:
+            try:
+                found = self._named_moments()
+            except Exception as error:  # as in `on_train_start`
+                why = str(error)
+        found, self._no_moments = trainer.strategy.broadcast((found, why))
+        if found is not None:
+            auditor.offer(*found)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare with the ledger and say one line.
@@ -146,17 +170,36 @@ class StalenessTracker(pl.Callback):
         self.verdict = dates.verdict(ledger.of(name), now, tolerance=self.tolerance)
         return self.verdict
 
+    def _named_moments(self) -> tuple[Reference, str] | None:
+        """The moments that the record names and the fingerprint of their weights; None where it names none."""
+        ledger = records.read(self.ledger)
+        record = ledger.latest(self._name_in(ledger))
+        if record is None or not record.get("reference_moments"):
+            return None
+        return read_reference(self.ledger.parent / record["reference_moments"])
+
     def _check_shift(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.shift is None or trainer.sanity_checking:
+        auditor = _auditor(trainer)
+        if trainer.sanity_checking or (self.shift is None and auditor is None):
             return
-        findings = self.shift(trainer, pl_module)
-        found, line, failed = None, "", False
+        findings: Sequence[str] | None
+        if self.shift is not None:
+            findings = self.shift(trainer, pl_module)
+        else:
+            assert auditor is not None
+            shifted = auditor.shifted()
+            loop = trainer.state.fn.value if trainer.state.fn is not None else ""
+            findings = None if shifted is None else [_shift_text(one, loop) for one in shifted]
+            if shifted is None and self._no_moments:
+                rank_zero_warn(f"no shift check: {self._no_moments}")
+        found: dates.Verdict | None = None
+        line, failed = "", False
         if trainer.is_global_zero and findings is not None:
             try:
                 found = self.record_shift(findings, write=not trainer.fast_dev_run)  # type: ignore[attr-defined]
                 failed = bool(findings) or found.status not in ("fresh", "untuned")
-                shifted = f"shifted: {dates.summarise(findings)}" if findings else ""
-                line = self._sentence(found, shifted)
+                text = dates.summarise(findings)
+                line = self._sentence(found, "" if text in found.reason else f"shifted: {text}")
             except Exception as error:
                 failed, line = True, _unknown(error)
         verdict, line, failed = trainer.strategy.broadcast((found, line, failed))
@@ -249,6 +292,20 @@ class StalenessTracker(pl.Callback):
         for logger in trainer.loggers:
             logger.log_hyperparams(texts)
             logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _auditor(trainer: pl.Trainer) -> BatchNormAuditor | None:
+    callbacks: Sequence[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, BatchNormAuditor)), None)
+
+
+def _shift_text(finding: Finding, loop: str) -> str:
+    """A finding of the shift test, short enough for a table, and of which loop."""
+    numbers = finding.numbers
+    if finding.id != "DR01":
+        return f"{finding.layer}: {finding.sentence.rstrip('.')}"
+    rows = f"{numbers['rows']:,.0f} rows of {loop}"
+    return f"input of {finding.layer}: mean by {numbers['d']:.2f} sd, log variance by {numbers['lv']:.2f} ({rows})"
 
 
 def _unknown(error: Exception) -> str:

@@ -273,7 +273,7 @@ def _replay(base: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> _Sta
         elif event == "retested" and record["outcome"] == "confirmed":
             known = {**state.fingerprints, **(record.get("fingerprints") or {})}
             state = _State(at, known, confirmed_at=at)
-        elif event == "retested":
+        elif event == "retested" and record["outcome"] == "beaten":
             state.beaten = f"re-test of {_day(at)} found better values"
         elif event in ("checked", "drifted"):
             state.set_check(record["kind"], record.get("findings") or [], bool(record.get("structural")))
@@ -319,6 +319,8 @@ def _judge(base: Mapping[str, Any], state: _State, now: datetime) -> Verdict:
         status = "due"
     else:
         status, reasons = "fresh", [f"fresh until {_day(dates[first])} (tier {first})", *reasons]
+        if 0 < state.shifted < SHIFTED_CHECKS:
+            reasons.append(f"shifted in {state.shifted} check, due at {SHIFTED_CHECKS} in a row: {state.shift}")
     if excused and state.postponed:
         by = f" by {state.postponed['by']}" if state.postponed.get("by") else ""
         reasons.append(f"postponed until {_day(from_text(state.postponed['until']))}{by}: {state.postponed['why']}")

@@ -174,7 +174,13 @@ def passed(kind: str = "moments", day: int = 2) -> dict[str, Any]:
 def test_what_checks_make_of_a_fresh_record(events: list[dict[str, Any]], status: str) -> None:
     found = dates.verdict([tuned(), *events], START + 5 * DAY)
     assert found.status == status
-    assert ("layer 1 shifted" in found.reason) == (status != "fresh")
+    assert ("layer 1 shifted" in found.reason) == (status != "fresh" or "due at 2 in a row" in found.reason)
+
+
+def test_a_first_shifted_check_is_told_until_one_that_is_not() -> None:
+    told = dates.verdict([tuned(), drift()], START + 2 * DAY)
+    assert told.reason == "fresh until 2026-03-02 (tier A); shifted in 1 check, due at 2 in a row: layer 1 shifted"
+    assert "shifted" not in dates.verdict([tuned(), drift(), passed()], START + 2 * DAY).reason
 
 
 def test_two_shifted_checks_give_the_reason() -> None:
