@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def run(
     builder: CliBuilder | PythonBuilder,
     listen: Callable[[Event], None] = lambda event: None,
     worker_command: Sequence[str] = (),
+    now: datetime | None = None,
 ) -> Result:
     """Run a study to its end.
 
@@ -40,6 +42,7 @@ def run(
         builder: Makes the objects of a trial.
         listen: Is told what happens.
         worker_command: The command that starts one worker of the ``local`` engine.
+        now: The clock at the end of the study, which dates the ledger; None is the current time then.
 
     Raises:
         ConfigError: If the configuration cannot work.
@@ -58,7 +61,7 @@ def run(
         if runner.stopping.is_set():
             raise KeyboardInterrupt
         if runner.wait_for_others():
-            return finish(runner)
+            return finish(runner, now)
         if runner.stopping.is_set():
             raise KeyboardInterrupt
 

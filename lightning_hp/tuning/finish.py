@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 import yaml
 from optuna.trial import FrozenTrial
 
+from lightning_hp.callbacks.audit_reference import write_reference
 from lightning_hp.ledger import records
+from lightning_hp.ledger.dates import as_utc
 from lightning_hp.ledger.events import tuned
 from lightning_hp.ledger.fingerprint import data_fingerprint, model_fingerprint
 from lightning_hp.tuning.build import Built, CliBuilder
@@ -58,12 +63,17 @@ class Result:
     folder: Path
 
 
-def finish(runner: StudyRunner) -> Result:
+def finish(runner: StudyRunner, now: datetime | None = None) -> Result:
     """Write the end of a study.
+
+    Args:
+        runner: Of the study.
+        now: The clock, with a time zone, which dates the ledger; None is the current time.
 
     Raises:
         StudyError: If no trial is complete.
     """
+    now = datetime.now(UTC) if now is None else as_utc(now)
     with runner.paths.finish_lock():
         best = best_trials(runner.study, 1)
         if not best:
@@ -71,15 +81,14 @@ def finish(runner: StudyRunner) -> Result:
         counts = count_states(runner.study)
         found = read_result(runner.paths)
         if found is None or found["trial"] != best[0].number or found["trials"] != counts:
-            found = _conclude(runner, best[0], counts)
+            found = _conclude(runner, best[0], counts, now)
         elif not runner.paths.report.is_file():
-            write_reports(runner.study, runner.paths)
+            write_reports(runner.study, runner.paths, now)
         return _result(runner, found)
 
 
-def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int]) -> dict[str, Any]:
+def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], now: datetime) -> dict[str, Any]:
     paths, space = runner.paths, runner.description.space
-    now = datetime.now(UTC)
     natural = space.natural(best.params)
     active = dict(zip((p.name for p in space.parameters), space.active(best.params), strict=True))
     by_tier = {
@@ -121,6 +130,7 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int]) ->
         data_fingerprint=measured["data_fingerprint"],
         retune_after=runner.config.retune_after,
         versions=runner.description.versions,
+        reference_moments=_moments(checkpoint, paths.reference, lineage.root),
         now=now,
     )
     if lineage is not paths:
@@ -130,8 +140,17 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int]) ->
     runner.study.set_user_attr("stale_after", min(record["retest_at"].values())[:10])
     runner.study.set_user_attr("best", f"{found['monitor']}={best.value:.6g} (trial {best.number})")
     write_text(paths.result, json.dumps(found, indent=1))
-    write_reports(runner.study, paths)
+    write_reports(runner.study, paths, now)
     return found
+
+
+def _moments(checkpoint: Path, file: Path, ledger_folder: Path) -> str | None:
+    """Leave the winner's validation moments in a file; its path from the ledger, None where the audit left none."""
+    try:
+        written = write_reference(file, torch.load(checkpoint, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, pickle.UnpicklingError):  # no checkpoint, or one with objects of the user's
+        written = False
+    return os.path.relpath(file, ledger_folder) if written else None
 
 
 def _date(ledger: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:

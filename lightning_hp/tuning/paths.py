@@ -58,6 +58,11 @@ class StudyPaths:
         return self.root / "ledger.jsonl"
 
     @property
+    def reference(self) -> Path:
+        """Validation moments of the winner's BatchNorm inputs, JSON; new data is compared with them."""
+        return self.root / "audit_reference.json"
+
+    @property
     def artifacts(self) -> Path:
         """Files that the dashboard shows."""
         return self.root / "artifacts"

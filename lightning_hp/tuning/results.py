@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,23 @@ def measure(study: optuna.Study) -> dict[str, Any]:
         return evidence(description.space, study.get_trials(deepcopy=False), direction, stages)
 
 
-def write_reports(study: optuna.Study, paths: StudyPaths) -> Path:
-    """Write ``evidence.json``, ``report.html`` and the dashboard's notes; gives the report's path."""
+def write_reports(study: optuna.Study, paths: StudyPaths, now: datetime | None = None) -> Path:
+    """Write ``evidence.json``, ``report.html`` and the dashboard's notes.
+
+    Args:
+        study: A study that lightning_hp made.
+        paths: Its folder.
+        now: The clock that ages are counted to, with a time zone; None is the current time.
+
+    Returns:
+        The report's path.
+    """
     from lightning_hp.dashboard.notes import decorate
     from lightning_hp.dashboard.report import write_report
 
     measured = measure(study)
     write_text(paths.evidence, json.dumps(measured, indent=1))
     found = read_result(paths)
-    written = write_report(study, paths, evidence=measured, result=found)
-    decorate(study, paths, evidence=measured, result=found, force=True)
+    written = write_report(study, paths, evidence=measured, result=found, now=now)
+    decorate(study, paths, evidence=measured, result=found, force=True, now=now)
     return written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def tune(
     prune: bool = True,
     keep_checkpoints: int = 3,
     retune_after: str | dict[str, str] | None = None,
+    now: datetime | None = None,
 ) -> Result:
     """Tune a LightningModule.
 
@@ -57,6 +59,7 @@ def tune(
         prune: Whether hopeless trials are stopped.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval.
+        now: The clock at the end of the study, with a time zone, which dates the ledger; None is the current time then.
 
     Returns:
         The best trial, its metrics, its checkpoint and the report.
@@ -79,7 +82,7 @@ def tune(
     if folder is not None:
         given["folder"] = str(folder)
     config = TuneConfig.from_arguments(space, trials, max_epochs, given)
-    return run(config, PythonBuilder(module, datamodule, trainer))
+    return run(config, PythonBuilder(module, datamodule, trainer), now=now)
 
 
 def tune_file(path: str | Path) -> Result:

@@ -1,4 +1,4 @@
-"""StalenessTracker beside BatchNormAuditor: shifts that the auditor sees reach the ledger, in either order of the list."""
+"""StalenessTracker beside BatchNormAuditor: what the auditor sees shift reaches the ledger, whoever comes first."""
 
 from __future__ import annotations
 

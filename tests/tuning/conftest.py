@@ -59,7 +59,7 @@ class Studies:
 @pytest.fixture
 def studies(tmp_path, monkeypatch):
     """Studies that end without the report, which takes longer than the rest and has tests of its own."""
-    monkeypatch.setattr(finish, "write_reports", lambda study, paths: paths.report.touch())
+    monkeypatch.setattr(finish, "write_reports", lambda study, paths, now: paths.report.touch())
     return Studies(tmp_path)
 
 
