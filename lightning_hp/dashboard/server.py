@@ -1,7 +1,8 @@
 """The dashboard as it is served: Optuna's, over all studies of a folder, behind the guard, with our pages beside it.
 
 Ours are ``/hp/`` (all studies), ``/hp/report/N`` (the report of study N), ``/hp/status/N`` (one line, JSON) and
-``/hp/banner.js``, which shows that line on every page of Optuna's. The server is waitress, on this machine only
+``/hp/banner.js``, which shows that line on every page of Optuna's; ``/hp/poll.js`` keeps open pages from drawing
+what they have drawn already. The server is waitress, on this machine only
 unless told otherwise.
 """
 
@@ -19,9 +20,11 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from optuna.storages import BaseStorage
 
+from lightning_hp.dashboard.detail import Details
 from lightning_hp.dashboard.guard import PASSWORD_VARIABLE, Application, Guard, is_loopback, names_of
 from lightning_hp.dashboard.overview import overview, status_of
 from lightning_hp.dashboard.shelf import Shelf, ShelfArtifacts, study_folders
@@ -31,7 +34,9 @@ from lightning_hp.tuning.storage import StudyError, open_storage
 _log = logging.getLogger(__name__)
 #: waitress threads; a page asks for a few things at once, and a poll of a big study takes a while
 THREADS = 8
+_DETAIL = re.compile(r"^/api/studies/(\d{1,15})/?$")
 _NUMBERED = re.compile(r"^/hp/(status|report)/(\d{1,15})$")
+_EARLY = b'<script src="/hp/poll.js"></script></head>'
 _SCRIPT = '<script defer src="/hp/banner.js"{}></script></body>'
 
 
@@ -195,7 +200,8 @@ def application(shelf: Shelf, read_only: bool = False) -> Application:
 
     _order_figures()
     dashboard: Application = wsgi(shelf, artifact_store=ShelfArtifacts(shelf))
-    banner = files(__package__).joinpath("banner.js").read_bytes()
+    details = _details(shelf)
+    scripts = {f"/hp/{name}": files(__package__).joinpath(name).read_bytes() for name in ("banner.js", "poll.js")}
     script = _SCRIPT.format(" data-read-only" if read_only else "").encode()
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -204,16 +210,50 @@ def application(shelf: Shelf, read_only: bool = False) -> Application:
             return _redirect(_start_page(shelf), start_response)
         if path in ("/hp", "/hp/"):
             return _send(overview(shelf, datetime.now(UTC)).encode(), "text/html; charset=utf-8", start_response)
-        if path == "/hp/banner.js":
-            return _send(banner, "text/javascript; charset=utf-8", start_response)
+        if path in scripts:
+            return _send(scripts[path], "text/javascript; charset=utf-8", start_response)
         numbered = _NUMBERED.match(path)
         if numbered:
             return _of_study(shelf, numbered[1], int(numbered[2]), start_response)
+        asked = _DETAIL.match(path)
+        if asked and details is not None and environ["REQUEST_METHOD"] == "GET":
+            sent = _detail(details, int(asked[1]), environ, start_response)
+            if sent is not None:
+                return sent
         if path.startswith("/dashboard"):
             return _with_banner(dashboard, script, environ, start_response)
         return dashboard(environ, start_response)
 
     return answer
+
+
+def _details(shelf: Shelf) -> Details | None:
+    try:
+        return Details(shelf)
+    except ImportError:
+        _log.warning("this version of optuna-dashboard is not known: big studies will be slow", exc_info=True)
+        return None
+
+
+def _detail(
+    details: Details, number: int, environ: dict[str, Any], start_response: Callable[..., Any]
+) -> Iterable[bytes] | None:
+    """A study with its trials; None where the dashboard has to answer."""
+    after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[-1]
+    try:
+        found = details.answer(number, int(after)) if after.isdecimal() else None
+    except KeyError:  # deleted meanwhile
+        return None
+    except Exception:
+        _log.warning("study %d is left to optuna-dashboard", number, exc_info=True)
+        return None
+    if found is None:
+        return None
+    body, mark = found
+    if environ.get("HTTP_IF_NONE_MATCH") == mark:
+        start_response("304 Not Modified", [("ETag", mark), ("Cache-Control", "no-store")])
+        return []
+    return _send(body, "application/json", start_response, more=[("ETag", mark)])
 
 
 def _order_figures() -> None:
@@ -259,7 +299,7 @@ def _start_page(shelf: Shelf) -> str:
 def _with_banner(
     dashboard: Application, script: bytes, environ: dict[str, Any], start_response: Callable[..., Any]
 ) -> Iterable[bytes]:
-    """The dashboard's page with our script added at its end; unchanged where it has no end that we know."""
+    """The dashboard's page with our scripts added; unchanged where it has no end that we know."""
     asked = {
         k: v for k, v in environ.items() if k not in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE")
     }
@@ -279,7 +319,7 @@ def _with_banner(
     status, headers = started
     if status.startswith("200") and b"</body>" in body:
         head, _, tail = body.rpartition(b"</body>")
-        body = head + script + tail
+        body = head.replace(b"</head>", _EARLY, 1) + script + tail
         dropped = ("content-length", "last-modified", "etag")
         headers = [h for h in headers if h[0].lower() not in dropped] + [("Content-Length", str(len(body)))]
     start_response(status, headers)

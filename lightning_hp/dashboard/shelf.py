@@ -26,15 +26,13 @@ from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy  # what every storage answers with; not re-exported
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.dashboard.shown import with_few_curves
 from lightning_hp.tuning.paths import StudyPaths
 from lightning_hp.tuning.storage import ATTRIBUTE, StudyError, open_storage
 
 _log = logging.getLogger(__name__)
 #: room for the numbers of one storage, of studies (people see them) and of trials; JavaScript counts exactly to 9e15
 STUDY_STRIDE, TRIAL_STRIDE = 100_000, 1_000_000_000
-#: a study with more trials than this is big: the dashboard draws a line a trial for the learning curves, which takes a
-#: browser a minute at 5,000. Of a big study the curves of the best and of the last trials are given, so many of each
-MANY, CURVES = 300, 100
 #: seconds after which the folder is looked through again
 LOOK_AGAIN = 5.0
 _NOTE_KEY = re.compile(r"^dashboard:(\d+):")
@@ -259,18 +257,21 @@ class Shelf(BaseStorage):
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """See Optuna."""
         place, local = self._trial(trial_id)
-        return _moved_trial(place.storage.get_trial(local), place.trials)
+        return moved_trial(place.storage.get_trial(local), place.trials)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """See Optuna; of a study with more than ``MANY`` trials some come without their curves."""
+        """See Optuna; of a big study most come without their curves."""
         place, local = self._study(study_id)
         trials = place.storage.get_all_trials(local, deepcopy, states)
-        moved = [_moved_trial(t, place.trials) for t in trials] if place.index else trials
-        if len(moved) <= MANY:
-            return moved
+        moved = [moved_trial(t, place.trials) for t in trials] if place.index else trials
         return with_few_curves(moved, place.storage.get_study_directions(local)[0])
+
+    def trials_as_kept(self, study_id: int) -> tuple[list[FrozenTrial], int]:
+        """The trials of a study as its own storage keeps them, and by how much their numbers are to be moved up."""
+        place, local = self._study(study_id)
+        return place.storage.get_all_trials(local, deepcopy=False), place.trials
 
 
 class ShelfArtifacts:
@@ -329,28 +330,6 @@ def _begun(journal: Path) -> str:
     return match[1] if match else ""
 
 
-def with_few_curves(trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
-    """The trials; those that are neither among the ``CURVES`` best nor the last, nor running, without their curves.
-
-    Args:
-        trials: All trials of a study, by number; they are not changed.
-        direction: Of the first objective.
-    """
-    sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
-    valued = [t for t in trials if t.state is TrialState.COMPLETE and t.values]
-    best = sorted(valued, key=lambda t: sign * t.values[0])[:CURVES]
-    kept = {t.number for t in (*best, *trials[-CURVES:])}
-    return [
-        t if t.number in kept or not t.state.is_finished() or not t.intermediate_values else _bare(t) for t in trials
-    ]
-
-
-def _bare(trial: FrozenTrial) -> FrozenTrial:
-    bare = copy.copy(trial)
-    bare.intermediate_values = {}
-    return bare
-
-
 def _moved_key(key: str, by: int) -> str:
     return _NOTE_KEY.sub(lambda m: f"dashboard:{int(m[1]) + by}:", key) if by else key
 
@@ -386,7 +365,8 @@ def _moved_attributes(attributes: dict[str, Any], place: Place) -> dict[str, Any
     return moved
 
 
-def _moved_trial(trial: FrozenTrial, by: int) -> FrozenTrial:
+def moved_trial(trial: FrozenTrial, by: int) -> FrozenTrial:
+    """The trial with its number in storage moved up; the trial given is not changed."""
     if not by:
         return trial
     moved = copy.copy(trial)

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 
 from lightning_hp.dashboard import shelf as module
+from lightning_hp.dashboard import shown
 from lightning_hp.dashboard.shelf import STUDY_STRIDE, TRIAL_STRIDE, Shelf, ShelfArtifacts, study_folders
 from lightning_hp.tuning.paths import StudyPaths
 from lightning_hp.tuning.storage import open_storage, remember
@@ -200,8 +201,8 @@ def test_a_sampler_may_work_through_it(shelf):
 
 @pytest.mark.parametrize("mode", ["minimize", "maximize"])
 def test_a_big_study_keeps_the_curves_of_its_best_and_last_trials(mode, monkeypatch):
-    monkeypatch.setattr(module, "MANY", 20)
-    monkeypatch.setattr(module, "CURVES", 5)
+    monkeypatch.setattr(shown, "MANY", 20)
+    monkeypatch.setattr(shown, "CURVES", 5)
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, direction=mode)
     curve = {1: 2.0, 2: 1.0}
