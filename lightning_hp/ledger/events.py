@@ -17,7 +17,7 @@ SCHEMA = 1
 EVENTS = ("tuned", "retuned", "retested", "checked", "drifted", "postponed")
 #: What a check looks at: the training data, the stored BatchNorm moments, the model's signature, the search space.
 CHECKS = ("data", "moments", "model", "space")
-OUTCOMES = ("confirmed", "beaten")
+OUTCOMES = ("confirmed", "undecided", "beaten")
 
 
 def tuned(
@@ -117,7 +117,8 @@ def retested(
 
     Args:
         name: What was re-tested.
-        outcome: ``confirmed`` (still the best: every date is counted from now on) or ``beaten`` (due at once).
+        outcome: ``confirmed`` (still the best: every date is counted from now on), ``beaten`` (due at once), or
+            ``undecided`` (ahead of what was tried, while the data moved, so that a new study decides: changes nothing).
         study: The study that holds the re-test.
         summary: One sentence with the numbers.
         data_fingerprint: Of the data of the re-test; a confirmed re-test makes it the one to compare with.

@@ -5,6 +5,8 @@ it gives its old value again. They are stopped if they are behind it at a quarte
 re-test costs little more than two trainings where nothing has changed. A candidate that ends ahead has won one race, by
 chance as well as skill: it and the recorded best are then trained on further seeds that they share, and it counts as
 better only if it wins on every one of them, by more than those differences scatter.
+
+The neighbours are not drawn blindly: of many moves the one is taken that the older study's learning curves speak for.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,6 +32,8 @@ from lightning_hp.tuning.storage import StudyError
 #: Neighbours lie this far from the recorded best, in turn: standard deviations in parts of a parameter's range. The
 #: near ones show whether it is still the top of its hill, the far ones whether there is another hill.
 NEIGHBOUR_DISTANCES = (0.1, 0.25)
+#: A neighbour is the most promising of so many moves, where an older study can say which that is.
+MOVES_TRIED = 32
 #: Where a candidate that is behind is stopped, in parts of the training.
 LOOKS = (0.25, 0.5)
 #: Seeds that a challenger and the recorded best are compared on, the first included.
@@ -51,6 +57,7 @@ class Retest:
         epochs: Epochs trained.
         summary: One sentence with the numbers.
         study: The Optuna study of the re-test.
+        folder: Its folder.
     """
 
     confirmed: bool
@@ -61,6 +68,7 @@ class Retest:
     epochs: int
     summary: str
     study: optuna.Study
+    folder: Path
 
 
 class BehindPruner(optuna.pruners.BasePruner):
@@ -85,7 +93,13 @@ class BehindPruner(optuna.pruners.BasePruner):
         return behind > 0 if study.direction is StudyDirection.MINIMIZE else behind < 0
 
 
-def neighbours(space: SearchSpace, best: Mapping[str, Any], k: int, seed: int) -> list[dict[str, Any]]:
+def neighbours(
+    space: SearchSpace,
+    best: Mapping[str, Any],
+    k: int,
+    seed: int,
+    expected: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+) -> list[dict[str, Any]]:
     """Stored values of k points around a point, every searched parameter moved; different from it and each other.
 
     Args:
@@ -93,18 +107,20 @@ def neighbours(space: SearchSpace, best: Mapping[str, Any], k: int, seed: int) -
         best: Stored values.
         k: How many.
         seed: Of the moves.
+        expected: What is known of unit positions, shape (m, d): the expected loss, shape (m,). None for blind moves.
     """
     rng = np.random.default_rng(seed)
     centre = space.unit([best])[0]
+    keep = np.array([p.is_categorical for p in space.parameters])
     found: list[dict[str, Any]] = []
     for _ in range(100 * max(k, 1)):
         if len(found) == k:
             break
         distance = NEIGHBOUR_DISTANCES[len(found) % len(NEIGHBOUR_DISTANCES)]
-        moved = centre + distance * rng.standard_normal(len(space))
+        moved = centre + distance * rng.standard_normal((1 if expected is None else MOVES_TRIED, len(space)))
         moved = np.where((moved < 0) | (moved > 1), 2 * centre - moved, moved)  # reflect what would leave the range
-        keep = np.array([p.is_categorical for p in space.parameters])
-        point = space.at(np.where(keep, centre, np.clip(moved, 0.0, 1.0)))
+        moved = np.where(keep, centre, np.clip(moved, 0.0, 1.0))
+        point = space.at(moved[0 if expected is None else int(np.argmin(expected(moved)))])
         if point != best and point not in found:
             found.append(point)
     return found
@@ -117,6 +133,8 @@ def retest(
     was: float,
     seed_number: int,
     k: int = 4,
+    expected: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+    decide: bool = True,
     listen: Callable[[Event], None] = lambda event: None,
 ) -> Retest:
     """Train the recorded best against k neighbours and the defaults.
@@ -128,6 +146,8 @@ def retest(
         was: Its value when it was tuned.
         seed_number: Number of the trial that it was tuned in; decides the first seed.
         k: How many neighbours.
+        expected: See :func:`neighbours`.
+        decide: Whether to train a candidate that is ahead on further seeds; without, the record stays unbeaten.
         listen: Is told what happens.
 
     Raises:
@@ -135,7 +155,7 @@ def retest(
         KeyboardInterrupt: After the running trial, if Ctrl-C was pressed.
     """
     space = config.space
-    candidates = [dict(best), space.defaults(), *neighbours(space, best, k, config.seed)]
+    candidates = [dict(best), space.defaults(), *neighbours(space, best, k, config.seed, expected)]
     candidates = [c for i, c in enumerate(candidates) if c not in candidates[:i]]
     first = _race(config, builder, [(c, seed_number) for c in candidates], listen)
     trials = first.study.get_trials(deepcopy=False)
@@ -148,7 +168,7 @@ def retest(
     ahead = [t for t in trials[1 : len(candidates)] if (v := _value(t)) is not None and sign * v < sign * recorded]
     challenger = min(ahead, key=lambda t: sign * (t.value or 0.0), default=None)
     losses = {0: [recorded]}
-    if challenger is not None:
+    if challenger is not None and decide:
         losses[challenger.number] = [challenger.value or 0.0]
         further = [_SEEDS_APART + seed_number + s for s in range(1, SEEDS)]
         plan = [(c, seed_number) for c in candidates]
@@ -157,7 +177,7 @@ def retest(
         trials = second.study.get_trials(deepcopy=False)
         for number, trial in zip([0, challenger.number] * (SEEDS - 1), trials[len(candidates) :], strict=False):
             losses[number].append(_value(trial) if _value(trial) is not None else sign * math.inf)  # type: ignore[arg-type]
-    beaten = challenger is not None and clearly_better(losses[challenger.number], losses[0], sign)
+    beaten = challenger is not None and decide and clearly_better(losses[challenger.number], losses[0], sign)
     winner = challenger.number if beaten and challenger is not None else 0
     value = float(np.mean(losses[winner]))
     epochs = sum(t.user_attrs.get("epochs", 0) for t in trials)
@@ -166,9 +186,10 @@ def retest(
         summary = f"beaten: another configuration reaches {value:.5g} over {SEEDS} seeds, the recorded best "
         summary += f"{float(np.mean(losses[0])):.5g} ({told})"
     else:
-        others = f"{len(candidates) - 1} others, {'one ahead within noise' if challenger is not None else 'none ahead'}"
-        summary = f"still the best: {told}; against {others}"
-    return Retest(not beaten, was, recorded, candidates[winner], value, epochs, summary, first.study)
+        ahead_text = "none ahead" if challenger is None else "one ahead within noise" if decide else "one ahead"
+        found = "still the best" if decide else "tried again"
+        summary = f"{found}: {told}; against {len(candidates) - 1} others, {ahead_text}"
+    return Retest(not beaten, was, recorded, candidates[winner], value, epochs, summary, first.study, config.folder)
 
 
 def clearly_better(challenger: Sequence[float], recorded: Sequence[float], sign: float) -> bool:

@@ -1,8 +1,12 @@
-"""Refreshing a study: first a re-test of what it recorded, and only if that is beaten a new, short study.
+"""Refreshing a study: first a re-test of what it recorded, then, where there may be better values, a new, short study.
 
-The new study opens with the best that is known, and learns from the older one's curves as far as they still hold: the
-surrogate gives the two studies an axis of their own and reads off the new trials how alike they are, so the older
-trials count for less the more the data moved. It may be a third of the first in length (``SHARE``).
+There may be better ones where the re-test found one, and where the training data moved: a handful of neighbours that
+are behind says that the recorded best is still the top of its hill, and on other data that says little about the rest.
+Where neither is so, the re-test confirms the record and nothing more is trained.
+
+The new study begins with the trials of the re-test, which are paid for, and learns from the older study's curves as far
+as they still hold: the surrogate gives the two studies an axis of their own and reads off the new trials how alike they
+are, so the older trials count for less the more the data moved. It adds a third of the first one's trials (``SHARE``).
 
 Both are linked: the older study's ledger gets the re-test and the new tuning, the new study names the older one.
 """
@@ -10,13 +14,16 @@ Both are linked: the older study's ledger gets the re-test and the new tuning, t
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from lightning_hp.ledger import records
@@ -25,6 +32,7 @@ from lightning_hp.ledger.drift import compare
 from lightning_hp.ledger.events import retested
 from lightning_hp.ledger.fingerprint import data_fingerprint
 from lightning_hp.search.curves import CurveReader, described
+from lightning_hp.search.engine import Engine
 from lightning_hp.search.space import SearchSpace, differences
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import Budget, Caviar, ConfigError, TuneConfig
@@ -33,13 +41,15 @@ from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.paths import StudyPaths
 from lightning_hp.tuning.results import best_trials, no_best, sampler_for
 from lightning_hp.tuning.retest import Retest, retest
-from lightning_hp.tuning.runner import Event, patient_warnings
+from lightning_hp.tuning.runner import Event, StudyRunner, patient_warnings
 from lightning_hp.tuning.storage import StudyError, describe, find_study, one_line
 
-#: Length of a refreshing study, in parts of the first one's trials.
+#: What a refreshing study adds to the trials of the re-test, in parts of the first study's trials.
 SHARE = 1 / 3
-#: It has at least so many trials.
+#: It adds at least so many.
 FEWEST = 6
+#: The study attribute that says where the re-test is that a refreshing study begins with.
+RETESTED_IN = "retested_in"
 
 
 @dataclass(frozen=True)
@@ -68,16 +78,16 @@ def retune(
     listen: Callable[[Event], None] = lambda event: None,
     now: datetime | None = None,
 ) -> Retuned:
-    """Re-test a study's best, and refresh the study if it is beaten.
+    """Re-test a study's best, and refresh the study if it is beaten or the training data moved.
 
     Args:
         study: The study folder, or the name of one in ``runs``.
         config: Today's configuration; its space must have the study's parameters, its ranges may differ.
         builder: Makes the objects of a trial, with today's data.
         k: How many neighbours of the recorded best are re-tested.
-        trials: Length of a new study; None for a third of the first.
+        trials: What a new study adds to those of the re-test; None for a third of the first study's.
         test: Whether to re-test first; without, the new study is run in any case.
-        search: Whether to run a new study where the best is beaten.
+        search: Whether to run a new study; without, the re-test alone decides.
         listen: Is told what happens.
         now: The clock.
 
@@ -103,10 +113,11 @@ def retune(
     drift, fingerprint = _drift(root, builder, config.space, epochs, listen)
     listen(Event("said", text=f"training data: {summarise(drift) if drift else 'not moved'}"))
     tested: Retest | None = None
+    outcome = ""
     begun = _begun(root, config, trials)
     if begun is not None:
         listen(Event("said", text=f"continuing {begun.name}, which was stopped"))
-        return Retuned(None, drift, run(begun, builder, listen))
+        return Retuned(None, drift, _refresh(found, begun, None, builder, listen))
     if test:
         stamp = f"{latest.root.name}-{len(list((root.root / 'retests').glob('*/done')))}"
         own = StudyPaths(root.root / "retests" / stamp)
@@ -117,9 +128,11 @@ def retune(
             best[0].value or 0.0,
             best[0].number,
             k,
-            listen,
+            _expected(found, config.space),
+            decide=not (drift and search),
+            listen=listen,
         )
-        outcome = "confirmed" if tested.confirmed else "beaten"
+        outcome = "beaten" if not tested.confirmed else "undecided" if drift and search else "confirmed"
         event = retested(
             name=records.read(root.ledger).names[0],
             outcome=outcome,
@@ -132,15 +145,66 @@ def retune(
         (own.root / "done").write_text(json.dumps({"outcome": outcome, "summary": tested.summary}), encoding="utf-8")
         found.set_user_attr("retest", f"{now.date().isoformat()}: {tested.summary}")
         listen(Event("said", text=tested.summary))
-    if (tested is not None and tested.confirmed) or not search:
+        if outcome == "undecided":
+            listen(Event("said", text="but the training data moved: a short study looks further"))
+    if not search or outcome == "confirmed":
         return Retuned(tested, drift, None)
-    level = (1.0, 0.0) if tested is None else _level(tested, config.mode)
     opening = known if tested is None else tested.best
-    refreshing = _new_study(found, root, config, space, opening, level, trials)
+    refreshing = _new_study(found, root, config, space, opening, tested, trials)
+    return Retuned(tested, drift, _refresh(found, refreshing, tested, builder, listen))
+
+
+def _refresh(
+    found: optuna.Study,
+    refreshing: TuneConfig,
+    tested: Retest | None,
+    builder: CliBuilder | PythonBuilder,
+    listen: Callable[[Event], None],
+) -> Result:
+    """Run the new study, the trials of the re-test first; one that was stopped goes on."""
+    runner = StudyRunner(refreshing, builder)
+    if tested is not None:
+        runner.study.set_user_attr(RETESTED_IN, str(tested.folder))
+    if (retested_in := runner.study.user_attrs.get(RETESTED_IN)) is not None:
+        bring(runner, find_study(retested_in)[0], Path(retested_in))
     listen(Event("planned", text=str(refreshing.budget.trials)))
     result = run(refreshing, builder, listen)
     found.set_user_attr("retuned_by", str(result.folder))
-    return Retuned(tested, drift, result)
+    return result
+
+
+def bring(runner: StudyRunner, retested: optuna.Study, folder: Path) -> None:
+    """Copy the trials of a re-test into the new study, with their files; those that are there stay.
+
+    Their checkpoints come along, since one of them may stay the best; so do curves and seeds. They are trials of the
+    same parameters on the same data, so surrogate and pruner learn from them as from all others.
+
+    Args:
+        runner: Of the new study.
+        retested: The study of the re-test.
+        folder: Its folder.
+    """
+    with runner.paths.ask_lock():
+        there = runner.study.get_trials(deepcopy=False)
+        if any("retest" not in t.user_attrs for t in there):  # it has begun to search
+            return
+        ended = retested.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        for number, trial in list(enumerate(ended))[len(there) :]:
+            files = StudyPaths(folder).trial(trial.number).root
+            if files.is_dir():
+                ignored = shutil.ignore_patterns(".claim")
+                shutil.copytree(files, runner.paths.trial(number).root, dirs_exist_ok=True, ignore=ignored)
+            brought = optuna.trial.create_trial(
+                state=trial.state,
+                value=trial.value if trial.state is TrialState.COMPLETE else None,
+                params=trial.params,
+                distributions=trial.distributions,
+                intermediate_values=trial.intermediate_values,
+                user_attrs={**trial.user_attrs, "retest": trial.number},
+            )
+            brought.number = number
+            brought.user_attrs.update(runner.sampler.describe(brought))
+            runner.study.add_trial(brought)
 
 
 def _name(root: StudyPaths) -> str:
@@ -155,12 +219,13 @@ def _begun(root: StudyPaths, config: TuneConfig, trials: int | None) -> TuneConf
         return None
     study, _ = find_study(str(folder))
     had = describe(study)
+    brought = sum("retest" in t.user_attrs for t in study.get_trials(deepcopy=False))
     return replace(
         config,
         name=study.study_name,
         folder=folder,
         space=had.space,
-        budget=Budget(trials or had.n_trials, had.max_steps, config.budget.seconds),
+        budget=Budget(had.n_trials if trials is None else brought + trials, had.max_steps, config.budget.seconds),
         caviar=Caviar(),
         plan=had.plan,
         older=had.older,
@@ -174,6 +239,8 @@ def _latest(root: StudyPaths) -> StudyPaths:
     tunings = [r for r in records.read(root.ledger).records if r["event"] in ("tuned", "retuned")]
     if not tunings:
         raise StudyError(f"{root.root} has not been tuned to its end: there is no record in {root.ledger.name}")
+    if tunings[-1]["event"] == "tuned":  # in this folder, also where it is a copy of the one that was tuned
+        return root
     folder = Path(tunings[-1]["study"])
     return StudyPaths(folder if folder.is_dir() else root.root.parent / folder.name)
 
@@ -217,11 +284,21 @@ def _drift(
     return [column.sentence for column in moved], fingerprint
 
 
-def _level(tested: Retest, mode: str) -> tuple[float, float]:
-    """What the data did to the loss of the recorded best, and so about to all: a factor, or an offset."""
-    if tested.was > 0 and tested.now > 0:
-        return tested.now / tested.was, 0.0
-    return 1.0, (tested.now - tested.was) * (1.0 if mode == "min" else -1.0)
+def _expected(found: optuna.Study, space: SearchSpace) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
+    """What the older study's curves say of unit positions of ``space``; None where its ranges are other ones."""
+    description = describe(found)
+    if not _same_ranges(description.space, space):
+        return None
+    engine = Engine(description.space, description.max_steps)
+    trials = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    model = engine.model(engine.curves(found, trials))
+    return None if model is None else lambda units: model.final(units)[0]
+
+
+def _same_ranges(older: SearchSpace, space: SearchSpace) -> bool:
+    """Whether a position on the unit axes means the same value in both; defaults may differ."""
+    pairs = zip(older.parameters, space.parameters, strict=True)
+    return all(replace(p, default=q.default) == q for p, q in pairs)  # type: ignore[arg-type]
 
 
 def _new_study(
@@ -230,35 +307,30 @@ def _new_study(
     config: TuneConfig,
     space: SearchSpace,
     opening: Mapping[str, Any],
-    level: tuple[float, float],
+    tested: Retest | None,
     trials: int | None,
 ) -> TuneConfig:
-    """The configuration of the study that refreshes ``found``; ``level`` is a factor and an offset on older losses."""
+    """The configuration of the study that refreshes ``found``."""
     description = describe(found)
-    maximize = description.mode == "max"
-    reader = CurveReader(description.space, description.max_steps, maximize)
-    curves = described(reader.read(found.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))))
-    factor, offset = level
-    curves = [{**c, "losses": [factor * loss + offset for loss in c["losses"]]} for c in curves]
-    # positions on the older ranges mean other values where the ranges changed
-    same = all(
-        replace(p, default=q.default) == q  # type: ignore[arg-type]
-        for p, q in zip(description.space.parameters, space.parameters, strict=True)
-    )
+    first = describe(find_study(str(root.root))[0])
+    reader = CurveReader(description.space, description.max_steps, description.mode == "max")
+    older = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     natural = space.natural(opening)
-    space = replace(space, parameters=tuple(replace(p, default=natural[p.name]) for p in space.parameters))
     opened = sampler_for(description).planned[-1].tiers
-    length = trials or max(FEWEST, round(SHARE * description.n_trials))
+    brought = 0
+    if tested is not None:
+        brought = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in tested.study.get_trials())
+    length = brought + (trials or max(FEWEST, round(SHARE * first.n_trials)))
     name = _name(root)
     return replace(
         config,
         name=name,
         folder=root.root.parent / name,
-        space=space,
+        space=replace(space, parameters=tuple(replace(p, default=natural[p.name]) for p in space.parameters)),
         budget=Budget(length, config.budget.max_epochs or description.max_steps, config.budget.seconds),
         caviar=Caviar(),
         plan="retune",
-        older=tuple(curves) if same else (),
+        older=tuple(described(reader.read(older))) if _same_ranges(description.space, space) else (),
         opens_from={tier: 0 if tier in opened else length + 1 for tier in space.tiers},
         previous=str(root.root),
     )

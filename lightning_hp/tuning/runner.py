@@ -232,7 +232,9 @@ class StudyRunner:
         drop_checkpoints(self.study, self.paths, self.config.keep_checkpoints)
 
     def seed_of(self, trial: optuna.Trial | FrozenTrial) -> int:
-        """The seed that a trial is trained with; a re-test gives several trials one ``seed_number``."""
+        """The seed that a trial is or was trained with; a re-test gives several trials one ``seed_number``."""
+        if "seed" in trial.user_attrs:  # of a study of another seed, if it was brought from a re-test
+            return int(trial.user_attrs["seed"])
         return trial_seed(self.description.seed, trial.user_attrs.get("seed_number", trial.number))
 
     def _auditor(self, number: int) -> BatchNormAuditor:

@@ -8,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import optuna
 import pytest
+import torch
 import toy_project
 from optuna.trial import TrialState
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hp.ledger import records
 from lightning_hp.ledger.dates import verdict
@@ -17,8 +19,10 @@ from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, ConfigError, TuneConfig
 from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.objective import trial_seed
 from lightning_hp.tuning.retest import BehindPruner, clearly_better, neighbours
-from lightning_hp.tuning.retune import retune
+from lightning_hp.tuning.retune import bring, retune
+from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.storage import StudyError, describe
 
 SPACE = SearchSpace.from_dict({k: toy_project.SPACE[k] for k in ("learning_rate", "momentum")})
@@ -31,8 +35,17 @@ class Moved(toy_project.Toy):
         return (math.log10(self.learning_rate) + 1) ** 2 + (self.momentum - 0.8) ** 2 + 0.5 + self.noise
 
 
-def builder(module=toy_project.Toy):
-    return PythonBuilder(module, toy_project.ToyData, {"accelerator": "cpu", "max_epochs": 2})
+class MovedData(toy_project.ToyData):
+    """Rows of ones instead of zeros; the toys do not look at them, so what was best still is."""
+
+    def _loader(self):
+        return DataLoader(TensorDataset(torch.ones(8, 3)), batch_size=self.batch_size)
+
+    train_dataloader = val_dataloader = test_dataloader = _loader
+
+
+def builder(module=toy_project.Toy, data=toy_project.ToyData):
+    return PythonBuilder(module, data, {"accelerator": "cpu", "max_epochs": 2})
 
 
 @pytest.fixture
@@ -68,7 +81,7 @@ def test_a_moved_optimum_beats_the_recorded_best_and_the_new_study_is_linked(tun
     assert done.test is not None
     assert not done.test.confirmed
     assert done.result is not None
-    assert done.result.value <= done.test.best_value + 2e-3  # opens with the challenger; the seed's part is up to 1e-3
+    assert done.result.value <= done.test.best_value + 2e-3  # begins with the challenger; a seed's part is up to 1e-3
     assert events(tuned) == ["tuned", "retested", "retuned"]
     last = records.read(tuned.folder / "ledger.jsonl").records[-1]
     assert (last["name"], last["previous_study"], last["study"]) == ("toy", str(tuned.folder), str(done.result.folder))
@@ -76,7 +89,7 @@ def test_a_moved_optimum_beats_the_recorded_best_and_the_new_study_is_linked(tun
     assert description.previous == str(tuned.folder)
     assert description.plan == "retune"
     assert len(description.older) == 12
-    assert len(done.result.study.trials) == 8
+    assert len(done.result.study.trials) == len(done.test.study.trials) + 8
     assert any("beaten" in text for text in said)
 
     again = retune(str(done.result.folder), tuned, builder(Moved), k=2)  # named by its newest study
@@ -100,6 +113,87 @@ def test_a_refreshing_study_that_was_stopped_goes_on_without_a_second_retest(tun
     assert [t.number for t in done.result.study.trials] == list(range(6))
     assert all(t.state is TrialState.COMPLETE for t in done.result.study.trials)
     assert events(tuned) == ["tuned", "retuned"]
+
+
+def test_moved_data_are_searched_although_nothing_is_ahead_and_the_retest_is_the_beginning(tuned):
+    done = retune(str(tuned.folder), tuned, builder(data=MovedData), k=2, trials=6)
+
+    assert done.drift
+    assert done.test is not None
+    assert done.test.confirmed
+    assert done.result is not None
+    known = records.read(tuned.folder / "ledger.jsonl").records
+    assert [(r["event"], r.get("outcome")) for r in known] == [
+        ("tuned", None),
+        ("retested", "undecided"),
+        ("retuned", None),
+    ]
+    old, new = done.test.study.trials, done.result.study.trials
+    assert len(new) == len(old) + 6
+    for before, brought in zip(old, new, strict=False):
+        assert brought.params == before.params
+        assert brought.intermediate_values == before.intermediate_values
+        assert (brought.state, brought.user_attrs["seed"]) == (before.state, before.user_attrs["seed"])
+        assert brought.user_attrs["retest"] == before.number
+    assert "retest" not in new[len(old)].user_attrs
+    assert done.result.checkpoint.is_file()
+    assert done.result.value == min(t.value for t in new if t.state is TrialState.COMPLETE)
+
+
+def test_the_seed_of_a_brought_trial_is_the_one_it_was_trained_with(tuned):
+    other = replace(tuned, seed=5)
+    done = retune(str(tuned.folder), other, builder(data=MovedData), k=1, trials=1)
+    assert done.result is not None
+    runner = StudyRunner(replace(other, **_as_described(done.result)), builder())
+    first = done.result.study.trials[0]
+    assert first.user_attrs["retest"] == 0
+    assert runner.seed_of(first) == first.user_attrs["seed"] != trial_seed(5, first.user_attrs["seed_number"])
+
+
+def _as_described(result):
+    had = describe(result.study)
+    fields = {name: getattr(had, name) for name in ("space", "plan", "older", "opens_from", "previous")}
+    return {"name": result.study.study_name, "folder": result.folder, "budget": Budget(had.n_trials, 2), **fields}
+
+
+def test_a_search_that_was_stopped_goes_on_after_the_trials_of_the_retest(tuned):
+    class Stopped(Exception):
+        pass
+
+    def stop(event):
+        if event.kind == "finished" and event.trial.number == 5 and "retest" not in event.trial.user_attrs:
+            raise Stopped("by hand")
+
+    with pytest.raises(Stopped, match="by hand"):
+        retune(str(tuned.folder), tuned, builder(data=MovedData), k=2, trials=6, listen=stop)
+    done = retune(str(tuned.folder), tuned, builder(data=MovedData))
+    assert done.test is None
+    assert done.result is not None
+    marks = [t.user_attrs.get("retest") for t in done.result.study.trials]
+    brought = sum(mark is not None for mark in marks)
+    assert marks == [*range(brought), *[None] * 6]
+    assert 0 < brought <= 4
+
+
+def test_bringing_that_was_stopped_halfway_goes_on(tuned, monkeypatch):
+    done = retune(str(tuned.folder), tuned, builder(), k=3, search=False)
+    assert done.test is not None
+    runner = StudyRunner(replace(tuned, name="next", folder=tuned.folder.parent / "next"), builder())
+    add, added = runner.study.add_trial, []
+
+    def break_at_the_third(trial):
+        if len(added) == 2:
+            raise OSError("disk full")
+        added.append(trial)
+        add(trial)
+
+    monkeypatch.setattr(runner.study, "add_trial", break_at_the_third)
+    with pytest.raises(OSError, match="disk full"):
+        bring(runner, done.test.study, done.test.folder)
+    monkeypatch.undo()
+    for _ in range(2):  # the second time there is nothing left to do
+        bring(runner, done.test.study, done.test.folder)
+    assert [t.user_attrs["retest"] for t in runner.study.trials] == [t.number for t in done.test.study.trials]
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
@@ -138,6 +232,19 @@ def test_a_study_without_a_record_is_refused(tuned):
     (tuned.folder / "ledger.jsonl").unlink()
     with pytest.raises(StudyError, match="has not been tuned to its end"):
         retune(str(tuned.folder), tuned, builder())
+
+
+def test_neighbours_are_the_moves_that_are_expected_to_be_best():
+    best = SPACE.defaults()
+
+    def expected(units):
+        return units[:, 0]  # the lower the learning rate, the better
+
+    found = SPACE.unit(neighbours(SPACE, best, 6, seed=3, expected=expected))[:, 0]
+    centre = SPACE.unit([best])[0, 0]
+    # the lowest of 32 normal draws lies 2.07 standard deviations below their mean
+    assert np.mean((centre - found)[0::2]) == pytest.approx(2.07 * 0.1, rel=0.3)
+    assert np.mean((centre - found)[1::2]) == pytest.approx(2.07 * 0.25, rel=0.3)
 
 
 def test_neighbours_differ_and_stay_in_range():
