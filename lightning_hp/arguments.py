@@ -53,11 +53,11 @@ def parser() -> ArgumentParser:
     space.add_argument("config", type=str, help="tune.yaml, or the name of a preset")
     space.add_argument("--trials", type=int, default=None, help="budget to plan for, trials")
 
-    retune = verb("retune", "Re-test a study's best on today's data; if it is beaten or the data moved, refresh the study.")
+    retune = verb("retune", "Re-test a study's best on today's data; refresh the study if it is beaten or they moved.")
     retune.add_argument("study", type=str, help="study folder, or the name of one in runs/")
     retune.add_argument("--config", type=str, default=None, help="tune.yaml; default the one it was tuned with")
     retune.add_argument("--k", type=int, default=4, help="neighbours of the best that are re-tested")
-    retune.add_argument("--trials", type=int, default=None, help="trials that a new study adds to those of the re-test; default a third of the first study's")
+    retune.add_argument("--trials", type=int, default=None, help="trials of a new study; default a third of the first")
     retune.add_argument("--force", action="store_true", help="run the new study in any case, without a re-test")
     retune.add_argument("--retest-only", dest="retest_only", action="store_true", help="say, but run no new study")
 

@@ -38,7 +38,7 @@ from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import Budget, Caviar, ConfigError, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
-from lightning_hp.tuning.paths import StudyPaths
+from lightning_hp.tuning.paths import StudyPaths, write_text
 from lightning_hp.tuning.results import best_trials, no_best, sampler_for
 from lightning_hp.tuning.retest import Retest, retest
 from lightning_hp.tuning.runner import Event, StudyRunner, patient_warnings
@@ -109,20 +109,19 @@ def retune(
     space = _with_best(config.space, description.space, best[0].params)
     known = space.stored(description.space.natural(best[0].params))
     epochs = config.budget.max_epochs or builder.max_epochs() or description.max_steps
-    base = replace(config, space=config.space, seed=description.seed, budget=Budget(1, epochs), caviar=Caviar())
     drift, fingerprint = _drift(root, builder, config.space, epochs, listen)
     listen(Event("said", text=f"training data: {summarise(drift) if drift else 'not moved'}"))
-    tested: Retest | None = None
-    outcome = ""
     begun = _begun(root, config, trials)
     if begun is not None:
         listen(Event("said", text=f"continuing {begun.name}, which was stopped"))
         return Retuned(None, drift, _refresh(found, begun, None, builder, listen))
+    tested: Retest | None = None
+    outcome = ""
     if test:
-        stamp = f"{latest.root.name}-{len(list((root.root / 'retests').glob('*/done')))}"
-        own = StudyPaths(root.root / "retests" / stamp)
+        own = root.root / "retests" / f"{latest.root.name}-{len(list((root.root / 'retests').glob('*/done')))}"
+        base = replace(config, name=f"{found.study_name}.retest-{own.name}", folder=own, storage="journal")
         tested = retest(
-            replace(base, name=f"{found.study_name}.retest-{stamp}", folder=own.root, storage="journal"),
+            replace(base, seed=description.seed, budget=Budget(1, epochs), caviar=Caviar()),
             builder,
             known,
             best[0].value or 0.0,
@@ -133,17 +132,7 @@ def retune(
             listen=listen,
         )
         outcome = "beaten" if not tested.confirmed else "undecided" if drift and search else "confirmed"
-        event = retested(
-            name=records.read(root.ledger).names[0],
-            outcome=outcome,
-            study=str(own.root),
-            summary=tested.summary,
-            data_fingerprint=fingerprint,
-            now=now,
-        )
-        records.append(root.ledger, event)
-        (own.root / "done").write_text(json.dumps({"outcome": outcome, "summary": tested.summary}), encoding="utf-8")
-        found.set_user_attr("retest", f"{now.date().isoformat()}: {tested.summary}")
+        _record(tested, outcome, root, found, fingerprint, now)
         listen(Event("said", text=tested.summary))
         if outcome == "undecided":
             listen(Event("said", text="but the training data moved: a short study looks further"))
@@ -152,6 +141,28 @@ def retune(
     opening = known if tested is None else tested.best
     refreshing = _new_study(found, root, config, space, opening, tested, trials)
     return Retuned(tested, drift, _refresh(found, refreshing, tested, builder, listen))
+
+
+def _record(
+    tested: Retest,
+    outcome: str,
+    root: StudyPaths,
+    found: optuna.Study,
+    fingerprint: Mapping[str, Any] | None,
+    now: datetime,
+) -> None:
+    """Enter a re-test in the ledger and in the study that it tested."""
+    event = retested(
+        name=records.read(root.ledger).names[0],
+        outcome=outcome,
+        study=str(tested.folder),
+        summary=tested.summary,
+        data_fingerprint=fingerprint,
+        now=now,
+    )
+    records.append(root.ledger, event)
+    write_text(tested.folder / "done", json.dumps({"outcome": outcome, "summary": tested.summary}))
+    found.set_user_attr("retest", f"{now.date().isoformat()}: {tested.summary}")
 
 
 def _refresh(
