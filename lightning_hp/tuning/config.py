@@ -18,6 +18,7 @@ import yaml
 from lightning_hp.ledger.dates import intervals_by_tier
 from lightning_hp.search.presets import preset
 from lightning_hp.search.space import SearchSpace
+from lightning_hp.tuning.thinning import FEWEST, POINTS
 
 ENGINES = ("in_process", "local")
 PLANS = ("default", "opening", "tiers")
@@ -34,6 +35,7 @@ _KEYS = (
     "seed",
     "plan",
     "prune",
+    "curve_points",
     "audit",
     "keep_checkpoints",
     "folder",
@@ -93,6 +95,7 @@ class TuneConfig:
         plan: Stage plan.
         preset: Name of the preset that the space came from.
         prune: Whether hopeless trials are stopped.
+        curve_points: How many points of a learning curve are stored, see :mod:`lightning_hp.tuning.thinning`.
         audit: Whether BatchNorm layers are audited at the end of every trial.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval; None for the ledger's defaults.
@@ -118,6 +121,7 @@ class TuneConfig:
     plan: str = "default"
     preset: str | None = None
     prune: bool = True
+    curve_points: int = POINTS
     audit: bool = True
     keep_checkpoints: int = 3
     retune_after: str | dict[str, str] | None = None
@@ -213,6 +217,7 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
         "seed": _whole(given, "seed", 0, 0, "seed"),
         "plan": _one_of(given, "plan", PLANS, "default"),
         "prune": _switch(given, "prune", True),
+        "curve_points": _whole(given, "curve_points", POINTS, FEWEST, "curve_points"),
         "audit": _switch(given, "audit", True),
         "keep_checkpoints": _whole(given, "keep_checkpoints", 3, 1, "keep_checkpoints"),
         "retune_after": retune_after,

@@ -39,6 +39,7 @@ from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import ConfigError
 from lightning_hp.tuning.paths import TrialPaths, write_text
 from lightning_hp.tuning.storage import StudyError, one_line
+from lightning_hp.tuning.thinning import POINTS, ThinCurve
 
 #: characters of a traceback kept in the study; the whole is in the trial's error.txt
 TRACEBACK_CHARACTERS = 2000
@@ -114,11 +115,12 @@ def run_trial(
     max_epochs: int | None,
     callbacks: Sequence[pl.Callback] = (),
     prune: bool = True,
+    curve_points: int = POINTS,
 ) -> Outcome:
     """Train one trial. Never raises for what the training did; see the table at the top of this file.
 
     Args:
-        trial: The live trial; its curve is reported as it grows.
+        trial: The live trial; its curve is stored as it grows.
         arguments: Natural values, keyed as the builder takes them.
         builder: Makes module, data and Trainer.
         paths: The trial's folder.
@@ -128,13 +130,13 @@ def run_trial(
         max_epochs: Length of a complete training, in epochs.
         callbacks: Further callbacks for the Trainer.
         prune: Whether the study's pruner may stop the trial.
+        curve_points: How many points of the curve are stored, see :mod:`.thinning`.
     """
-    reported = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
+    curve = ThinCurve(trial, max_epochs, curve_points)
 
     def report(value: float, step: int) -> bool:
-        if step not in reported:  # a trial that was interrupted and is run again has some of its curve already
-            trial.report(value, step)
-        return prune and trial.should_prune()
+        curve.report(value, step)
+        return prune and curve.should_prune()
 
     pruning = TrialPruning(monitor, report)
     checkpoint = TrialCheckpoint(
@@ -158,6 +160,7 @@ def run_trial(
             trainer.fit(built.model, datamodule=built.data)
         finally:
             fitted = time.monotonic() - before
+        curve.close()
         outcome = _finished(pruning, mode)
     except ConfigError as error:
         outcome = Outcome("fail", attributes={"failure": one_line(error)}, stop=error)

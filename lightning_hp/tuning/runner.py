@@ -218,6 +218,7 @@ class StudyRunner:
             self.max_epochs,
             callbacks=[] if auditor is None else [auditor],
             prune=self.config.prune,
+            curve_points=self.config.curve_points,
         )
         if outcome.stop is not None:
             # told nothing: it is run again, with the same values, once the cause is gone

@@ -14,6 +14,7 @@ from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
+from lightning_hp.tuning.thinning import POINTS
 
 
 def tune(
@@ -32,6 +33,7 @@ def tune(
     seed: int = 0,
     plan: str = "default",
     prune: bool = True,
+    curve_points: int = POINTS,
     keep_checkpoints: int = 3,
     retune_after: str | dict[str, str] | None = None,
     now: datetime | None = None,
@@ -57,6 +59,7 @@ def tune(
         seed: Seed of the study.
         plan: Stage plan, see :class:`lightning_hp.search.CoarseToFineSampler`.
         prune: Whether hopeless trials are stopped.
+        curve_points: How many points of a learning curve are stored; the pruner sees all of it.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval.
         now: The clock at the end of the study, with a time zone, which dates the ledger; None is the current time then.
@@ -76,6 +79,7 @@ def tune(
         "seed": seed,
         "plan": plan,
         "prune": prune,
+        "curve_points": curve_points,
         "keep_checkpoints": keep_checkpoints,
         "retune_after": retune_after,
     }

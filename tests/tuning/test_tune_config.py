@@ -31,6 +31,7 @@ def test_the_least_that_is_needed(read, tmp_path):
     assert config.caviar == Caviar("in_process", 1)
     assert config.folder == Path("runs/study")
     assert (config.monitor, config.mode, config.storage, config.seed) == ("val_loss", "min", "journal", 0)
+    assert config.curve_points == 30
     assert (config.plan, config.prune, config.audit, config.keep_checkpoints) == ("default", True, True, 3)
     assert (config.preset, config.retune_after, config.model, config.data, config.cli) == (None,) * 5
     assert [p.name for p in config.space.parameters] == ["learning_rate"]
@@ -49,6 +50,7 @@ def test_everything_that_can_be_said(read):
         plan="tiers",
         prune=False,
         audit=False,
+        curve_points=100,
         keep_checkpoints=1,
         retune_after={"A": "30d", "B": "3mo"},
         model="pkg.Model",
@@ -58,6 +60,7 @@ def test_everything_that_can_be_said(read):
     assert config.budget == Budget(7, 9, 30.0)
     assert config.caviar == Caviar("local", 3)
     assert config.folder == Path("elsewhere/x")
+    assert config.curve_points == 100
     assert (config.monitor, config.mode, config.storage, config.seed) == (
         "val_accuracy",
         "max",
@@ -177,6 +180,8 @@ BAD = [
     ({"plan": "slow"}, r"`plan` must be one of default, .*tiers, got 'slow'"),
     ({"prune": "yes please"}, r"`prune` must be true or false, got 'yes please'"),
     ({"keep_checkpoints": 0}, r"`keep_checkpoints` must be a whole number of at least 1, got 0"),
+    ({"curve_points": 11}, r"`curve_points` must be a whole number of at least 12, got 11"),
+    ({"curve_points": None}, r"`curve_points` must be a whole number of at least 12, got None"),
     ({"retune_after": "soon"}, r"`retune_after` must be an interval such as 30d, 12w, 3mo or 1y, got 'soon'"),
     ({"retune_after": {"Z": "30d"}}, r"`retune_after.*'Z'"),
     ({"retune_after": 30}, r"`retune_after.*30"),
