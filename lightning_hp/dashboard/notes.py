@@ -26,11 +26,11 @@ from optuna.trial import FrozenTrial
 
 from lightning_hp.dashboard import figures
 from lightning_hp.dashboard.axes import number_text
+from lightning_hp.dashboard.lineage import Lineage, lineage_of
 from lightning_hp.dashboard.picture import audit_picture
-from lightning_hp.dashboard.report import read_json, verdict_of
+from lightning_hp.dashboard.report import read_json
 from lightning_hp.dashboard.texts import study_note, trial_note
 from lightning_hp.dashboard.view import StudyView, value_of
-from lightning_hp.ledger import records
 from lightning_hp.tuning.paths import StudyPaths
 
 _log = logging.getLogger(__name__)
@@ -107,18 +107,18 @@ def _decorate(
     view = StudyView.read(study)
     told = evidence if evidence is not None else read_json(paths.evidence)
     won = result if result is not None else read_json(paths.result)
-    verdict = verdict_of(paths, view.name, now)
+    lineage = lineage_of(paths, view.description.previous, now)
     flagged = flagged_trials(view)[-FLAGGED:]
-    _attributes(study, view, verdict)
+    _attributes(study, view, lineage)
     if study.metric_names is None:
         study.set_metric_names([view.description.monitor])
-    body = study_note(view, paths, told, won, verdict, study._study_id, flagged)
+    body = study_note(view, paths, told, won, lineage, study._study_id, flagged, now)
     _save(study, None, body)
     for trial in {t.number: t for t in (*flagged, *view.ranked[:BEST])}.values():
         audit = read_json(paths.trial(trial.number).audit)
         picture = _upload(study, paths, trial, audit) if audit else None
         _save(study, trial, trial_note(view, trial, audit, picture))
-    _figures(study, view, told, _events(paths, view.name))
+    _figures(study, view, told, lineage.since if lineage is not None else ())
 
 
 def flagged_trials(view: StudyView) -> list[FrozenTrial]:
@@ -132,7 +132,7 @@ def _errors(trial: FrozenTrial) -> int:
     return int(counts.get("ERROR", 0)) if isinstance(counts, Mapping) else 0
 
 
-def _attributes(study: optuna.Study, view: StudyView, verdict: Any) -> None:
+def _attributes(study: optuna.Study, view: StudyView, lineage: Lineage | None) -> None:
     """Short attributes, written only where they changed."""
     wanted: dict[str, str] = {}
     if view.best is not None:
@@ -140,8 +140,10 @@ def _attributes(study: optuna.Study, view: StudyView, verdict: Any) -> None:
     last = next((s for s in reversed(view.stages) if view.trials and s.first <= view.trials[-1].number), None)
     if last is not None:
         wanted["stage"] = last.name
-    if verdict is not None and verdict.next_date is not None:
-        wanted["stale_after"] = verdict.next_date.strftime("%Y-%m-%d")
+    if lineage is not None and lineage.newer is not None:
+        wanted["stale_after"] = lineage.verdict.reason
+    elif lineage is not None and lineage.own is not None and lineage.verdict.next_date is not None:
+        wanted["stale_after"] = lineage.verdict.next_date.strftime("%Y-%m-%d")
     had = study.user_attrs
     for name, text in wanted.items():
         if had.get(name) != text:
@@ -191,13 +193,6 @@ def _upload(study: optuna.Study, paths: StudyPaths, trial: FrozenTrial, audit: M
 
 def _fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _events(paths: StudyPaths, name: str) -> Sequence[Mapping[str, Any]]:
-    if not paths.ledger.exists():
-        return []
-    ledger = records.read(paths.ledger)
-    return ledger.of(name)
 
 
 def _figures(

@@ -18,8 +18,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.dashboard.axes import number_text
+from lightning_hp.dashboard.lineage import lineage_of
 from lightning_hp.dashboard.page import Page, table
-from lightning_hp.dashboard.report import verdict_of
 from lightning_hp.dashboard.sections import TONES
 from lightning_hp.dashboard.shelf import Shelf
 from lightning_hp.dashboard.view import finite, value_of
@@ -109,6 +109,7 @@ def status_of(shelf: Shelf, number: int, name: str, now: datetime) -> Status:
     best = _best(trials, directions[0]) if len(directions) == 1 else None
     stages = [t.user_attrs["stage"] for t in trials if "stage" in t.user_attrs]
     paths = shelf.folder_of(number)
+    lineage = lineage_of(paths, described.get("previous"), now) if paths is not None else None
     names = shelf.get_study_system_attrs(number).get("study:metric_names") or [""]
     return Status(
         number=number,
@@ -121,7 +122,7 @@ def status_of(shelf: Shelf, number: int, name: str, now: datetime) -> Status:
         running=sum(t.state is TrialState.RUNNING for t in trials),
         planned=described.get("n_trials"),
         active=_active(trials),
-        verdict=verdict_of(paths, paths.root.name, now) if paths is not None else None,
+        verdict=lineage.verdict if lineage is not None else None,
         size=size_of(paths.root) if paths is not None else None,
         has_report=paths is not None and paths.report.is_file(),
     )

@@ -19,14 +19,15 @@ from typing import Any
 
 import optuna
 
-from lightning_hp.dashboard import figures, sections
+from lightning_hp.dashboard import figures, refresh, sections
 from lightning_hp.dashboard.axes import duration_text, number_text
 from lightning_hp.dashboard.findings import main_pair
 from lightning_hp.dashboard.funnel import reached
+from lightning_hp.dashboard.lineage import lineage_of
 from lightning_hp.dashboard.page import Page
 from lightning_hp.dashboard.style import MOST_POINTS
 from lightning_hp.dashboard.view import StudyView, curve_of, value_of
-from lightning_hp.ledger import dates, records
+from lightning_hp.ledger import dates
 from lightning_hp.tuning.paths import StudyPaths, write_text
 
 _log = logging.getLogger(__name__)
@@ -68,10 +69,12 @@ def render(
 ) -> str:
     """The report as text; arguments as for :func:`write_report`."""
     page = Page(f"{view.name} – tuning report")
-    verdict = verdict_of(paths, view.name, now)
+    lineage = lineage_of(paths, view.description.previous, now)
     parts = [
-        sections.head(view, verdict),
+        sections.head(view, None if lineage is None else lineage.verdict),
+        refresh.replaced(lineage),
         _tiles(view, result),
+        refresh.before_after(view, lineage),
         sections.winner(view, paths, result),
         _history(view, page),
         _funnel(view, page),
@@ -82,7 +85,7 @@ def render(
         sections.advice(evidence),
         sections.failures(view, paths),
         sections.audits(view, paths),
-        sections.ages(verdict),
+        refresh.life(lineage, now),
         _foot(view, now),
     ]
     return page.html("\n".join(part for part in parts if part))
@@ -98,20 +101,6 @@ def read_json(path: Path) -> dict[str, Any]:
         _log.warning("%s cannot be read", path, exc_info=True)
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def verdict_of(paths: StudyPaths, name: str, now: datetime) -> dates.Verdict | None:
-    """What the ledger of a study folder says of its age, None without a ledger that can be read."""
-    if not paths.ledger.exists():
-        return None
-    try:
-        ledger = records.read(paths.ledger)
-        names = ledger.names
-        wanted = name if name in names else names[-1] if names else name
-        return dates.verdict(ledger.of(wanted), now)
-    except (OSError, ValueError):
-        _log.warning("%s cannot be read", paths.ledger, exc_info=True)
-        return None
 
 
 def _tiles(view: StudyView, result: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from lightning_hp.tuning.paths import StudyPaths
 
 SEVERITIES = ("ERROR", "WARN", "INFO")
 #: status of the ledger -> how it is coloured
-TONES = {"fresh": "good", "due": "warn", "stale": "bad", "invalid": "bad", "untuned": "dim"}
+TONES = {"fresh": "good", "due": "warn", "stale": "bad", "invalid": "bad", "untuned": "dim", "replaced": "dim"}
 
 
 def section(title: str, said: str, body: str) -> str:
@@ -286,19 +286,6 @@ def _findings(found: Mapping[str, Any]) -> list[str]:
             text = " ".join(str(finding.get(k)) for k in ("sentence", "fix") if finding.get(k))
             lines.append(f"{' '.join(parts)}: {text}" if text else " ".join(parts))
     return lines[:20]
-
-
-def ages(verdict: dates.Verdict | None) -> str:
-    """When the values were found and when to look again, by tier."""
-    if verdict is None:
-        return ""
-    rows = [[chip(t), d.strftime("%Y-%m-%d")] for t, d in sorted(verdict.dates.items())]
-    tone = TONES.get(verdict.status, "dim")
-    said = f'<span class="{tone}">{html.escape(verdict.reason[:1].upper() + verdict.reason[1:])}</span>.'
-    if verdict.todo and verdict.todo != "nothing":
-        said += f" To do: <code>{html.escape(verdict.todo)}</code>"
-    listed = f'<div class="narrow">{table([("Tier", False), ("Re-test on", False)], rows)}</div>' if rows else ""
-    return section("When to look again", said, listed)
 
 
 def _quoted(path: str) -> str:

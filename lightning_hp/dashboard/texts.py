@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -14,10 +15,12 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hp.dashboard.axes import duration_text, number_text, value_text
 from lightning_hp.dashboard.findings import NO_EFFECT, sentences
 from lightning_hp.dashboard.funnel import reached
+from lightning_hp.dashboard.lineage import Lineage, story
+from lightning_hp.dashboard.refresh import age_text, gain, scores, sides
 from lightning_hp.dashboard.sections import metrics, range_text
 from lightning_hp.dashboard.style import reason_of
 from lightning_hp.dashboard.view import StudyView, curve_of, finite, value_of
-from lightning_hp.ledger.dates import Verdict
+from lightning_hp.ledger.dates import summarise
 from lightning_hp.tuning.paths import StudyPaths
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&$@:])")
@@ -31,9 +34,10 @@ def study_note(
     paths: StudyPaths,
     evidence: Mapping[str, Any],
     result: Mapping[str, Any],
-    verdict: Verdict | None,
+    lineage: Lineage | None,
     number: int,
     flagged: Sequence[FrozenTrial],
+    now: datetime,
 ) -> str:
     """The note of a study.
 
@@ -42,9 +46,10 @@ def study_note(
         paths: Its folder.
         evidence: What mattered.
         result: The winner.
-        verdict: How old it is, None where nothing is known.
+        lineage: Its place in its ledger, None where nothing is known.
         number: The study's number in its storage, for links.
         flagged: Trials to look at.
+        now: The clock, with a time zone.
     """
     monitor = md(view.description.monitor)
     parts = [f"## {md(view.name)}"]
@@ -58,9 +63,8 @@ def study_note(
             said += "; test: " + ", ".join(f"{md(k)} {number_text(v)}" for k, v in test.items())
         parts.append(said + ".")
         parts.append(_values(view, best))
-    if verdict is not None:
-        dates = ", ".join(f"{tier} {date:%Y-%m-%d}" for tier, date in sorted(verdict.dates.items()))
-        parts.append(f"**Age**: {md(verdict.reason)}." + (f" Re-test on: {dates}." if dates else ""))
+    if lineage is not None:
+        parts += [_age(lineage, now), _refreshed(view, lineage)]
     parts.append(_stages(view, number))
     parts.append(_mattered(view, evidence))
     edges = sentences(evidence, "edges")
@@ -111,6 +115,56 @@ def _values(view: StudyView, trial: FrozenTrial) -> str:
             value = md(value_text(p, p.natural(trial.params[p.stored_name])))
             rows.append([p.tier, md(p.name), f"**{value}**" if p.name not in off else "not in use", md(range_text(p))])
     return grid(["tier", "hyperparameter", "value", "range"], rows, "llrl")
+
+
+def _age(lineage: Lineage, now: datetime) -> str:
+    """Age, next dates, and what happened since: checks, re-tests, postponements."""
+    if lineage.own is None and lineage.older is not None:
+        return ""
+    verdict = lineage.verdict
+    coming = ", ".join(f"{tier} {date:%Y-%m-%d}" for tier, date in sorted(verdict.dates.items()))
+    said = f"**Age**: {md(verdict.reason)}. {md(age_text(lineage, now))}"
+    said += f" Re-test on: {coming}." if coming else ""
+    if lineage.newer is not None:
+        said += f" The newer values: {_report(lineage, lineage.newer)}, among [all studies](/hp/)."
+    elif verdict.todo != "nothing":
+        said += f" To do: {md(verdict.todo)}"
+    return said + (f"\n\n### Checks and re-tests since\n\n{_story(lineage.since)}" if lineage.since else "")
+
+
+def _refreshed(view: StudyView, lineage: Lineage) -> str:
+    """Old best against new best, of a study that refreshes another one."""
+    if lineage.older is None:
+        return ""
+    told = scores(view, lineage)
+    metric = md(view.description.monitor)
+    rows = [[md(what), f"**{number_text(value)}**"] for what, value in told]
+    won = gain(view, told)
+    said = f"It refreshes {_report(lineage, lineage.older)}, among [all studies](/hp/)"
+    parts = [f"### Before and after\n\n{said}{': ' + md(won) if won else ''}.", grid([metric, "value"], rows, "lr")]
+    values = [
+        [side.tier, md(side.name), md(side.text(side.before)), f"**{md(side.text(side.after))}**", md(side.change)]
+        for side in sides(view, lineage)
+    ]
+    parts.append(grid(["tier", "hyperparameter", "before", "after", "change"], values, "llrrr"))
+    moved = lineage.moved
+    if moved is not None:
+        did = summarise(moved, 4) if moved else "not moved beyond chance"
+        parts.append(f"**Training data since**: {md(did)}.")
+    if lineage.before:
+        parts.append("What led to it:\n\n" + _story(lineage.before))
+    return "\n\n".join(parts)
+
+
+def _report(lineage: Lineage, record: Mapping[str, Any]) -> str:
+    """Another study of the ledger, by name; its page has a number that only the dashboard knows."""
+    return f"**{md(lineage.study_of(record).root.name)}**"
+
+
+def _story(events: Sequence[Mapping[str, Any]]) -> str:
+    lines, more = story(events)
+    older = f"\n\n{more} older lines are in the ledger." if more else ""
+    return grid(["date", "what", "found"], [[day, md(what), md(found)] for day, what, found in lines], "lll") + older
 
 
 def _stages(view: StudyView, number: int) -> str:

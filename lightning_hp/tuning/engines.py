@@ -51,7 +51,7 @@ def run(
     """
     builder.check(config.space)
     runner = StudyRunner(config, builder, listen)
-    runner.listen = partial(_tell_and_decorate, runner, listen)
+    runner.listen = partial(_tell_and_decorate, runner, listen, now)
     runner.catch_up()
     while True:
         if config.caviar.engine == "local":
@@ -66,13 +66,15 @@ def run(
             raise KeyboardInterrupt
 
 
-def _tell_and_decorate(runner: StudyRunner, listen: Callable[[Event], None], event: Event) -> None:
+def _tell_and_decorate(
+    runner: StudyRunner, listen: Callable[[Event], None], now: datetime | None, event: Event
+) -> None:
     """Pass an event on; between trials, now and then, bring the dashboard's notes and figures up to date."""
     listen(event)
     if event.kind == "finished" and event.trial is not None and event.trial.number >= FIRST_DECORATED:
         from lightning_hp.dashboard.notes import decorate
 
-        decorate(runner.study, runner.paths)
+        decorate(runner.study, runner.paths, now=now)
 
 
 def _work_in_processes(runner: StudyRunner, command: Sequence[str]) -> None:

@@ -27,7 +27,14 @@ from lightning_hp.ledger.events import tuned
 from lightning_hp.ledger.fingerprint import data_fingerprint, model_fingerprint
 from lightning_hp.tuning.build import Built, CliBuilder
 from lightning_hp.tuning.paths import StudyPaths, write_text
-from lightning_hp.tuning.results import best_trials, count_states, no_best, read_result, write_reports
+from lightning_hp.tuning.results import (
+    best_trials,
+    count_states,
+    no_best,
+    read_result,
+    write_older_reports,
+    write_reports,
+)
 from lightning_hp.tuning.runner import Event, StudyRunner, patient_warnings
 from lightning_hp.tuning.storage import StudyError, one_line
 
@@ -141,6 +148,8 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
     runner.study.set_user_attr("best", f"{found['monitor']}={best.value:.6g} (trial {best.number})")
     write_text(paths.result, json.dumps(found, indent=1))
     write_reports(runner.study, paths, now)
+    if runner.description.previous is not None:
+        write_older_reports(paths, runner.description.previous, now)
     return found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from lightning_hp.search.evidence import evidence
 from lightning_hp.search.presets import OPENS_FROM
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.tuning.paths import StudyPaths, write_text
-from lightning_hp.tuning.storage import Description, describe
+from lightning_hp.tuning.storage import Description, StudyError, describe, find_study
+
+_log = logging.getLogger(__name__)
 
 
 def sampler_for(description: Description) -> CoarseToFineSampler:
@@ -94,3 +97,24 @@ def write_reports(study: optuna.Study, paths: StudyPaths, now: datetime | None =
     written = write_report(study, paths, evidence=measured, result=found, now=now)
     decorate(study, paths, evidence=measured, result=found, force=True, now=now)
     return written
+
+
+def write_older_reports(paths: StudyPaths, previous: str, now: datetime | None = None) -> None:
+    """Bring the pages of the study that another one has replaced up to date: they then say by what, and link to it.
+
+    What goes wrong is logged: the new study is whole without it.
+
+    Args:
+        paths: The folder of the new study.
+        previous: The folder of the first study, as the new one's description names it.
+        now: As for :func:`write_reports`.
+    """
+    from lightning_hp.dashboard.lineage import lineage_of
+
+    lineage = lineage_of(paths, previous, now or datetime.now(UTC))
+    if lineage is None or lineage.older is None:
+        return
+    try:
+        write_reports(*find_study(str(lineage.study_of(lineage.older).root)), now)
+    except (StudyError, OSError, ValueError):
+        _log.warning("the pages of the study that %s replaces could not be renewed", paths.root.name, exc_info=True)

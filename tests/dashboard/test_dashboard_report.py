@@ -200,7 +200,6 @@ def test_a_ledger_that_is_none_is_left_out(made, paths, caplog):
     paths.ledger.write_text("not a ledger\n")
     seen = Reader(write_report(made([made_trial(0.5, 1.0)]), paths, {}, {}, NOW).read_text()).seen
     assert "When to look again" not in seen
-    assert report.verdict_of(paths, "made", NOW) is None
 
 
 def test_a_figure_cannot_end_its_script():
