@@ -29,9 +29,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from lightning_hp.search.curves import curve_of
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Parameter
+from lightning_hp.search.points import explore, place
 from lightning_hp.search.proposal import starting_point
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import Stage, explore, place, plan_stages, stage_at, with_boxes
+from lightning_hp.search.stages import DECIDED, Stage, decided, plan_stages, stage_at, with_boxes
 
 if TYPE_CHECKING:
     from lightning_hp.search.pruner import CurvePruner
@@ -120,9 +121,10 @@ class CoarseToFineSampler(BaseSampler):
         """All stages, with the boxes as they follow from storage; a stage not yet begun has the box None."""
         trials = study.get_trials(deepcopy=False)
         asked = max((t.number for t in trials if t.state is not TrialState.WAITING), default=-1)
-        begun = [s for s in self.planned if s.first <= asked]
+        planned = self._decided(study)
+        begun = [s for s in planned if s.first <= asked]
         known = with_boxes(self.space, trials, begun, _direction(study))
-        return [*known, *self.planned[len(known) :]]
+        return [*known, *planned[len(known) :]]
 
     def pruner(self) -> CurvePruner:
         """The pruner that belongs to this sampler, for ``optuna.create_study(sampler=..., pruner=...)``."""
@@ -191,7 +193,7 @@ class CoarseToFineSampler(BaseSampler):
             return self.space.defaults()
         current = stage_at(self.planned, trial.number)
         trials = study._get_trials(deepcopy=False, states=_FINISHED, use_cache=True)
-        stage = with_boxes(self.space, trials, self.planned[: current.index], _direction(study))[-1]
+        stage = with_boxes(self.space, trials, self._decided(study)[: current.index], _direction(study))[-1]
         if stage.kind == "coarse":
             unit = self._start(trial, stage)
         elif self.base is not None:
@@ -199,6 +201,10 @@ class CoarseToFineSampler(BaseSampler):
         else:
             unit = self._improve(study, trial, stage)
         return self._distinct(study, trial, stage, place(self.space, stage, unit))
+
+    def _decided(self, study: Study) -> tuple[Stage, ...]:
+        """The planned stages, with what a person decided about them; the study keeps it."""
+        return decided(self.planned, study._storage.get_study_user_attrs(study._study_id).get(DECIDED) or {})
 
     def _start(self, trial: FrozenTrial, stage: Stage) -> NDArray[np.float64]:
         """The unit point of a coarse trial, shape (d,): quasi-random in the box, odd numbers around the defaults."""

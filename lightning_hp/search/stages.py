@@ -15,6 +15,8 @@ The plan ``opening``, for samplers without such knowledge, opens them in order, 
 A stage is decided by the trial number, a box by the finished trials numbered below the stage's first. Nothing else
 enters, so a resumed study and a second worker come to the same answer. All functions are pure.
 
+A person may decide otherwise at a boundary between stages (:func:`decided`); the study keeps what was decided.
+
 A box is the hull of the best quarter of those trials (at least two) on each parameter's unit axis, with a margin.
 ``m`` points drawn uniformly from an interval span (m - 1) / (m + 1) of it on average, so adding hull / (m - 1) on both
 sides estimates its ends without bias. A parameter that does not matter has good values everywhere and keeps a wide box;
@@ -24,11 +26,9 @@ one that matters is narrowed.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ Box = Mapping[str, tuple[float, float]]
 Plan = Literal["default", "opening", "tiers", "retune"]
 PLANS: tuple[Plan, ...] = ("default", "opening", "tiers", "retune")
 
+#: What a person may decide before a stage begins: to draw its box around the good trials, to widen the box, to end.
+DECISIONS = ("zoom here", "widen", "stop")
+#: The study's user attribute that holds what was decided.
+DECIDED = "stage_decisions"
 #: Tier -> total number of trials from which it opens. After the Deep Learning Tuning Playbook (Godbole et al., FAQ on
 #: Adam): below 10 trials tune the learning rate only, from 10 one group more, from 25 another, the rest with
 #: substantially more. A tier opened with fewer trials costs more in the important directions than it can win.
@@ -59,9 +63,8 @@ LEAST_WIDTH: dict[str, float] = {"coarse": 0.5, "fine": 0.15}
 AT_EDGE = 0.1
 #: An edge at which the best point sits moves out by this part of the box's width.
 WIDEN_BY = 0.5
-_TOUCH = 1e-9
-_SOBOL_BLOCK = 64
-_sobol_lock = threading.Lock()  # scipy's Sobol engines share their direction numbers among threads
+#: So little inside its end a position belongs to the whole number or choice of that side.
+TOUCH = 1e-9
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Stage:
         box: Stored parameter name to (low, high) on the unit axis; a closed parameter has low == high == its default.
             None while it is not known.
         zoom: Whether the box is drawn around good trials; else it is the full range of the open tiers.
+        widen: Whether the box is widened on all sides.
     """
 
     index: int
@@ -88,6 +92,7 @@ class Stage:
     last: int
     box: Box | None = None
     zoom: bool = True
+    widen: bool = False
 
     @property
     def name(self) -> str:
@@ -187,6 +192,18 @@ def _sizes(shares: Sequence[float], total: int) -> list[int]:
 def stage_at(planned: Sequence[Stage], number: int) -> Stage:
     """The stage of a trial number; numbers past the plan belong to the last stage."""
     return next((s for s in reversed(planned) if number >= s.first), planned[0])
+
+
+def decided(planned: Sequence[Stage], decisions: Mapping[str, str]) -> tuple[Stage, ...]:
+    """The stages as a person wants them.
+
+    Args:
+        planned: The stages of a study.
+        decisions: Number of a stage's first trial, as text, to one of ``DECISIONS``; stages that are not named, and
+            ``stop``, which is no matter of boxes, leave a stage as planned.
+    """
+    changes = {"zoom here": {"zoom": True}, "widen": {"widen": True}}
+    return tuple(replace(s, **changes.get(decisions.get(str(s.first), ""), {})) for s in planned)
 
 
 # --- boxes ---
@@ -303,15 +320,15 @@ def _zoom(
     if best > before[1] - AT_EDGE * width:
         high = max(high, before[1] + WIDEN_BY * width)
     if parameter.cardinality is not None:  # the neighbours of good values stay in reach
-        low = min(low, _cell(parameter, _cell(parameter, inner[0])[0] - _TOUCH)[0])
-        high = max(high, _cell(parameter, _cell(parameter, inner[1])[1] + _TOUCH)[1])
+        low = min(low, _cell(parameter, _cell(parameter, inner[0])[0] - TOUCH)[0])
+        high = max(high, _cell(parameter, _cell(parameter, inner[1])[1] + TOUCH)[1])
     low, high = max(low, 0.0), min(high, 1.0)
     if high - low < least:
         middle = (low + high) / 2
         low, high = middle - least / 2, middle + least / 2
         low, high = (0.0, least) if low < 0 else (1 - least, 1.0) if high > 1 else (low, high)
     if parameter.cardinality is not None:
-        low, high = _cell(parameter, low + _TOUCH)[0], _cell(parameter, high - _TOUCH)[1]
+        low, high = _cell(parameter, low + TOUCH)[0], _cell(parameter, high - TOUCH)[1]
     return low, high
 
 
@@ -341,58 +358,19 @@ def with_boxes(
     known: list[Stage] = []
     for stage in planned:
         before = known[-1].box if known else None
-        known.append(replace(stage, box=box(space, trials, stage, before, direction)))
+        found = box(space, trials, stage, before, direction)
+        known.append(replace(stage, box=_widened(space, found) if stage.widen else found))
     return known
 
 
-# --- points ---
-
-
-def explore(space: SearchSpace, stage: Stage, number: int, seed: int) -> NDArray[np.float64]:
-    """The unit point of a coarse trial, shape (d,), inside the stage's box: scrambled Sobol (Owen 1998).
-
-    A function of its arguments only, so workers agree without talking. Each stage has a scrambling of its own, from its
-    first point on; no two points of one stage share a coordinate.
-
-    Args:
-        space: The parameters.
-        stage: A stage with its box.
-        number: Number of the trial.
-        seed: Seed of the study.
-    """
-    assert stage.box is not None
-    block, row = divmod(number - stage.first, _SOBOL_BLOCK)
-    cube = _sobol(seed, stage.index, len(space), block)[row]
-    sides = np.array([stage.box[p.stored_name] for p in space.parameters])
-    return sides[:, 0] + cube * (sides[:, 1] - sides[:, 0])
-
-
-@lru_cache(maxsize=64)
-def _sobol(seed: int, stage: int, d: int, block: int) -> NDArray[np.float64]:
-    from scipy.stats import qmc  # a slow import, not needed to plan
-
-    with _sobol_lock:
-        engine = qmc.Sobol(d, scramble=True, bits=53, seed=np.random.default_rng([seed, stage]))
-        for _ in range(block):  # scipy's fast_forward fails with more than 32 bits
-            engine.random(_SOBOL_BLOCK)
-        return engine.random(_SOBOL_BLOCK)
-
-
-def place(space: SearchSpace, stage: Stage, unit: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
-    """The stored values of a unit point in a stage: kept inside the box, closed parameters at their default.
-
-    Args:
-        space: The parameters.
-        stage: A stage with its box.
-        unit: Position on each parameter's full-range unit axis, shape (d,).
-    """
-    assert stage.box is not None
-    values: dict[str, Any] = {}
-    for parameter, position in zip(space.parameters, unit, strict=True):
-        if parameter.tier not in stage.tiers:
-            values[parameter.stored_name] = parameter.store(parameter.default)
-            continue
-        low, high = stage.box[parameter.stored_name]
-        inset = _TOUCH if parameter.cardinality is not None else 0.0
-        values[parameter.stored_name] = parameter.at(min(max(float(position), low + inset), high - inset))
-    return values
+def _widened(space: SearchSpace, found: Box) -> dict[str, tuple[float, float]]:
+    """A box with every side that can vary moved out by ``WIDEN_BY`` of its width, at most to the end of the range."""
+    wide: dict[str, tuple[float, float]] = {}
+    for parameter in space.parameters:
+        low, high = found[parameter.stored_name]
+        by = WIDEN_BY * (high - low)
+        low, high = max(0.0, low - by), min(1.0, high + by)
+        if parameter.cardinality is not None and by:
+            low, high = _cell(parameter, low + TOUCH)[0], _cell(parameter, high - TOUCH)[1]
+        wide[parameter.stored_name] = (low, high)
+    return wide

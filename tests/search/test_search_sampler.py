@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 
 from lightning_hp.search import CoarseToFineSampler, SearchSpace, preset
 from lightning_hp.search.parameters import Float
-from lightning_hp.search.stages import explore, place, stage_at
+from lightning_hp.search.points import explore, place
+from lightning_hp.search.stages import stage_at
 
 SPACE = SearchSpace.from_dict(preset("batchnorm_mlp"))
 IMPORTANT = [p.stored_name for p in SPACE.parameters if isinstance(p, Float)]
@@ -180,7 +181,8 @@ def test_parallel_asks_of_a_coarse_stage_do_not_depend_on_who_finishes_when():
 def test_another_process_comes_to_the_same_points():
     script = (
         "import json; from lightning_hp.search import CoarseToFineSampler, preset;"
-        "from lightning_hp.search.stages import explore, place, stage_at, with_boxes;"
+        "from lightning_hp.search.points import explore, place;"
+        "from lightning_hp.search.stages import stage_at, with_boxes;"
         "s = CoarseToFineSampler(preset('batchnorm_mlp'), n_trials=200, seed=9);"
         "stages = with_boxes(s.space, [], s.planned);"
         "print(json.dumps([[stage_at(stages, n).name, place(s.space, stage_at(stages, n),"

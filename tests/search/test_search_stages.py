@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
+from lightning_hp.search.points import explore, place
 from lightning_hp.search.presets import PRESETS, preset
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import (
@@ -18,9 +19,7 @@ from lightning_hp.search.stages import (
     WIDEN_BY,
     Stage,
     box,
-    explore,
     loss,
-    place,
     plan_stages,
     ranked,
     stage_at,
