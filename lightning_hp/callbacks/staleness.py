@@ -246,9 +246,10 @@ class StalenessTracker(pl.Callback):
         self, ledger: records.Ledger, name: str, kind: str, findings: list[str], structural: bool, now: datetime
     ) -> None:
         if findings:
-            kept = findings[:_KEPT]
-            if len(findings) > _KEPT:
-                kept.append(f"and {len(findings) - _KEPT} more")
+            told = findings if len(findings) <= _KEPT else dates.together(findings)
+            kept = told[:_KEPT]
+            if len(told) > _KEPT:
+                kept.append(f"and {len(told) - _KEPT} more")
             event = records.drifted(name=name, kind=kind, findings=kept, structural=structural, now=now)
         else:
             last = next((record for record in reversed(ledger.of(name)) if record.get("kind") == kind), None)

@@ -1,6 +1,14 @@
 (function(){
 // links to files beside this one lead nowhere where the dashboard serves it under a number
 if(location.pathname.startsWith('/hp/'))document.querySelectorAll('a.file').forEach(a=>a.replaceWith(a.textContent));
+// a page is opened long after it was written: ages, days left and the status follow the reader's clock
+const days=text=>Math.floor((Date.now()-Date.parse(text))/864e5),span=n=>n===1?'1 day':n+' days';
+document.querySelectorAll('[data-since]').forEach(e=>{const n=days(e.dataset.since);e.textContent=n>0?span(n)+' ago':'today'});
+document.querySelectorAll('[data-until]').forEach(e=>{const left=(Date.parse(e.dataset.until)-Date.now())/864e5,n=Math.floor(Math.abs(left));
+  e.textContent=left>0?'in '+span(n):span(n)+' over';e.className=left>0?'dim':'warn'});
+document.querySelectorAll('[data-due]').forEach(e=>{if(days(e.dataset.due)<0)return;
+  e.textContent='due';e.classList.replace('good','warn');
+  e.title='due since '+e.dataset.due.slice(0,10)+'; what happened since this page was written: lightning-hp status'});
 const figures=JSON.parse(document.getElementById('figures').textContent);
 const css=n=>getComputedStyle(document.documentElement).getPropertyValue(n).trim();
 function dressed(layout){

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from lightning_hp.dashboard.axes import number_text, value_text
@@ -18,7 +18,7 @@ from lightning_hp.dashboard.page import chip, table
 from lightning_hp.dashboard.sections import TONES, bullets, section
 from lightning_hp.dashboard.view import StudyView, finite, value_of
 from lightning_hp.ledger import dates
-from lightning_hp.search.parameters import Parameter
+from lightning_hp.search.parameters import Choice, Parameter
 
 #: sentences on the data, events in a table
 _SENTENCES, _EVENTS = 8, 12
@@ -65,12 +65,14 @@ class Side:
 
     def places(self) -> list[float]:
         """Positions of both in the range, from 0 to 1; empty where one has none."""
-        if self.parameter is None or self.before is None or self.after is None:
+        both = (self.before, self.after)
+        if self.parameter is None or None in both:
+            return []
+        if isinstance(self.parameter, Choice) and not all(value in self.parameter.choices for value in both):
             return []
         try:
-            stored = [self.parameter.store(v) for v in (self.before, self.after)]
-            return [min(max(float(u), 0.0), 1.0) for u in self.parameter.unit(stored)]
-        except (ValueError, TypeError):  # a value of another range
+            return [min(max(float(u), 0.0), 1.0) for u in self.parameter.unit([self.parameter.store(v) for v in both])]
+        except (ValueError, TypeError):  # another kind of value than today's
             return []
 
 
@@ -158,7 +160,7 @@ def before_after(view: StudyView, lineage: Lineage | None) -> str:
 def _why(lineage: Lineage) -> str:
     """What the data did, and what the re-test said."""
     parts = []
-    moved = lineage.moved
+    moved = None if lineage.moved is None else dates.together(lineage.moved)
     if moved is not None:
         parts.append('<h3 class="gap">What the training data did since</h3>')
         more = [f"and {len(moved) - _SENTENCES} more"] if len(moved) > _SENTENCES else []
@@ -191,7 +193,11 @@ def life(lineage: Lineage | None, now: datetime) -> str:
     said = f'<span class="{tone}">{html.escape(verdict.reason[:1].upper() + verdict.reason[1:])}</span>.'
     if verdict.todo and verdict.todo != "nothing":
         said += f" To do: <code>{html.escape(verdict.todo)}</code>"
-    body = f'<p class="small dim">{html.escape(age_text(lineage, now))}</p>'
+    ago = ""
+    if verdict.tuned_at is not None and lineage.newer is None:
+        since = dates.to_text(verdict.tuned_at)
+        ago = f' That was <span data-since="{since}">{_ago(now - verdict.tuned_at)}</span>.'
+    body = f'<p class="small dim">{html.escape(age_text(lineage))}{ago}</p>'
     if verdict.dates:
         rows = [
             [chip(tier), html.escape(_interval(lineage.own, tier)), date.strftime("%Y-%m-%d"), _left(date, now)]
@@ -204,23 +210,20 @@ def life(lineage: Lineage | None, now: datetime) -> str:
     return section("When to look again", said, body)
 
 
-def age_text(lineage: Lineage, now: datetime) -> str:
-    """When the values were found, how old they are, and when they were last confirmed; one sentence."""
+def age_text(lineage: Lineage) -> str:
+    """When the values were found, and when they were last confirmed; dates only, since a page is read later."""
     own = lineage.own
     if own is None:
         return "Not tuned to its end yet."
-    tuned_at = dates.from_text(own["tuned_at"])
-    text = f"Tuned on {tuned_at:%Y-%m-%d}, {_days((now - tuned_at).days)} ago"
+    text = f"Tuned on {str(own['tuned_at'])[:10]}"
     confirmed = lineage.verdict.confirmed_at if lineage.newer is None else None
-    if confirmed is not None:
-        text += f"; confirmed by a re-test on {confirmed:%Y-%m-%d}, {_days((now - confirmed).days)} ago"
-    return text + "."
+    return text + (f"; confirmed by a re-test on {confirmed:%Y-%m-%d}." if confirmed is not None else ".")
 
 
 def _events(events: Any) -> str:
     lines, more = story(events, _EVENTS)
     rows = [
-        [f'<td class="nowrap">{html.escape(day)}</td>', f'<td class="nowrap">{html.escape(what)}</td>',
+        [f'<td class="nowrap">{html.escape(day)}</td>', f'<td>{html.escape(what)}</td>',
          f'<td class="w">{html.escape(found)}</td>']
         for day, what, found in lines
     ]  # fmt: skip
@@ -255,10 +258,15 @@ def _interval(record: Mapping[str, Any] | None, tier: str) -> str:
 
 
 def _left(date: datetime, now: datetime) -> str:
-    days = (date - now).days
-    if date > now:
-        return f'<span class="dim">in {_days(days)}</span>'
-    return f'<span class="warn">{_days(-days - 1)} over</span>'
+    """Days left, or over; the page counts them anew whenever it is opened."""
+    tone, said = (
+        ("dim", f"in {_days((date - now).days)}") if date > now else ("warn", f"{_days((now - date).days)} over")
+    )
+    return f'<span class="{tone}" data-until="{dates.to_text(date)}">{said}</span>'
+
+
+def _ago(gone: timedelta) -> str:
+    return f"{_days(gone.days)} ago" if gone.days > 0 else "today"
 
 
 def _days(days: int) -> str:

@@ -45,7 +45,11 @@ def head(view: StudyView, verdict: dates.Verdict | None) -> str:
     pill = ""
     if verdict is not None:
         tone = TONES.get(verdict.status, "dim")
-        pill = f'<span class="pill {tone}" title="{html.escape(verdict.reason)}">{html.escape(verdict.status)}</span>'
+        # a report is read later than it was written: the page itself notices that the date has passed
+        coming = verdict.next_date if verdict.status == "fresh" else None
+        due = f' data-due="{dates.to_text(coming)}"' if coming is not None else ""
+        title, status = html.escape(verdict.reason, quote=True), html.escape(verdict.status)
+        pill = f'<span class="pill {tone}" title="{title}"{due}>{status}</span>'
     description = view.description
     said = f"{'Minimise' if view.minimises else 'Maximise'} {html.escape(description.monitor)}"
     steps = f", {description.max_steps} validations a trial" if description.max_steps else ""

@@ -123,7 +123,7 @@ def _age(lineage: Lineage, now: datetime) -> str:
         return ""
     verdict = lineage.verdict
     coming = ", ".join(f"{tier} {date:%Y-%m-%d}" for tier, date in sorted(verdict.dates.items()))
-    said = f"**Age**: {md(verdict.reason)}. {md(age_text(lineage, now))}"
+    said = f"**Age** (on {now:%Y-%m-%d}): {md(verdict.reason)}. {md(age_text(lineage))}"
     said += f" Re-test on: {coming}." if coming else ""
     if lineage.newer is not None:
         said += f" The newer values: {_report(lineage, lineage.newer)}, among [all studies](/hp/)."
@@ -142,15 +142,15 @@ def _refreshed(view: StudyView, lineage: Lineage) -> str:
     won = gain(view, told)
     said = f"It refreshes {_report(lineage, lineage.older)}, among [all studies](/hp/)"
     parts = [f"### Before and after\n\n{said}{': ' + md(won) if won else ''}.", grid([metric, "value"], rows, "lr")]
+    moved = lineage.moved
+    if moved is not None:
+        did = summarise(moved, 4) if moved else "not moved beyond chance"
+        parts.append(f"**Training data since**: {md(did)}.")
     values = [
         [side.tier, md(side.name), md(side.text(side.before)), f"**{md(side.text(side.after))}**", md(side.change)]
         for side in sides(view, lineage)
     ]
     parts.append(grid(["tier", "hyperparameter", "before", "after", "change"], values, "llrrr"))
-    moved = lineage.moved
-    if moved is not None:
-        did = summarise(moved, 4) if moved else "not moved beyond chance"
-        parts.append(f"**Training data since**: {md(did)}.")
     if lineage.before:
         parts.append("What led to it:\n\n" + _story(lineage.before))
     return "\n\n".join(parts)

@@ -32,6 +32,7 @@ CLOCK_SKEW = timedelta(minutes=5)
 STATUSES = ("fresh", "due", "stale", "invalid")
 
 _INTERVAL = re.compile(r"([1-9][0-9]{0,4})(d|w|mo|y)")
+_OF_COLUMN = re.compile(r"column (.+?): (.+)")
 _MOST = {"d": 36_525, "w": 5_217, "mo": 1_200, "y": 100}
 
 
@@ -259,9 +260,31 @@ class _State:
 
 
 def summarise(sentences: Sequence[str], most: int = 2) -> str:
-    """The first sentences, and how many more there are."""
-    text = "; ".join(sentences[:most])
-    return text if len(sentences) <= most else f"{text}; and {len(sentences) - most} more"
+    """The first sentences, and how many more there are; columns of which the same is said share a sentence."""
+    told = together(sentences)
+    text = "; ".join(told[:most])
+    return text if len(told) <= most else f"{text}; and {len(told) - most} more"
+
+
+def together(sentences: Sequence[str]) -> list[str]:
+    """Sentences in their order, those that say the same of several columns as one.
+
+    ``column 3: gone`` and ``column 5: gone`` become ``columns 3, 5: gone``; beyond three columns the rest is counted.
+    """
+    groups: dict[str, list[str]] = {}
+    for sentence in sentences:
+        match = _OF_COLUMN.fullmatch(sentence)
+        groups.setdefault(match[2] if match else sentence, []).append(match[1] if match else "")
+    told = []
+    for text, columns in groups.items():
+        if not columns[0]:
+            told.append(text)
+        elif len(columns) == 1:
+            told.append(f"column {columns[0]}: {text}")
+        else:
+            more = f" and {len(columns) - 3} more" if len(columns) > 3 else ""
+            told.append(f"columns {', '.join(columns[:3])}{more}: {text}")
+    return told
 
 
 def _replay(base: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> _State:

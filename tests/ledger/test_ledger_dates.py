@@ -286,3 +286,21 @@ def test_a_verdict_is_json() -> None:
     found = dates.verdict([tuned()], START + 31 * DAY).to_dict()
     assert (found["next"], found["age_days"], found["status"]) == ("2026-03-02T12:00:00Z", 31.0, "due")
     assert found["dates"]["D"] == "2027-01-31T12:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("sentences", "told"),
+    [
+        (["column 3: gone"], ["column 3: gone"]),
+        (["column 3: gone", "column a b: gone", "column 3: new"], ["columns 3, a b: gone", "column 3: new"]),
+        ([f"column {i}: gone" for i in range(6)], ["columns 0, 1, 2 and 3 more: gone"]),
+        (["rows: 5 became 9", "layer 1 shifted", "layer 1 shifted"], ["rows: 5 became 9", "layer 1 shifted"]),
+    ],
+)
+def test_columns_of_which_the_same_is_said_share_a_sentence(sentences: list[str], told: list[str]) -> None:
+    assert dates.together(sentences) == told
+
+
+def test_a_summary_counts_what_it_leaves_out() -> None:
+    assert dates.summarise(["a", "column 1: b", "column 2: b", "c", "d"]) == "a; columns 1, 2: b; and 2 more"
+    assert dates.summarise(["a", "b"]) == "a; b"
