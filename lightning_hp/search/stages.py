@@ -202,8 +202,11 @@ def decided(planned: Sequence[Stage], decisions: Mapping[str, str]) -> tuple[Sta
         decisions: Number of a stage's first trial, as text, to one of ``DECISIONS``; stages that are not named, and
             ``stop``, which is no matter of boxes, leave a stage as planned.
     """
-    changes = {"zoom here": {"zoom": True}, "widen": {"widen": True}}
-    return tuple(replace(s, **changes.get(decisions.get(str(s.first), ""), {})) for s in planned)
+    said = [decisions.get(str(stage.first)) for stage in planned]
+    return tuple(
+        replace(stage, zoom=stage.zoom or answer == "zoom here", widen=answer == "widen")
+        for stage, answer in zip(planned, said, strict=True)
+    )
 
 
 # --- boxes ---

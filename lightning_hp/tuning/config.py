@@ -20,6 +20,8 @@ from lightning_hp.search.presets import preset
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.thinning import FEWEST, POINTS
 
+#: seconds that a person has for an answer unless told otherwise
+GATE_TIMEOUT = 1800.0
 ENGINES = ("in_process", "local")
 PLANS = ("default", "opening", "tiers")
 _KEYS = (
@@ -36,6 +38,7 @@ _KEYS = (
     "plan",
     "prune",
     "curve_points",
+    "gate",
     "audit",
     "keep_checkpoints",
     "folder",
@@ -96,6 +99,7 @@ class TuneConfig:
         preset: Name of the preset that the space came from.
         prune: Whether hopeless trials are stopped.
         curve_points: How many points of a learning curve are stored, see :mod:`lightning_hp.tuning.thinning`.
+        gate: Seconds that a person has between two stages to decide about the next one; None for no questions.
         audit: Whether BatchNorm layers are audited at the end of every trial.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval; None for the ledger's defaults.
@@ -122,6 +126,7 @@ class TuneConfig:
     preset: str | None = None
     prune: bool = True
     curve_points: int = POINTS
+    gate: float | None = None
     audit: bool = True
     keep_checkpoints: int = 3
     retune_after: str | dict[str, str] | None = None
@@ -218,6 +223,7 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
         "plan": _one_of(given, "plan", PLANS, "default"),
         "prune": _switch(given, "prune", True),
         "curve_points": _whole(given, "curve_points", POINTS, FEWEST, "curve_points"),
+        "gate": _gate(given.get("gate", False)),
         "audit": _switch(given, "audit", True),
         "keep_checkpoints": _whole(given, "keep_checkpoints", 3, 1, "keep_checkpoints"),
         "retune_after": retune_after,
@@ -330,15 +336,28 @@ def _budget(given: Any, where: str = "budget.") -> Budget:
     return Budget(_whole(given, "trials", 60, 1, f"{where}trials"), epochs, seconds)
 
 
-def _seconds(given: Any) -> float:
+def _seconds(given: Any, path: str = "budget.time", more: str = "") -> float:
     if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
         return float(given)
     parts = re.fullmatch(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})", str(given))
     days, hours, minutes, seconds = (int(p or 0) for p in parts.groups()) if parts else (0, 0, 0, 0)
     total = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
     if total == 0:
-        raise ConfigError(f"`budget.time` must be HH:MM:SS, DD:HH:MM:SS or seconds above 0, got {given!r}")
+        raise ConfigError(f"`{path}` must be {more}HH:MM:SS, DD:HH:MM:SS or seconds above 0, got {given!r}")
     return total
+
+
+def _gate(given: Any) -> float | None:
+    if isinstance(given, bool):
+        return GATE_TIMEOUT if given else None
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"`gate` must be true, false or a mapping such as {{timeout: 30m}}, got {given!r}")
+    _known(given, ("timeout",), "gate")
+    timeout = given.get("timeout", GATE_TIMEOUT)
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", timeout) if isinstance(timeout, str) else None
+    if parts and float(parts[1]) > 0:
+        return float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
+    return _seconds(timeout, "gate.timeout", "such as 30m or 2h, ")
 
 
 def _caviar(given: Any) -> Caviar:

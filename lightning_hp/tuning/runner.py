@@ -8,14 +8,12 @@ claim (a file lock); who asks for one, or looks for orphans, holds the study's l
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import os
 import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,12 +25,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.callbacks.auditor import BatchNormAuditor
-from lightning_hp.tuning.build import CliBuilder, PythonBuilder, quiet
+from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import ConfigError, TuneConfig
+from lightning_hp.tuning.gates import StageGate
 from lightning_hp.tuning.objective import DIVERGED, OUT_OF_MEMORY, Outcome, run_trial, structure, trial_seed
 from lightning_hp.tuning.paths import StudyPaths
 from lightning_hp.tuning.results import best_trials, sampler_for
-from lightning_hp.tuning.storage import Description, StudyError, describe, hushed, open_storage, open_study, remember
+from lightning_hp.tuning.session import patient_warnings, quick_collection
+from lightning_hp.tuning.storage import Description, StudyError, describe, open_storage, open_study, remember
 
 #: this many failures in a row with one cause stop a study: it is the configuration, not the trial
 SAME_FAILURES = 3
@@ -115,6 +115,9 @@ class StudyRunner:
             sampler=self.sampler,
             pruner=(pruner or self.sampler.pruner()) if config.prune else optuna.pruners.NopPruner(),
         )
+        self.gate: StageGate | None = None
+        if config.gate is not None:
+            self.gate = StageGate(self.study, self.sampler, self.paths, config.gate, self._say, self.stopping)
 
     # --- the loop ---
 
@@ -135,6 +138,11 @@ class StudyRunner:
                     asked = self._next(claims)
                     if asked is None:
                         break
+                    if isinstance(asked, StageGate):
+                        before = time.monotonic()
+                        asked.wait()
+                        deadline += time.monotonic() - before  # a person's time is not the study's
+                        continue
                     trial, arguments = asked
                     skipped = skipped + 1 if self._skip(trial) else 0
                     if not skipped:
@@ -145,8 +153,11 @@ class StudyRunner:
                     f"{MOST_SKIPPED} proposals in a row have a structure that runs out of memory; narrow `space`"
                 )
 
-    def _next(self, claims: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | None:
-        """The next trial to run, claimed; None when the budget is spent."""
+    def _say(self, text: str) -> None:
+        self.listen(Event("said", text=text))
+
+    def _next(self, claims: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
+        """The next trial to run, claimed; the gate where a person decides first; None when the study is at its end."""
         with self.paths.ask_lock():
             trials = self.study.get_trials(deepcopy=False)
             for found in trials:
@@ -159,6 +170,11 @@ class StudyRunner:
             waiting = any(t.state is TrialState.WAITING for t in trials)
             if sum(t.state is not TrialState.WAITING for t in trials) >= self.config.budget.trials and not waiting:
                 return None
+            if self.gate is not None and not waiting:
+                if self.gate.is_over(trials):
+                    return None
+                if self.gate.is_closed(trials):
+                    return self.gate
             trial = self.study.ask()
             claims.enter_context(self.paths.trial(trial.number).claim())
             self.listen(Event("started", trial.study._storage.get_trial(trial._trial_id)))
@@ -365,30 +381,3 @@ def interruptible(
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def quick_collection() -> Iterator[None]:
-    """Keep what the imports brought out of garbage collection, which else takes 0.2 s or more after every trial."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextlib.contextmanager
-def patient_warnings() -> Iterator[None]:
-    """Hold back what Lightning and Optuna say at every single trial."""
-    with warnings.catch_warnings(), quiet(), hushed():
-        for message in (
-            ".*does not have many workers.*",
-            ".*smaller than the logging interval.*",
-            ".*Checkpoint directory .* exists and is not empty.*",
-            ".*Experiment logs directory .* exists and is not empty.*",
-            ".*callbacks used to create the checkpoint need to be provided.*",
-            r".*isinstance\(treespec, LeafSpec\).*",
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        yield

@@ -34,6 +34,7 @@ def tune(
     plan: str = "default",
     prune: bool = True,
     curve_points: int = POINTS,
+    gate: bool | Mapping[str, Any] = False,
     keep_checkpoints: int = 3,
     retune_after: str | dict[str, str] | None = None,
     now: datetime | None = None,
@@ -60,6 +61,8 @@ def tune(
         plan: Stage plan, see :class:`lightning_hp.search.CoarseToFineSampler`.
         prune: Whether hopeless trials are stopped.
         curve_points: How many points of a learning curve are stored; the pruner sees all of it.
+        gate: Whether a person is asked in the dashboard what the next stage shall do; ``{"timeout": "30m"}`` says how
+            long the study waits for the answer.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval.
         now: The clock at the end of the study, with a time zone, which dates the ledger; None is the current time then.
@@ -80,6 +83,7 @@ def tune(
         "plan": plan,
         "prune": prune,
         "curve_points": curve_points,
+        "gate": gate,
         "keep_checkpoints": keep_checkpoints,
         "retune_after": retune_after,
     }

@@ -90,3 +90,33 @@ def test_a_question_that_was_dismissed_in_the_page_ends_the_wait(study):
 def test_choices_are_checked(study, choices):
     with pytest.raises(ValueError, match="`choices` must be at least two different answers"):
         ask(study, "?", 1, choices)
+
+
+def test_an_open_question_about_the_same_is_taken_up_again(study):
+    class Left(Exception):
+        pass
+
+    def leave(seconds):
+        raise Left("left")
+
+    for about in ("a", "a", "b"):
+        with pytest.raises(Left, match="left"):
+            ask(study, "?", 60, about=about, sleep=leave)
+    gate = gate_of(study)
+    assert [t.user_attrs["about"] for t in gate.trials] == ["a", "b"]
+    gate.tell(0, 1.0)
+    assert ask(study, "?", 60, about="a", sleep=leave) == "widen"
+
+
+def test_an_answer_in_the_moment_of_closing_counts(study, monkeypatch):
+    """The page tells its answer between the last look and the closing."""
+    plain = optuna.Study.tell
+    clock = Clock()
+
+    def late(gate, number, *values, **options):
+        monkeypatch.setattr(optuna.Study, "tell", plain)
+        plain(gate, number, 2.0)
+        return plain(gate, number, *values, **options)
+
+    monkeypatch.setattr(optuna.Study, "tell", late)
+    assert ask(study, "?", 5, sleep=clock.sleep, clock=clock) == "stop"

@@ -32,6 +32,7 @@ def test_the_least_that_is_needed(read, tmp_path):
     assert config.folder == Path("runs/study")
     assert (config.monitor, config.mode, config.storage, config.seed) == ("val_loss", "min", "journal", 0)
     assert config.curve_points == 30
+    assert config.gate is None
     assert (config.plan, config.prune, config.audit, config.keep_checkpoints) == ("default", True, True, 3)
     assert (config.preset, config.retune_after, config.model, config.data, config.cli) == (None,) * 5
     assert [p.name for p in config.space.parameters] == ["learning_rate"]
@@ -118,6 +119,24 @@ def test_forms_of_retune_after(read, value):
     assert read(retune_after=value).retune_after == value
 
 
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (False, None),
+        (True, 1800),
+        ({}, 1800),
+        ({"timeout": "90s"}, 90),
+        ({"timeout": "30m"}, 1800),
+        ({"timeout": "1.5h"}, 5400),
+        ({"timeout": "2d"}, 172800),
+        ({"timeout": "01:00:05"}, 3605),
+        ({"timeout": 12}, 12),
+    ],
+)
+def test_forms_of_the_gate(read, given, seconds):
+    assert read(gate=given).gate == seconds
+
+
 def test_local_has_two_workers_unless_told(read):
     assert read(caviar={"engine": "local"}).caviar == Caviar("local", 2)
 
@@ -180,6 +199,11 @@ BAD = [
     ({"plan": "slow"}, r"`plan` must be one of default, .*tiers, got 'slow'"),
     ({"prune": "yes please"}, r"`prune` must be true or false, got 'yes please'"),
     ({"keep_checkpoints": 0}, r"`keep_checkpoints` must be a whole number of at least 1, got 0"),
+    ({"gate": "yes"}, r"`gate` must be true, false or a mapping such as \{timeout: 30m\}, got 'yes'"),
+    ({"gate": {"timout": 1}}, r"`gate\.timout` is not a known key \(did you mean timeout\?\)"),
+    ({"gate": {"timeout": "soon"}}, r"`gate\.timeout` must be such as 30m or 2h, HH:MM:SS, .* above 0, got 'soon'"),
+    ({"gate": {"timeout": 0}}, r"`gate\.timeout` must be such as 30m"),
+    ({"gate": {"timeout": "0m"}}, r"`gate\.timeout` must be such as 30m"),
     ({"curve_points": 11}, r"`curve_points` must be a whole number of at least 12, got 11"),
     ({"curve_points": None}, r"`curve_points` must be a whole number of at least 12, got None"),
     ({"retune_after": "soon"}, r"`retune_after` must be an interval such as 30d, 12w, 3mo or 1y, got 'soon'"),
