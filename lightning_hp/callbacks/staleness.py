@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_hp.batchnorm.findings import Finding
+from lightning_hp.batchnorm.findings import THRESHOLDS, Finding
 from lightning_hp.batchnorm.reference import Reference
 from lightning_hp.callbacks.audit_reference import read_reference
 from lightning_hp.callbacks.auditor import BatchNormAuditor
@@ -301,12 +301,14 @@ def _auditor(trainer: pl.Trainer) -> BatchNormAuditor | None:
 
 
 def _shift_text(finding: Finding, loop: str) -> str:
-    """A finding of the shift test, short enough for a table, and of which loop."""
+    """A finding of the shift test, short enough for a table: where, how far, and on how many rows of which loop."""
     numbers = finding.numbers
     if finding.id != "DR01":
-        return f"{finding.layer}: {finding.sentence.rstrip('.')}"
-    rows = f"{numbers['rows']:,.0f} rows of {loop}"
-    return f"input of {finding.layer}: mean by {numbers['d']:.2f} sd, log variance by {numbers['lv']:.2f} ({rows})"
+        return f"{numbers['disagreement']:.0%} of the predictions change with the statistics of the new data"
+    moved = {"mean by {:.2f} sd": (numbers["d"], "shift_mean"), "log variance by {:.2f}": (numbers["lv"], "shift_var")}
+    large = [text.format(value) for text, (value, limit) in moved.items() if value > THRESHOLDS[limit].value]
+    said = large or [text.format(value) for text, (value, _) in moved.items()]
+    return f"input of {finding.layer}: {', '.join(said)} ({numbers['rows']:,.0f} rows of {loop})"
 
 
 def _unknown(error: Exception) -> str:
