@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -23,12 +24,42 @@ from lightning_hp.search.stages import DECISIONS, Stage, decided, ranked, with_b
 
 #: seconds between two looks for the answer
 LOOK_EVERY = 1.0
-_ABOUT = "about"
+_ABOUT, _NAMED = "about", " gate"
 
 
 def gate_name(study: str) -> str:
     """The name of the small study that holds a study's questions."""
-    return f"{study} gate"
+    return study + _NAMED
+
+
+def tuned_name(gate: str) -> str:
+    """The inverse of :func:`gate_name`; a name that is none of a gate stays."""
+    return gate.removesuffix(_NAMED)
+
+
+def is_gate(study: str, studies: Container[str]) -> bool:
+    """Whether a study holds the questions of another one.
+
+    Args:
+        study: Its name.
+        studies: The names of all studies.
+    """
+    return study.endswith(_NAMED) and tuned_name(study) in studies
+
+
+def open_question(storage: BaseStorage, study: str) -> tuple[int, int] | None:
+    """The study and the trial number of a question that waits for its answer, None if there is none.
+
+    Args:
+        storage: Where the study that is tuned is.
+        study: Its name, or that of its gate.
+    """
+    try:
+        gate = storage.get_study_id_from_name(gate_name(tuned_name(study)))
+    except KeyError:
+        return None
+    waiting = storage.get_all_trials(gate, deepcopy=False, states=(TrialState.RUNNING,))
+    return (gate, waiting[-1].number) if waiting else None
 
 
 def ask(
@@ -146,12 +177,15 @@ def question(study: optuna.Study, space: SearchSpace, planned: Sequence[Stage], 
         found = value_text(parameter, parameter.natural(best.params[name])) if best is not None and active else "–"
         cells = ["*opens*" if is_new else _side(parameter, so_far[name])]
         cells += [_side(parameter, boxes[answer][name]) for answer in boxes]
-        rows.append(f"| {parameter.name} | {found} | {' | '.join(cells)} |")
+        rows.append(_row(parameter.name, found, *cells))
     link = f"/dashboard/studies/{study._study_id}"
     said = "no trial is complete yet"
     if best is not None:
         where = f"[trial {best.number}]({link}/trials?numbers={best.number})"
         said = f"the best is {where} with **{number_text(best.value)}**"
+    wide = "they search the ranges in the column *widen*; choose it where the best lies near an end"
+    if all(boxes["widen"][p.stored_name] == (0.0, 1.0) for p in space.parameters if p.tier in stage.tiers):
+        wide = "they search the full ranges; nothing is wider"
     as_planned = "zooms" if stage.zoom else "searches the full ranges"
     return "\n".join(
         [
@@ -161,16 +195,21 @@ def question(study: optuna.Study, space: SearchSpace, planned: Sequence[Stage], 
             f"The next {stage.last - stage.first} trials are up to you:",
             "",
             "* **zoom here**: they search the ranges in the column *zoom here*, around the good trials",
-            "* **widen**: they search the ranges in the column *widen*; choose it where the best lies near an end",
+            f"* **widen**: {wide}",
             "* **stop**: the study ends here, with its best evaluated and its report written",
             "",
-            "| parameter | best | so far | zoom here | widen |",
+            _row("parameter", "best", "so far", "zoom here", "widen"),
             "|---|---|---|---|---|",
             *rows,
             "",
             f"Choose below and press Submit. At {until} the study goes on by itself, as planned: it {as_planned}.",
         ]
     )
+
+
+def _row(first: str, *others: str) -> str:
+    """A row of a table, with room before its cells, since the page draws none and no lines either."""
+    return f"| {first} |" + "".join(f" \N{EM SPACE}{cell} |" for cell in others)
 
 
 def _side(parameter: Parameter, side: tuple[float, float]) -> str:

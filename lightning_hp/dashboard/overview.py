@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.dashboard.axes import number_text
+from lightning_hp.dashboard.gate import is_gate
 from lightning_hp.dashboard.lineage import lineage_of
 from lightning_hp.dashboard.page import Page, table
 from lightning_hp.dashboard.sections import TONES
@@ -51,6 +52,7 @@ class Status:
         verdict: Of its ledger, None without one.
         size: Of its folder in bytes, None without one.
         has_report: Whether the folder holds a report.
+        form: Address of the form where it waits for a person's answer, None where it does not.
     """
 
     number: int
@@ -66,6 +68,7 @@ class Status:
     verdict: Verdict | None
     size: int | None
     has_report: bool
+    form: str | None = None
 
     @property
     def line(self) -> str:
@@ -85,7 +88,10 @@ class Status:
 
 def statuses(shelf: Shelf, now: datetime) -> list[Status]:
     """All studies, those with trials running or ended last first."""
-    found = [status_of(shelf, study._study_id, study.study_name, now) for study in shelf.get_all_studies()]
+    studies = shelf.get_all_studies()
+    names = {study.study_name for study in studies}
+    studies = [study for study in studies if not is_gate(study.study_name, names)]
+    found = [status_of(shelf, study._study_id, study.study_name, now) for study in studies]
     never = datetime(1970, 1, 1, tzinfo=UTC)
     return sorted(found, key=lambda s: (s.running > 0, s.active or never), reverse=True)
 
@@ -125,6 +131,7 @@ def status_of(shelf: Shelf, number: int, name: str, now: datetime) -> Status:
         verdict=lineage.verdict if lineage is not None else None,
         size=size_of(paths.root) if paths is not None else None,
         has_report=paths is not None and paths.report.is_file(),
+        form=shelf.form_of(number),
     )
 
 
@@ -209,6 +216,8 @@ def overview(shelf: Shelf, now: datetime) -> str:
 
 def _row(status: Status, now: datetime) -> list[str]:
     link = f'<a class="strong" href="/dashboard/studies/{status.number}">{html.escape(status.name)}</a>'
+    if status.form is not None:
+        link += f'<br><a class="pill warn" href="{html.escape(status.form)}">waits for your answer</a>'
     best = "–"
     if status.best is not None:
         best = f"<b>{number_text(status.best)}</b>"

@@ -23,8 +23,12 @@
   window.fetch = async function (asked, how) {
     const found = typeof asked === 'string' && !how && asked.match(/^(\/api\/studies\/\d+)\?after=\d+$/);
     if (!found) {
-      if (how && how.method && how.method !== 'GET') since = -LONGEST;  // the page wants to see what it changed
-      return plain(asked, how);
+      const answer = await plain(asked, how);
+      if (how && how.method && how.method !== 'GET') {
+        since = -LONGEST;  // the page wants to see what it changed
+        window.dispatchEvent(new Event('hp-changed'));
+      }
+      return answer;
     }
     const mark = marks.get(found[1]);
     if (mark && (document.hidden || rests())) throw nothing();

@@ -25,6 +25,7 @@ from urllib.parse import parse_qs
 from optuna.storages import BaseStorage
 
 from lightning_hp.dashboard.detail import Details
+from lightning_hp.dashboard.gate import is_gate, tuned_name
 from lightning_hp.dashboard.guard import PASSWORD_VARIABLE, Application, Guard, is_loopback, names_of
 from lightning_hp.dashboard.overview import overview, status_of
 from lightning_hp.dashboard.shelf import Shelf, ShelfArtifacts, study_folders
@@ -220,6 +221,8 @@ def application(shelf: Shelf, read_only: bool = False) -> Application:
             sent = _detail(details, int(asked[1]), environ, start_response)
             if sent is not None:
                 return sent
+        if path.startswith("/api/") and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return _with_body(dashboard, environ, start_response)
         if path.startswith("/dashboard"):
             return _with_banner(dashboard, script, environ, start_response)
         return dashboard(environ, start_response)
@@ -279,7 +282,10 @@ def _of_study(shelf: Shelf, what: str, number: int, start_response: Callable[...
         name = shelf.get_study_name_from_id(number)
         if what == "status":
             status = status_of(shelf, number, name, datetime.now(UTC))
-            body = json.dumps({"line": status.line, "tone": status.tone, "name": status.name}).encode()
+            told = {"line": status.line, "tone": status.tone, "name": status.name}
+            if status.form is not None:
+                told |= {"line": f"{tuned_name(name)} waits for your answer", "tone": "warn", "href": status.form}
+            body = json.dumps(told).encode()
             return _send(body, "application/json", start_response)
         paths = shelf.folder_of(number)
         report = paths.report.read_bytes() if paths is not None else None
@@ -293,7 +299,25 @@ def _of_study(shelf: Shelf, what: str, number: int, start_response: Callable[...
 
 def _start_page(shelf: Shelf) -> str:
     studies = shelf.get_all_studies()
+    names = {study.study_name for study in studies}
+    studies = [study for study in studies if not is_gate(study.study_name, names)]
     return f"/dashboard/studies/{studies[0]._study_id}" if len(studies) == 1 else "/hp/"
+
+
+def _with_body(dashboard: Application, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """A change, answered with a body: of a 204, which has none, the dashboard's page says that the change failed."""
+    started: list[Any] = []
+
+    def catch(status: str, headers: list[tuple[str, str]], *more: Any) -> Callable[[bytes], None]:
+        started[:] = [status, headers]
+        return lambda data: None
+
+    body = b"".join(dashboard(environ, catch))
+    status, headers = started
+    if status.startswith("204"):
+        return _send(b"{}", "application/json", start_response)
+    start_response(status, headers)
+    return [body]
 
 
 def _with_banner(

@@ -26,6 +26,7 @@ from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy  # what every storage answers with; not re-exported
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.dashboard.gate import open_question
 from lightning_hp.dashboard.shown import with_few_curves
 from lightning_hp.tuning.paths import StudyPaths
 from lightning_hp.tuning.storage import ATTRIBUTE, StudyError, open_storage
@@ -144,6 +145,16 @@ class Shelf(BaseStorage):
         """
         place, local = self._study(study_id)
         return place.folders.get(place.storage.get_study_name_from_id(local))
+
+    def form_of(self, study_id: int) -> str | None:
+        """The address of the form in which a person answers a study's open question, None if there is none.
+
+        Raises:
+            KeyError: If there is no such study.
+        """
+        place, local = self._study(study_id)
+        found = open_question(place.storage, place.storage.get_study_name_from_id(local))
+        return None if found is None else f"/dashboard/studies/{found[0] + place.studies}/trials?numbers={found[1]}"
 
     # --- studies ---
 

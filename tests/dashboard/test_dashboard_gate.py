@@ -54,7 +54,7 @@ def test_the_answer_given_in_the_page_is_returned(study, value, answer):
             )
             status = connection.getresponse().status
             connection.close()
-            assert status == 204
+            assert status == 200
 
         clock = Clock(submit)
         assert ask(study, "Stage 2 is done.", 60, sleep=clock.sleep, clock=clock) == answer
@@ -120,3 +120,31 @@ def test_an_answer_in_the_moment_of_closing_counts(study, monkeypatch):
 
     monkeypatch.setattr(optuna.Study, "tell", late)
     assert ask(study, "?", 5, sleep=clock.sleep, clock=clock) == "stop"
+
+
+@pytest.mark.browser
+def test_a_person_finds_the_form_answers_and_is_not_told_of_an_error(study, chromium):
+    with serving(study._storage) as port:
+        context = chromium.new_context(viewport={"width": 1280, "height": 900})
+        page, problems = context.new_page(), []
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        seen = []
+
+        def person():
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.locator("#hp-banner", has_text="digits waits for your answer").click()
+            page.get_by_role("heading", name="Before stage 2").wait_for()
+            page.get_by_label("widen").check()
+            page.get_by_role("button", name="Submit").click()
+            page.get_by_text("Best Trial").first.wait_for()
+            page.locator("#hp-banner", has_text="waits").wait_for(state="detached")
+            seen.append(page.locator("body").inner_text())
+
+        clock = Clock(person)
+        assert ask(study, "## Before stage 2", 60, sleep=clock.sleep, clock=clock) == "widen"
+        assert "Failed" not in seen[0]
+        assert problems == []
+        page.goto(f"http://127.0.0.1:{port}/hp/")
+        assert page.get_by_role("link", name="digits").all_inner_texts() == ["digits"]
+        context.close()
