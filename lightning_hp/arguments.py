@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser
 
+from lightning_hp import __version__
+
 
 def parser() -> ArgumentParser:
     """The parser of all commands; it loads nothing of what they do."""
-    commands = ArgumentParser(prog="lightning-hp", description="Tune what matters first: PyTorch Lightning and Optuna.")
+    about = "Tune what matters first: PyTorch Lightning and Optuna."
+    commands = ArgumentParser(prog="lightning-hp", description=about, version=__version__)
     verbs = commands.add_subcommands(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, about: str) -> ArgumentParser:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,11 @@ def run(capsys):
         return code, out, error
 
     return command
+
+
+def test_the_version_is_that_of_the_installed_package(run):
+    code, out, _ = run("--version")
+    assert (code, out) == (0, f"lightning-hp {version('lightning_hp')}\n")
 
 
 def files():

@@ -14,6 +14,7 @@ from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
+from lightning_hp.tuning.progress import StudyDisplay
 from lightning_hp.tuning.thinning import POINTS
 
 
@@ -37,6 +38,7 @@ def tune(
     gate: bool | Mapping[str, Any] = False,
     keep_checkpoints: int = 3,
     retune_after: str | dict[str, str] | None = None,
+    progress: bool = True,
     now: datetime | None = None,
 ) -> Result:
     """Tune a LightningModule.
@@ -65,6 +67,7 @@ def tune(
             long the study waits for the answer.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval.
+        progress: Whether to show the trials on standard error: a live table on a terminal, elsewhere a line each.
         now: The clock at the end of the study, with a time zone, which dates the ledger; None is the current time then.
 
     Returns:
@@ -90,18 +93,31 @@ def tune(
     if folder is not None:
         given["folder"] = str(folder)
     config = TuneConfig.from_arguments(space, trials, max_epochs, given)
-    return run(config, PythonBuilder(module, datamodule, trainer), now=now)
+    return _shown(config, PythonBuilder(module, datamodule, trainer), progress, now)
 
 
-def tune_file(path: str | Path) -> Result:
+def tune_file(path: str | Path, progress: bool = True) -> Result:
     """Tune what ``tune.yaml`` describes; what ``lightning-hp tune`` does.
+
+    Args:
+        path: The file.
+        progress: As for :func:`tune`.
 
     Raises:
         ConfigError: If the file, or a key of it, does not fit.
         StudyError: If the study cannot be opened, or has to stop.
     """
     config = TuneConfig.from_file(path)
-    return run(config, cli_builder(config))
+    return _shown(config, cli_builder(config), progress)
+
+
+def _shown(
+    config: TuneConfig, builder: CliBuilder | PythonBuilder, progress: bool, now: datetime | None = None
+) -> Result:
+    if not progress:
+        return run(config, builder, now=now)
+    with StudyDisplay(config.name, config.budget.trials, config.monitor, config.mode) as display:
+        return run(config, builder, display, now=now)
 
 
 def cli_builder(config: TuneConfig) -> CliBuilder:

@@ -149,3 +149,11 @@ def test_the_optuna_log_level_comes_back(studies):
     before = optuna.logging.get_verbosity()
     studies.run(trials=1)
     assert optuna.logging.get_verbosity() == before
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_tune_in_python_tells_its_trials_unless_it_is_told_not_to(studies, capsys, progress):
+    studies.run(trials=2, progress=progress)
+    out, told = capsys.readouterr()
+    assert ("[2/2] trial 1" in told) is progress
+    assert "[2/2]" not in out
