@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import calendar
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -349,8 +350,8 @@ def _judge(base: Mapping[str, Any], state: _State, now: datetime) -> Verdict:
         reasons.append(f"postponed until {_day(from_text(state.postponed['until']))}{by}: {state.postponed['why']}")
     todo = {
         "fresh": "nothing",
-        "due": f"lightning-hp retune {study}",
-        "stale": f"lightning-hp retune {study}",
+        "due": f"lightning-hp retune {shlex.quote(study)}",
+        "stale": f"lightning-hp retune {shlex.quote(study)}",
         "invalid": "tune again: the record describes another model, space or data",
     }[status]
     age = max(now - tuned_at, timedelta())

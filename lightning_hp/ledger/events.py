@@ -186,6 +186,8 @@ def postponed(
     moment = dates.from_text(until, "until") if isinstance(until, str) else dates.as_utc(until, "until")
     if moment <= at:
         raise ValueError(f"`until` must be after now ({dates.to_text(at)}), got {dates.to_text(moment)}")
+    if not isinstance(why, str) or not why.strip():
+        raise ValueError(f"`why` must be a reason, not empty, got {why!r}")
     event = {**_head("postponed", name, at), "until": dates.to_text(moment), "why": why, "by": by}
     check(event)
     return event

@@ -44,6 +44,7 @@ def github_action(paths: Sequence[str], fail_on: str = "due") -> str:
     if "${{" in command:
         raise ValueError(f"`paths` must not hold the expression mark ${{{{, got {list(paths)!r}")
     return f"""\
+# Reads the ledgers of the repository: commit them, also where the rest of runs/ is ignored (git add -f).
 name: tuning status
 on:
   schedule:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import getpass
 import json as json_format
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -81,7 +82,10 @@ def status_command(
     survey = _survey(texts, now)
     if ics is not None:
         entries = [(str(ledger), verdict) for ledger, verdict in survey.verdicts]
-        write_text(Path(ics), to_ics(entries, now))
+        try:
+            write_text(Path(ics), to_ics(entries, now))
+        except OSError as error:
+            raise ValueError(f"`ics` must be a file that can be written, got {ics}: {error.strerror}") from error
     if json:
         sys.stdout.write(_json(survey, now) + "\n")
     else:
@@ -115,7 +119,10 @@ def postpone_command(
     Raises:
         ValueError: If there is no such name, several ledgers hold it, or the date is not after ``now``.
     """
-    found = [records.read(path) for path in _ledgers(Path(ledger))]
+    try:
+        found = [records.read(path) for path in _ledgers(Path(ledger))]
+    except OSError as error:
+        raise ValueError(_line(error)) from error
     holding = [one for one in found if one.latest(name) is not None]
     if not holding:
         known = ", ".join(dict.fromkeys(known for one in found for known in one.names)) or "nothing"
@@ -127,8 +134,12 @@ def postpone_command(
     event = records.postponed(name=name, until=until, why=why, by=by or _user(), now=moment)
     # a clock in the past is found before anything is written
     verdict = dates.verdict([*holding[0].of(name), event], moment)
-    records.append(holding[0].path, event)
-    Console(highlight=False).print(f"{name}: {verdict.status}; {verdict.reason}", markup=False, soft_wrap=True)
+    try:
+        records.append(holding[0].path, event)
+    except OSError as error:
+        raise ValueError(_line(error)) from error
+    said = verdict.reason if verdict.reason.startswith(verdict.status) else f"{verdict.status}; {verdict.reason}"
+    Console(highlight=False).print(f"{name}: {said}", markup=False, soft_wrap=True)
     return FRESH
 
 
@@ -146,11 +157,37 @@ def _survey(paths: Sequence[str], now: datetime) -> _Survey:
             try:
                 content = records.read(ledger)
                 survey.problems += content.problems
-                survey.verdicts += [(ledger, dates.verdict(content.of(name), now)) for name in content.names]
+                survey.verdicts += [
+                    (ledger, _from_here(dates.verdict(content.of(name), now), ledger)) for name in content.names
+                ]
+                if not content.names:
+                    survey.problems.append(f"{ledger}: nothing is recorded in it")
             except (ValueError, OSError) as error:
-                survey.errors.append(str(error))
+                survey.errors.append(_line(error))
+    if not survey.verdicts and not survey.errors:
+        survey.errors.append(f"nothing tuned is recorded under {', '.join(paths)}")
     survey.verdicts.sort(key=lambda pair: (_WORST.index(pair[1].status), pair[1].name, str(pair[0])))
     return survey
+
+
+def _from_here(verdict: dates.Verdict, ledger: Path) -> dates.Verdict:
+    """The verdict with a command that works in this folder.
+
+    A ledger names its study as it was called where it was tuned. From another folder, or after a move, that is nothing;
+    but the folder of the ledger is a study of the same name, and `retune` takes either.
+    """
+    folder = ledger.parent
+    if not (folder / "study.json").is_file() or (Path(verdict.study) / "study.json").is_file():
+        return verdict
+    was, now = (f"lightning-hp retune {shlex.quote(str(name))}" for name in (verdict.study, folder))
+    return replace(verdict, todo=verdict.todo.replace(was, now))
+
+
+def _line(error: Exception) -> str:
+    """An error as one line, the file first."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _ledgers(path: Path) -> list[Path]:
@@ -163,7 +200,8 @@ def _ledgers(path: Path) -> list[Path]:
         return [path]
     found = sorted(_walk(path)) if path.is_dir() else []
     if not found:
-        raise ValueError(f"{path}: {'no ' + records.FILE_NAME + ' below it' if path.is_dir() else 'no such file'}")
+        why = f"no {records.FILE_NAME} below it" if path.is_dir() else "no such file or folder"
+        raise ValueError(f"{path}: {why}")
     return found
 
 

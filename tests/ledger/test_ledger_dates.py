@@ -304,3 +304,16 @@ def test_columns_of_which_the_same_is_said_share_a_sentence(sentences: list[str]
 def test_a_summary_counts_what_it_leaves_out() -> None:
     assert dates.summarise(["a", "column 1: b", "column 2: b", "c", "d"]) == "a; columns 1, 2: b; and 2 more"
     assert dates.summarise(["a", "b"]) == "a; b"
+
+
+def test_a_study_with_a_space_in_its_path_is_quoted_in_the_command() -> None:
+    assert (
+        dates.verdict([tuned(study="my runs/digits")], START + 40 * DAY).todo == "lightning-hp retune 'my runs/digits'"
+    )
+
+
+def test_an_undecided_re_test_changes_nothing() -> None:
+    undecided = records.retested(name="digits", outcome="undecided", summary="ahead", now=START + 2 * DAY)
+    for before, day in (([], 3), ([drift("data")], 3), ([], 31)):
+        known = [tuned(), *before]
+        assert dates.verdict([*known, undecided], START + day * DAY) == dates.verdict(known, START + day * DAY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from torch.utils.data import (
 
 from lightning_hp.ledger.drift import Tolerance, cdf_distance
 from lightning_hp.ledger.fingerprint import compare, data_fingerprint, model_fingerprint, space_fingerprint
+from lightning_hp.training.data import standardise
 
 
 def table(n: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -358,3 +360,17 @@ def test_the_space_fingerprint_ignores_order_and_sees_values() -> None:
     two = {"units": {"choices": [1, 2]}, "lr": {"high": 1.0, "low": 1e-4}}
     assert space_fingerprint(one) == space_fingerprint(two)
     assert space_fingerprint(one) != space_fingerprint({**one, "lr": {"low": 1e-5, "high": 1.0}})
+
+
+def test_a_contrast_that_the_own_standardisation_undoes_is_no_drift_and_one_that_meets_constants_is() -> None:
+    raw = np.random.default_rng(5).gamma(2.0, 3.0, (600, 4))
+
+    def seen(rows: np.ndarray) -> dict[str, Any]:
+        return data_fingerprint(DataLoader(TensorDataset(torch.from_numpy(rows)), batch_size=50))
+
+    standardised = seen(standardise(raw)[0])
+    assert compare(standardised, seen(standardise(0.5 * raw)[0])) == []
+    half = np.concatenate([raw[:300], 0.5 * raw[300:]])  # fades for half of the rows only
+    assert compare(standardised, seen(standardise(half)[0]))
+    constants = standardise(raw, 0.5 * raw)[1]  # scaled as on the day of the training
+    assert {drift.column for drift in compare(standardised, seen(constants))} == {"0", "1", "2", "3"}

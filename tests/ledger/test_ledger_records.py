@@ -95,13 +95,13 @@ def test_later_events_are_checked() -> None:
         ValueError, match=r"`until` must be after now \(2026-11-21T09:30:00Z\), got 2026-11-21T00:00:00Z"
     ):
         records.postponed(name="digits", until="2026-11-21", why="x", now=NOW)
-    with pytest.raises(ValueError, match=r"`record.why` must be a text, not empty"):
+    with pytest.raises(ValueError, match=r"`why` must be a reason, not empty"):
         records.postponed(name="digits", until="2026-12-21", why=" ", now=NOW)
     with pytest.raises(ValueError, match=r"`record.kind` must be one of data, moments, model, space, got 'luck'"):
         records.checked(name="digits", kind="luck", now=NOW)
     with pytest.raises(ValueError, match=r"`record.findings` must be a list, empty unless drifted"):
         records.drifted(name="digits", kind="data", findings=[], now=NOW)
-    with pytest.raises(ValueError, match=r"`record.outcome` must be one of confirmed, beaten"):
+    with pytest.raises(ValueError, match=r"`record.outcome` must be one of confirmed, undecided, beaten"):
         records.retested(name="digits", outcome="maybe", now=NOW)
 
 

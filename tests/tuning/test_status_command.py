@@ -119,7 +119,57 @@ def test_a_folder_without_a_ledger_is_an_error_not_a_green_light(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert status_command([tmp_path, tmp_path / "gone"], now=START) == 1
-    assert capsys.readouterr().err == f"{tmp_path}: no ledger.jsonl below it\n{tmp_path / 'gone'}: no such file\n"
+    assert (
+        capsys.readouterr().err
+        == f"{tmp_path}: no ledger.jsonl below it\n{tmp_path / 'gone'}: no such file or folder\n"
+    )
+
+
+@pytest.mark.parametrize("content", ["", '{"schema": 1, "ev'])
+def test_a_ledger_without_a_record_is_no_green_light_either(
+    runs: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = runs / "empty" / "ledger.jsonl"
+    empty.parent.mkdir()
+    empty.write_text(content)
+    assert status_command([empty.parent], now=START) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2:] == [f"{empty}: nothing is recorded in it", f"nothing tuned is recorded under {empty.parent}"]
+    assert status_command([runs], now=START + 21 * DAY) == 0  # beside others it is only mentioned
+    assert capsys.readouterr().err.splitlines()[-1] == f"{empty}: nothing is recorded in it"
+
+
+def test_the_command_to_give_works_in_the_folder_it_is_shown_in(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def todo(*paths: str) -> str:
+        status_command(paths, json=True, now=START + 31 * DAY)
+        return json.loads(capsys.readouterr().out)["tuned"][0]["todo"]
+
+    (runs / "digits/study.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert todo("runs/digits") == "lightning-hp retune runs/digits"
+    (tmp_path / "else where").mkdir()
+    monkeypatch.chdir(tmp_path / "else where")
+    assert todo("../runs/digits") == "lightning-hp retune ../runs/digits"
+    runs.rename(tmp_path / "else where" / "my runs")
+    assert todo("my runs/digits") == "lightning-hp retune 'my runs/digits'"
+
+
+def test_what_cannot_be_written_is_one_line_that_names_the_file(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"^`ics` must be a file that can be written, got .*digits: Is a directory$"):
+        status_command([runs], ics=runs / "digits", now=START + DAY + 20 * DAY)
+    before = (runs / "digits/ledger.jsonl").read_bytes()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "ledger cannot be written: Permission denied", str(runs / "digits/ledger.jsonl"))
+
+    monkeypatch.setattr(records, "append", refuse)
+    with pytest.raises(ValueError, match=r"^.*digits/ledger.jsonl: ledger cannot be written: Permission denied$"):
+        postpone_command("digits", "2026-03-20", "x", runs, by="Ada", now=START + 31 * DAY)
+    assert (runs / "digits/ledger.jsonl").read_bytes() == before
 
 
 def test_a_ledger_given_twice_is_shown_once_and_hidden_folders_are_left_out(
@@ -173,7 +223,7 @@ def test_postponing_moves_the_date_and_is_shown(runs: Path, capsys: pytest.Captu
         (("nobody", "2026-03-20", "x"), r"`name` must be a name tuned under .* \(digits, wine\), got 'nobody'"),
         (("digits", "soon", "x"), "`until` must be a date or a time in ISO 8601"),
         (("digits", "2026-02-20", "x"), "`until` must be after now"),
-        (("digits", "2026-03-20", " "), "`record.why` must be a text"),
+        (("digits", "2026-03-20", " "), "`why` must be a reason, not empty"),
     ],
 )
 def test_a_postponement_that_cannot_be_is_refused(runs: Path, arguments: tuple[str, str, str], message: str) -> None:
