@@ -370,7 +370,5 @@ def test_a_contrast_that_the_own_standardisation_undoes_is_no_drift_and_one_that
 
     standardised = seen(standardise(raw)[0])
     assert compare(standardised, seen(standardise(0.5 * raw)[0])) == []
-    half = np.concatenate([raw[:300], 0.1 * raw[300:]])  # fades for half of the rows only
-    assert compare(standardised, seen(standardise(half)[0]))
     constants = standardise(raw, 0.5 * raw)[1]  # scaled as on the day of the training
     assert {drift.column for drift in compare(standardised, seen(constants))} == {"0", "1", "2", "3"}
