@@ -3,13 +3,17 @@
 Run: python benchmarks/dashboard.py --trials 5000 --steps 30      (a few minutes; --folder keeps the database)
 
 Rows: our server and the command `optuna-dashboard` on the same SQLite file, and our server on curves thinned to fewer
-reports. Columns: first answer of /api/studies/ID, a poll of a page that is open, importances, the first page
-with data drawn (headless Chromium; "-" without it), and the server's peak memory.
+reports. Columns: first answer of /api/studies/ID, a poll of a page that is open, importances, the page with
+data drawn (headless Chromium; "-" without it) once as the first thing that a new server is asked for, and once from a
+server that has read the study, the CPU seconds of the server over all this, and its peak memory.
+
+What an open page costs a study that runs is measured by `dashboard_live.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +25,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +143,15 @@ def peak_memory(process: int) -> float:
     return float("nan")
 
 
-def measure(name: str, command: list[str], port: int) -> dict[str, float | str | None]:
+def cpu_seconds(process: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def server(command: list[str], port: int) -> Iterator[tuple[subprocess.Popen[bytes], str, int]]:
+    """A server that answers: its process, its address, and the number of its first study."""
     base = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -149,7 +162,16 @@ def measure(name: str, command: list[str], port: int) -> dict[str, float | str |
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
         listed = json.loads(urllib.request.urlopen(f"{base}/api/studies", timeout=600).read())["study_summaries"]
-        number = listed[0]["study_id"]
+        yield process, base, listed[0]["study_id"]
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def measure(name: str, command: list[str], port: int) -> dict[str, float | str | None]:
+    with server(command, port) as (_, base, number):
+        cold = page(f"{base}/dashboard/studies/{number}")
+    with server(command, port) as (process, base, number):
         first, size = fetch(f"{base}/api/studies/{number}")
         polls = []
         for _ in range(3):
@@ -159,11 +181,9 @@ def measure(name: str, command: list[str], port: int) -> dict[str, float | str |
         drawn = page(f"{base}/dashboard/studies/{number}")
         return {
             "server": name, "first answer (s)": first, "MB": size / 1e6, "poll (s)": float(np.median(polls)),
-            "importances (s)": importance, "page drawn (s)": drawn, "peak memory (MB)": peak_memory(process.pid),
+            "importances (s)": importance, "first page (s)": cold, "next page (s)": drawn,
+            "server CPU (s)": cpu_seconds(process.pid), "peak memory (MB)": peak_memory(process.pid),
         }  # fmt: skip
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def show(rows: list[dict[str, float | str | None]]) -> None:
