@@ -17,7 +17,6 @@ from pathlib import Path
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import ConfigError, TuneConfig
 from lightning_hp.tuning.finish import Result, finish
-from lightning_hp.tuning.gates import ATTRIBUTE as GATE
 from lightning_hp.tuning.runner import Event, StudyRunner, interruptible
 from lightning_hp.tuning.storage import StudyError
 
@@ -129,13 +128,12 @@ def _follow(runner: StudyRunner, processes: Sequence[subprocess.Popen[bytes]]) -
     """Tell the display what storage shows, until all workers have ended."""
     started: set[int] = set()
     finished = runner.catch_up()
-    heard = _at_gate(runner)
+    heard = None if runner.gate is None else runner.gate.told()
     running = True
     while running:
         running = any(process.poll() is None for process in processes)
-        said = _at_gate(runner)
-        if said is not None and said != heard:
-            heard = said
+        if runner.gate is not None and (said := runner.gate.told()) is not None and said != heard:
+            heard = said  # workers have no display of their own
             runner.listen(Event("said", text=said))
         for trial in runner.study.get_trials(deepcopy=False):
             if trial.number not in started and not trial.state.is_finished() and trial.params:
@@ -146,11 +144,6 @@ def _follow(runner: StudyRunner, processes: Sequence[subprocess.Popen[bytes]]) -
                 runner.listen(Event("finished", trial))
         if running:
             time.sleep(POLL)
-
-
-def _at_gate(runner: StudyRunner) -> str | None:
-    """What a worker says of the gate between two stages: it has no display of its own."""
-    return None if runner.gate is None else runner.study.user_attrs.get(GATE)
 
 
 def _check(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], runner: StudyRunner) -> None:

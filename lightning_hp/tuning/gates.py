@@ -91,15 +91,14 @@ class StageGate:
             self._stopping.wait(LOOK_EVERY)
 
     def _ask(self, stage: Stage) -> None:
-        from lightning_hp.dashboard.gate import ask, gate_name, question
+        from lightning_hp.dashboard.gate import ask, question
         from lightning_hp.dashboard.notes import decorate
 
         decorate(self._study, self._paths, force=True)
         until = datetime.now(UTC) + timedelta(seconds=self._timeout)
         planned = decided(self._sampler.planned, self.decisions())
         asked = question(self._study, self._sampler.space, planned, stage, f"{until:%Y-%m-%d %H:%M} UTC")
-        where = f"`lightning-hp dashboard {self._paths.root}`, study {gate_name(self._study.study_name)!r}"
-        self._tell(f"stage {stage.name} waits for your answer until {until:%H:%M} UTC: {where}")
+        self._tell(f"{stage.name} waits for your answer until {until:%H:%M} UTC")
         # a study of the same name may have been here before, so the question names the moment at which this one began
         begun = self._study.get_trials(deepcopy=False)[0].datetime_start
         with hushed():
@@ -109,11 +108,18 @@ class StageGate:
             except _StoppedError:
                 return
         self._study.set_user_attr(DECIDED, {**self.decisions(), str(stage.first): answer or NOBODY})
-        self._tell(f"stage {stage.name}: {answer or 'nobody answered, it goes on as planned'}")
+        self._tell(f"{stage.name}: {answer or 'nobody answered, it goes on as planned'}")
 
     def _tell(self, text: str) -> None:
         self._study.set_user_attr(ATTRIBUTE, text)
-        self._say(text)
+        self._say(self.told() or text)
+
+    def told(self) -> str | None:
+        """What was last said at the gate, by whatever process, and where the form is if an answer is waited for."""
+        said = self._study._storage.get_study_user_attrs(self._study._study_id).get(ATTRIBUTE)
+        if said is None or " waits " not in said:
+            return None if said is None else f"stage {said}"
+        return f"stage {said}: `lightning-hp dashboard {self._paths.root}` leads to the form"
 
     def _sleep(self, seconds: float) -> None:
         if self._stopping.wait(seconds):

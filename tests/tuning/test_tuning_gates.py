@@ -150,7 +150,7 @@ def test_the_question_shows_the_boxes_and_the_wait_is_told(studies, answering, m
     run(studies)
     assert heard[0].startswith("stage 2 fine AB waits for your answer until ")
     assert f"lightning-hp dashboard {studies.paths().root}" in heard[0]
-    assert "study 'toy gate'" in heard[0]
+    assert studies.open().user_attrs["gate"] == "3 fine AB: widen"
     assert heard[1] == "stage 2 fine AB: zoom here"
     gate = optuna.load_study(study_name="toy gate", storage=studies.open()._storage)
     note = get_note(optuna.trial.Trial(gate, gate.trials[0]._trial_id))
