@@ -153,7 +153,7 @@ def before_after(view: StudyView, lineage: Lineage | None) -> str:
         for side in sides(view, lineage)
     ]
     head = [("Tier", False), ("Parameter", False), ("Before", True), ("After", True), ("From ○ to ●", False)]
-    luck = f"The new value is the best of {len(view.complete)} complete trials, the re-tested one is of a single training"
+    luck = f"The new value is the best of {len(view.complete)} complete trials, the re-tested one of one training"
     note = f'<p class="small dim">{luck}: part of a small gain is luck.</p>' if won else ""
     body = f'<div class="tiles flat">{tiles}</div>{note}' + table([*head, ("Change", True)], rows) + _why(lineage)
     return section("Before and after", said, body)
