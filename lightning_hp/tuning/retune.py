@@ -39,7 +39,7 @@ from lightning_hp.tuning.config import Budget, Caviar, ConfigError, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.paths import StudyPaths, write_text
-from lightning_hp.tuning.results import best_trials, no_best, sampler_for
+from lightning_hp.tuning.results import best_trials, no_best, sampler_for, write_reports
 from lightning_hp.tuning.retest import Retest, retest
 from lightning_hp.tuning.runner import Event, StudyRunner, patient_warnings
 from lightning_hp.tuning.storage import StudyError, describe, find_study, one_line
@@ -89,14 +89,13 @@ def retune(
         test: Whether to re-test first; without, the new study is run in any case.
         search: Whether to run a new study; without, the re-test alone decides.
         listen: Is told what happens.
-        now: The clock.
+        now: The clock, with a time zone; None is the current time, at the end of a new study the time then.
 
     Raises:
         ConfigError: If the configuration does not fit the study.
         StudyError: If there is no such study, or it has no best trial.
         KeyboardInterrupt: After the running trial, if Ctrl-C was pressed; the same call goes on from there.
     """
-    now = now or datetime.now(UTC)
     named, folder = find_study(study)
     previous = describe(named).previous
     root = folder if previous is None else StudyPaths(Path(previous))
@@ -114,7 +113,7 @@ def retune(
     begun = _begun(root, config, trials)
     if begun is not None:
         listen(Event("said", text=f"continuing {begun.name}, which was stopped"))
-        return Retuned(None, drift, _refresh(found, begun, None, builder, listen))
+        return Retuned(None, drift, _refresh(found, begun, None, builder, listen, now))
     tested: Retest | None = None
     outcome = ""
     if test:
@@ -132,7 +131,8 @@ def retune(
             listen=listen,
         )
         outcome = "beaten" if not tested.confirmed else "undecided" if drift and search else "confirmed"
-        _record(tested, outcome, root, found, fingerprint, now)
+        _record(tested, outcome, root, found, fingerprint, now or datetime.now(UTC))
+        write_reports(found, latest, now)
         listen(Event("said", text=tested.summary))
         if outcome == "undecided":
             listen(Event("said", text="but the training data moved: a short study looks further"))
@@ -140,7 +140,7 @@ def retune(
         return Retuned(tested, drift, None)
     opening = known if tested is None else tested.best
     refreshing = _new_study(found, root, config, space, opening, tested, trials)
-    return Retuned(tested, drift, _refresh(found, refreshing, tested, builder, listen))
+    return Retuned(tested, drift, _refresh(found, refreshing, tested, builder, listen, now))
 
 
 def _record(
@@ -171,6 +171,7 @@ def _refresh(
     tested: Retest | None,
     builder: CliBuilder | PythonBuilder,
     listen: Callable[[Event], None],
+    now: datetime | None,
 ) -> Result:
     """Run the new study, the trials of the re-test first; one that was stopped goes on."""
     runner = StudyRunner(refreshing, builder)
@@ -179,7 +180,7 @@ def _refresh(
     if (retested_in := runner.study.user_attrs.get(RETESTED_IN)) is not None:
         bring(runner, find_study(retested_in)[0], Path(retested_in))
     listen(Event("planned", text=str(refreshing.budget.trials)))
-    result = run(refreshing, builder, listen)
+    result = run(refreshing, builder, listen, now=now)
     found.set_user_attr("retuned_by", str(result.folder))
     return result
 
