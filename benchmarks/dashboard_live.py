@@ -118,7 +118,7 @@ class Page(threading.Thread):
             devtools = page.context.new_cdp_session(page)
             all_shown = f"({shown})({self.trials})"
             while not self.end.is_set() and self.seen is None:
-                page.wait_for_timeout(1000)
+                page.wait_for_timeout(3000)
                 if devtools.send("Runtime.evaluate", {"expression": all_shown})["result"].get("value"):
                     self.seen = time.time()
             browser.close()
