@@ -2,10 +2,10 @@
 
     python examples/020_stale_and_retuned.py        (half a minute; files in runs/life)
 
-A small, hasty study on the digits; 29 days later it is fresh, 31 days later due. Then scanner and staff are replaced (a
-tenth of the contrast, every second label a guess), which makes it due whatever its age: twice over, since the winner
-sees shifted inputs in two test runs, and since the next training finds that the training data moved. `retune` re-tests
-the recorded values on the new data, and refreshes the study. After each step: what `lightning-hp status` says.
+A small, hasty study on the digits; 29 days later it is fresh, 31 days later due. Then the scanner is replaced (a third
+of the contrast, and as much grain), which makes it due whatever its age: twice over, since the winner sees shifted
+inputs in two test runs, and since the next training finds that the training data moved. `retune` re-tests the recorded
+values on the new data, and refreshes the study. After each step: what `lightning-hp status` says.
 """
 
 import logging
@@ -41,7 +41,7 @@ SPACE = SearchSpace.from_dict(
 QUIET = {"accelerator": "cpu", "devices": 1, "logger": False}
 
 
-class FadedDigits(DigitsDataModule):
+class NewScanner(DigitsDataModule):
     """The digits after the change.
 
     What fades here is already standardised with the old scanner's mean and deviation. Had the DataModule standardised
@@ -55,10 +55,8 @@ class FadedDigits(DigitsDataModule):
         super().load()
         for split in ("train_set", "val_set", "test_set"):
             x, y = getattr(self, split).tensors
-            draw = torch.Generator().manual_seed(len(x))
-            guessed = torch.rand(len(y), generator=draw) < 0.5
-            y = torch.where(guessed, torch.randint(10, y.shape, generator=draw), y)
-            setattr(self, split, TensorDataset(0.1 * x, y))
+            grain = torch.randn(x.shape, generator=torch.Generator().manual_seed(len(x)))
+            setattr(self, split, TensorDataset(0.3 * x + 0.3 * grain, y))
 
 
 def builder(data):
@@ -104,20 +102,20 @@ def main():
     for scans in (1, 2):  # its validation moments are in the checkpoint; new rows every time
         now = START + timedelta(days=scans)
         trainer(now).test(
-            model, datamodule=FadedDigits(scans), ckpt_path=found.checkpoint, weights_only=True, verbose=False
+            model, datamodule=NewScanner(scans), ckpt_path=found.checkpoint, weights_only=True, verbose=False
         )
         status(f"test run {scans} on the new scanner", now)
 
     now = START + timedelta(days=3)
-    trainer(now, max_epochs=1).fit(model, datamodule=FadedDigits())
+    trainer(now, max_epochs=1).fit(model, datamodule=NewScanner())
     status("somebody trains on the new data", now)
 
     now = START + timedelta(days=4)
     print(f"\n{now:%Y-%m-%d}, lightning-hp retune life:")
     config = replace(config, budget=Budget(12, EPOCHS))
-    done = retune(str(FOLDER), config, builder(FadedDigits), trials=8, listen=say, now=now)
+    done = retune(str(FOLDER), config, builder(NewScanner), trials=8, listen=say, now=now)
     if done.result is None:  # still the best: the dates moved on; a refresh can be asked for all the same
-        done = retune(str(FOLDER), config, builder(FadedDigits), trials=8, test=False, listen=say, now=now)
+        done = retune(str(FOLDER), config, builder(NewScanner), trials=8, test=False, listen=say, now=now)
     print(f"refreshed: val_loss {done.result.value:.4f}, {done.result.test}")
     status("refreshed", now)
     print(f"\nBefore and after, side by side: {done.result.report}")
