@@ -136,3 +136,22 @@ def test_a_long_training_is_stored_thin_and_judged_whole(studies):
     assert 8 <= len(kept) <= 12
     assert {1, 60} <= set(kept)
     assert trial.value == min(kept.values()) == kept[60]
+
+
+def test_the_pruner_is_shown_every_point():
+    seen = []
+
+    class Looking(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            seen.append(dict(trial.intermediate_values))
+            return len(seen) == 77
+
+    study = optuna.create_study(pruner=Looking())
+    thin = ThinCurve(study.ask(), 300)
+    answers = []
+    for step in range(1, 78):
+        thin.report(1.0 / step, step)
+        answers.append(thin.should_prune())
+    assert seen == [{s: 1.0 / s for s in range(1, step + 1)} for step in range(1, 78)]
+    assert answers == [False] * 76 + [True]
+    assert len(study.trials[0].intermediate_values) < 20
