@@ -30,8 +30,13 @@
       say('All studies at a glance', 'dim');
     }
   }
+  function scheme() {  // links in a note would keep the colour that is meant for white pages
+    const [red, green, blue] = getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number);
+    const found = red + green + blue < 384 ? 'dark' : 'light';
+    if (document.documentElement.style.colorScheme !== found) document.documentElement.style.colorScheme = found;
+  }
   look();
   setInterval(look, 15000);
   window.addEventListener('hp-changed', look);
-  setInterval(() => { if (location.pathname !== shown) look(); }, 700);
+  setInterval(() => { scheme(); if (location.pathname !== shown) look(); }, 700);
 })();

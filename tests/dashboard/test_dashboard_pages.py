@@ -24,6 +24,18 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 EVIL = '<img src=x onerror="window.hit=1"><script>window.hit=1</script> [x](javascript:window.hit=1)'
 
 
+#: contrast of an element's text with the page, after WCAG 2.1 (relative luminance)
+CONTRAST = """element => {
+  const luminance = colour => {
+    const linear = colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
+      .map(c => c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const both = [getComputedStyle(element).color, getComputedStyle(document.body).backgroundColor].map(luminance);
+  return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+}"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The demo, shortened, beside a study whose texts try to be markup."""
@@ -121,6 +133,7 @@ def test_notes_are_rendered_and_pictures_loaded(page, base):
     page.goto(f"{base}/dashboard/studies/{number}/note")
     page.get_by_role("heading", name="Stages").wait_for()
     assert page.locator("table").count() >= 3
+    page.wait_for_function(f"({CONTRAST})(document.querySelector('td a, p a')) >= 4.5")
     page.locator("a", has_text=re.compile(r"^trial \d+$")).first.click()
     page.wait_for_url(re.compile(rf"/dashboard/studies/{number}/trials\?numbers=\d+$"))
     page.get_by_role("heading", name="BatchNorm audit").wait_for()
