@@ -1,10 +1,11 @@
 """Is the recorded best still the best? Trained again on today's data, against its neighbours and the defaults.
 
 All candidates get the same epochs, and the seed that the recorded best was tuned with: where the data have not moved,
-it gives its old value again. They are stopped if they are behind it at a quarter or a half of the training, so that a
-re-test costs little more than two trainings where nothing has changed. A candidate that ends ahead has won one race, by
-chance as well as skill: it and the recorded best are then trained on further seeds that they share, and it counts as
-better only if it wins on every one of them, by more than those differences scatter.
+it gives its old value again. They are stopped if they are behind it at a quarter, a half or three quarters of the
+training, so that a re-test costs little more than two trainings where nothing has changed. A candidate that ends ahead
+has won one race, by chance as well as skill: it and the recorded best are then trained on further seeds that they
+share, until it loses one. It counts as better only if it wins on every one of them, by more than those differences
+scatter.
 
 The neighbours are not drawn blindly: of many moves the one is taken that the older study's learning curves speak for.
 """
@@ -28,14 +29,13 @@ from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import Budget, Caviar, TuneConfig
 from lightning_hp.tuning.runner import Event, StudyRunner
 from lightning_hp.tuning.storage import StudyError
+from lightning_hp.tuning.thinning import RETEST_LOOKS
 
 #: Neighbours lie this far from the recorded best, in turn: standard deviations in parts of a parameter's range. The
 #: near ones show whether it is still the top of its hill, the far ones whether there is another hill.
 NEIGHBOUR_DISTANCES = (0.1, 0.25)
 #: A neighbour is the most promising of so many moves, where an older study can say which that is.
 MOVES_TRIED = 32
-#: Where a candidate that is behind is stopped, in parts of the training.
-LOOKS = (0.25, 0.5)
 #: Seeds that a challenger and the recorded best are compared on, the first included.
 SEEDS = 3
 #: A challenger wins by more than this many standard errors of the differences (with three seeds, one in 15 by chance).
@@ -72,24 +72,27 @@ class Retest:
 
 
 class BehindPruner(optuna.pruners.BasePruner):
-    """Stops what is behind the first trial of the study at one of the looks, at the same step.
+    """Stops what is behind one trial of the study at one of the looks, at the same step.
 
     Args:
         max_steps: The step of a complete training.
+        rival: Number of that trial; it and earlier ones are never stopped.
+        looks: Steps, in parts of a complete training.
     """
 
-    def __init__(self, max_steps: int) -> None:
-        self._looks = {max(1, math.ceil(part * max_steps)) for part in LOOKS}
+    def __init__(self, max_steps: int, rival: int = 0, looks: Sequence[float] = RETEST_LOOKS) -> None:
+        self._rival = rival
+        self._looks = {max(1, math.ceil(part * max_steps)) for part in looks}
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial is at a look, and behind."""
         step = trial.last_step
-        if step not in self._looks or trial.number == 0:
+        if step not in self._looks or trial.number <= self._rival:
             return False
-        first = study.get_trials(deepcopy=False)[0].intermediate_values.get(step)
-        if first is None:
+        rival = study.get_trials(deepcopy=False)[self._rival].intermediate_values.get(step)
+        if rival is None:
             return False
-        behind = trial.intermediate_values[step] - first
+        behind = trial.intermediate_values[step] - rival
         return behind > 0 if study.direction is StudyDirection.MINIMIZE else behind < 0
 
 
@@ -157,8 +160,10 @@ def retest(
     space = config.space
     candidates = [dict(best), space.defaults(), *neighbours(space, best, k, config.seed, expected)]
     candidates = [c for i, c in enumerate(candidates) if c not in candidates[:i]]
-    first = _race(config, builder, [(c, seed_number) for c in candidates], listen)
-    trials = first.study.get_trials(deepcopy=False)
+    plan = [(c, seed_number) for c in candidates]
+    # what is left to a new study to decide it learns from better if it was trained to the end
+    study = _race(config, builder, plan, listen, looks=RETEST_LOOKS if decide else RETEST_LOOKS[:-1])
+    trials = study.get_trials(deepcopy=False)
     sign = 1.0 if config.mode == "min" else -1.0
     recorded = _value(trials[0])
     if recorded is None:
@@ -170,13 +175,16 @@ def retest(
     losses = {0: [recorded]}
     if challenger is not None and decide:
         losses[challenger.number] = [challenger.value or 0.0]
-        further = [_SEEDS_APART + seed_number + s for s in range(1, SEEDS)]
-        plan = [(c, seed_number) for c in candidates]
-        plan += [(candidates[n], s) for s in further for n in (0, challenger.number)]
-        second = _race(replace(config, prune=False), builder, plan, listen)
-        trials = second.study.get_trials(deepcopy=False)
-        for number, trial in zip([0, challenger.number] * (SEEDS - 1), trials[len(candidates) :], strict=False):
-            losses[number].append(_value(trial) if _value(trial) is not None else sign * math.inf)  # type: ignore[arg-type]
+        for further in range(1, SEEDS):
+            rival, number = len(plan), _SEEDS_APART + seed_number + further
+            plan += [(candidates[0], number), (candidates[challenger.number], number)]
+            study = _race(config, builder, plan, listen, rival)
+            trials = study.get_trials(deepcopy=False)
+            for candidate, trial in ((0, trials[rival]), (challenger.number, trials[rival + 1])):
+                value = _value(trial)
+                losses[candidate].append(sign * math.inf if value is None else value)
+            if sign * losses[challenger.number][-1] >= sign * losses[0][-1]:
+                break  # it has to win on every seed
     beaten = challenger is not None and decide and clearly_better(losses[challenger.number], losses[0], sign)
     winner = challenger.number if beaten and challenger is not None else 0
     value = float(np.mean(losses[winner]))
@@ -189,7 +197,7 @@ def retest(
         ahead_text = "none ahead" if challenger is None else "one ahead within noise" if decide else "one ahead"
         found = "still the best" if decide else "tried again"
         summary = f"{found}: {told}; against {len(candidates) - 1} others, {ahead_text}"
-    return Retest(not beaten, was, recorded, candidates[winner], value, epochs, summary, first.study, config.folder)
+    return Retest(not beaten, was, recorded, candidates[winner], value, epochs, summary, study, config.folder)
 
 
 def clearly_better(challenger: Sequence[float], recorded: Sequence[float], sign: float) -> bool:
@@ -217,10 +225,12 @@ def _race(
     builder: CliBuilder | PythonBuilder,
     plan: Sequence[tuple[Mapping[str, Any], int]],
     listen: Callable[[Event], None],
-) -> StudyRunner:
-    """Run (stored values, seed number) one after the other, those that are not yet in the study."""
+    rival: int = 0,
+    looks: Sequence[float] = RETEST_LOOKS,
+) -> optuna.Study:
+    """Run (stored values, seed number) one after the other, those that are not yet in the study; see BehindPruner."""
     budget = Budget(len(plan), config.budget.max_epochs)
-    pruner = BehindPruner(config.budget.max_epochs or builder.max_epochs() or 1)
+    pruner = BehindPruner(config.budget.max_epochs or builder.max_epochs() or 1, rival, looks)
     runner = StudyRunner(replace(config, budget=budget, caviar=Caviar()), builder, listen, pruner)
     there = len(runner.study.get_trials(deepcopy=False))
     for params, seed_number in plan[there:]:
@@ -230,4 +240,4 @@ def _race(
     runner.work()
     if runner.stopping.is_set():
         raise KeyboardInterrupt
-    return runner
+    return runner.study

@@ -13,8 +13,10 @@ import math
 
 import optuna
 
-from lightning_hp.search.curves import LOOKS, looks
+from lightning_hp.search.curves import looks
 
+#: where a re-test stops what is behind, in parts of a complete training
+RETEST_LOOKS = (0.25, 0.5, 0.75)
 #: points kept unless told otherwise, and the fewest that may be asked for
 POINTS, FEWEST = 30, 12
 
@@ -33,7 +35,7 @@ def kept_steps(max_steps: int, points: int) -> frozenset[int]:
         raise ValueError(f"`points` must be a whole number of at least {FEWEST}, got {points!r}")
     if max_steps <= points:
         return frozenset(range(1, max_steps + 1))
-    fixed = {1, max_steps, *looks(max_steps), *(math.ceil(part * max_steps) for part in LOOKS)}
+    fixed = {1, max_steps, *looks(max_steps), *(math.ceil(part * max_steps) for part in RETEST_LOOKS)}
     room = points - 2
     even = room
     while True:

@@ -199,9 +199,10 @@ def test_bringing_that_was_stopped_halfway_goes_on(tuned, monkeypatch):
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_what_is_behind_the_first_trial_at_a_look_is_stopped(direction):
     sign = 1 if direction == "minimize" else -1
-    study = optuna.create_study(direction=direction, pruner=BehindPruner(12))  # looks at 3 and 6
+    study = optuna.create_study(direction=direction, pruner=BehindPruner(12))  # looks at 3, 6 and 9
     stopped = []
-    for curve in ([5, 4, 3, 3, 3, 2], [9, 9, 2, 9, 9, 1], [1, 1, 3.1], [1, 1, 3, 1, 1, 2.1]):
+    first = [5, 4, 3, 3, 3, 2, 2, 2, 1, 1]
+    for curve in (first, [9, 9, 2, 9, 9, 1, 9, 9, 1, 9], [1, 1, 3.1], [1, 1, 3, 1, 1, 2.1], [*first[:8], 1.5, 0]):
         trial = study.ask()
         steps = []
         for step, value in enumerate(curve, start=1):
@@ -210,7 +211,7 @@ def test_what_is_behind_the_first_trial_at_a_look_is_stopped(direction):
                 steps.append(step)
         stopped.append(steps)
         study.tell(trial, sign * curve[-1])
-    assert stopped == [[], [], [3], [6]]
+    assert stopped == [[], [], [3], [6], [9]]
 
 
 def test_only_a_retest_runs_no_study(tuned):

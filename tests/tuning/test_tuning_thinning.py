@@ -7,10 +7,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from lightning_hp.search.curves import LOOKS, looks
+from lightning_hp.search.curves import looks
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.tuning.thinning import FEWEST, POINTS, ThinCurve, kept_steps
+from lightning_hp.tuning.thinning import FEWEST, POINTS, RETEST_LOOKS, ThinCurve, kept_steps
 
 SPACE = SearchSpace.from_dict(
     {
@@ -30,7 +30,7 @@ def test_as_many_steps_as_there_is_room_for_at_even_distances(most, points):
     assert points / 2 <= len(kept) <= points - 2
     assert {kept[0], kept[-1]} == {1, most}
     assert set(looks(most)) <= set(kept)
-    assert {math.ceil(part * most) for part in LOOKS} <= set(kept)
+    assert {math.ceil(part * most) for part in RETEST_LOOKS} <= set(kept)
     if points >= 30:
         assert max(np.diff(kept)) <= 2.5 * most / points + 1
 
