@@ -7,6 +7,10 @@ rate only, which changes no sizes, and stops no trial early, so that runs of one
 is at work. Each seed runs without and with the page, in turns of order. With the page means: our server and a headless
 Chromium (software rendering) on the same machine, the study's page open and visible.
 
+The same work may take a tenth longer a minute later where a machine is shared; so beside the ratio of the times stands
+what the page can have taken from a study that keeps every core busy: CPU seconds of server and browser, as a part of
+all cores' time in the window.
+
 Times are read from the study: from the end of trial number WARM, when the page is open and drawn, to the last
 trial's end; and, with the start of the page in it, from the first trial's start. CPU seconds of server and browser
 are those of the first of these windows. Behind: seconds from the last trial's end until the page shows it.
@@ -191,6 +195,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = Path(tempfile.mkdtemp(prefix="dashboard-live-"))
     ratios: dict[str, list[float]] = {"steady": [], "whole": []}
+    shares: list[float] = []
     columns = ["steady (s)", "whole (s)", "server CPU (s)", "browser CPU (s)", "polls", "drawn", "behind (s)"]
     print("| seed | page | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 2), flush=True)
     for turn, seed in enumerate(given.seeds):
@@ -201,11 +206,15 @@ def main() -> None:
             names = ["steady", "whole", "server CPU (s)", "browser CPU (s)", "answers", "drawn", "behind (s)"]
             cells = ["-" if found.get(n) is None else f"{found[n]:.1f}" for n in names]
             print(f"| {seed} | {'open' if with_page else '-'} | " + " | ".join(cells) + " |", flush=True)
+        used = runs[True]["browser CPU (s)"] + runs[True]["server CPU (s)"]
+        shares.append(used / (runs[True]["steady"] * (os.cpu_count() or 1)))
         for window, listed in ratios.items():
             listed.append(runs[True][window] / runs[False][window])
     for window, listed in ratios.items():
         each = ", ".join(f"{r:.3f}" for r in listed)
         print(f"{window}: with the page {statistics.median(listed):.3f} of the time without (median; {each})")
+    each = ", ".join(f"{share:.1%}" for share in shares)
+    print(f"CPU: server and browser took {statistics.median(shares):.1%} of all cores' time (median; {each})")
     shutil.rmtree(folder, ignore_errors=True)
 
 

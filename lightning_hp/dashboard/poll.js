@@ -1,9 +1,9 @@
 // An open page asks for its study every few seconds, and draws all its figures again with each answer, changed or not.
 // Here it asks for nothing while nobody sees it, draws nothing that it has drawn already, and spends at most a hundredth
-// of the time on drawing (but never rests for more than a minute): a study may be training on the same machine.
+// of the time on drawing (but never rests for more than a minute and a half): a study may be training on the same machine.
 (function () {
   'use strict';
-  const PART = 100, LONGEST = 60000;  // of the time; milliseconds
+  const PART = 100, LONGEST = 90000;  // of the time; milliseconds
   const plain = window.fetch;
   const marks = new Map();  // address of a study -> the server's mark of what was answered last
   let since = 0, busy = 0;  // milliseconds: when the last answer came, and how long the page has worked since

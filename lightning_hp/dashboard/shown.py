@@ -1,7 +1,8 @@
 """Which learning curves the dashboard's pages are given: of a big study those of the best and of the last trials.
 
-The pages draw a line a trial, each with its entry in a legend. A browser needs about 10 ms for each, so all curves of
-5,000 trials take a minute, and are too many to tell apart. Storage keeps all of them; our own figures read storage.
+The pages draw a line a trial, each with its entry in a legend. A browser needs about 10 ms for each, at every redraw
+of a page that is open beside a study that trains; all curves of 5,000 trials take a minute, and long before that they
+are too many to tell apart. Storage keeps all of them; our own figures read storage.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 #: a study with more trials than this is big, and then the curves of so many best and so many last trials are shown
-MANY, CURVES = 300, 50
+MANY, CURVES = 60, 25
 
 
 def with_curve(trials: Sequence[FrozenTrial], direction: StudyDirection) -> set[int] | None:
