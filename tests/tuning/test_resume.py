@@ -137,7 +137,7 @@ def test_a_study_without_a_result_does_not_make_way_while_somebody_works_on_it(s
 
 def test_ctrl_c_finishes_the_running_trial_and_the_next_run_goes_on(studies):
     reference = studies.run("reference", trials=5)
-    with pytest.raises(KeyboardInterrupt, match="^$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         studies.run(faults="1:sigint", trials=5)
     trials = studies.trials()
     assert [t.state for t in trials] == [COMPLETE, COMPLETE]

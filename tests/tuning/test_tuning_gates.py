@@ -104,7 +104,7 @@ def test_ctrl_c_while_it_waits_leaves_and_the_question_is_taken_up_again(studies
         raise module._StoppedError
 
     answering({"4": interrupt})
-    with pytest.raises(KeyboardInterrupt, match="^$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         run(studies)
     assert len(studies.trials()) == 4
     assert DECIDED not in studies.open().user_attrs
@@ -121,7 +121,7 @@ def test_an_answer_given_while_nothing_runs_counts(studies, answering):
         raise module._StoppedError
 
     answering({"4": leave})
-    with pytest.raises(KeyboardInterrupt, match="^$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         run(studies)
     with hushed():
         optuna.load_study(study_name=gate_name("toy"), storage=studies.open()._storage).tell(0, ANSWERS["stop"])
