@@ -50,6 +50,8 @@ SHARE = 1 / 3
 FEWEST = 6
 #: The study attribute that says where the re-test is that a refreshing study begins with.
 RETESTED_IN = "retested_in"
+#: Trials that a later study learns from.
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def bring(runner: StudyRunner, retested: optuna.Study, folder: Path) -> None:
         there = runner.study.get_trials(deepcopy=False)
         if any("retest" not in t.user_attrs for t in there):  # it has begun to search
             return
-        ended = retested.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        ended = retested.get_trials(deepcopy=False, states=_ENDED)
         for number, trial in list(enumerate(ended))[len(there) :]:
             files = StudyPaths(folder).trial(trial.number).root
             if files.is_dir():
@@ -302,7 +304,7 @@ def _expected(found: optuna.Study, space: SearchSpace) -> Callable[[NDArray[np.f
     if not _same_ranges(description.space, space):
         return None
     engine = Engine(description.space, description.max_steps)
-    trials = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    trials = found.get_trials(deepcopy=False, states=_ENDED)
     model = engine.model(engine.curves(found, trials))
     return None if model is None else lambda units: model.final(units)[0]
 
@@ -326,12 +328,12 @@ def _new_study(
     description = describe(found)
     first = describe(find_study(str(root.root))[0])
     reader = CurveReader(description.space, description.max_steps, description.mode == "max")
-    older = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    older = found.get_trials(deepcopy=False, states=_ENDED)
     natural = space.natural(opening)
     opened = sampler_for(description).planned[-1].tiers
     brought = 0
     if tested is not None:
-        brought = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in tested.study.get_trials())
+        brought = len(tested.study.get_trials(deepcopy=False, states=_ENDED))
     length = brought + (trials or max(FEWEST, round(SHARE * first.n_trials)))
     name = _name(root)
     return replace(
