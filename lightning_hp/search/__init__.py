@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_hp.search.parameters import Choice, Float, Int
+    from lightning_hp.search.plan import SearchPlan
     from lightning_hp.search.presets import PRESETS, preset
     from lightning_hp.search.sampler import CoarseToFineSampler
     from lightning_hp.search.scales import sample
@@ -19,11 +20,12 @@ _HOMES = {
     "CoarseToFineSampler": "sampler",
     "Float": "parameters",
     "Int": "parameters",
+    "SearchPlan": "plan",
     "SearchSpace": "space",
     "preset": "presets",
     "sample": "scales",
 }
-__all__ = ["PRESETS", "Choice", "CoarseToFineSampler", "Float", "Int", "SearchSpace", "preset", "sample"]
+__all__ = ["PRESETS", "Choice", "CoarseToFineSampler", "Float", "Int", "SearchPlan", "SearchSpace", "preset", "sample"]
 
 
 def __getattr__(name: str) -> Any:
