@@ -49,7 +49,7 @@ def build(url: str, folder: Path, trials: int, steps: int) -> None:
     paths = StudyPaths(folder)
     described = Description(space, trials, steps, "val_loss", "min", 0)
     study = open_study("big", open_storage(url, paths), described, paths)
-    sampler = CoarseToFineSampler(space, trials, steps)
+    sampler = CoarseToFineSampler(space, n_trials=trials, max_steps=steps)
     rng = np.random.default_rng(0)
     units = rng.uniform(size=(trials, len(space)))
     made = []

@@ -71,15 +71,13 @@ def make_space(bench: ModuleType, kind: str) -> SearchSpace:
     return SearchSpace.from_dict(mapping | (DUMMIES if kind == "dummies" else {}))
 
 
-def _ours(
-    part: str = "", pruner: bool = True, curves: bool = True, plan: str = "default"
-) -> Callable[[SearchSpace, int, int], Pair]:
+def _ours(part: str = "", pruner: bool = True, plan: str = "default") -> Callable[[SearchSpace, int, int], Pair]:
     def make(space: SearchSpace, seed: int, steps: int) -> Pair:
         from lightning_hp.search.sampler import CoarseToFineSampler
 
         if part == "tiers":  # all alike: no tier says how much a parameter matters, or how far its default is trusted
             space = SearchSpace(tuple(replace(p, tier="B") for p in space.parameters), space.entries)
-        sampler = CoarseToFineSampler(space, PLANNED, steps if curves else None, seed=seed, plan=plan)
+        sampler = CoarseToFineSampler(space, n_trials=PLANNED, max_steps=steps, seed=seed, plan=plan)
         if part == "zoom":
             sampler.planned = sampler.planned[:-1]
         return sampler, sampler.pruner() if pruner else optuna.pruners.NopPruner()
@@ -112,7 +110,6 @@ TUNERS: dict[str, Callable[[SearchSpace, int, int], Pair]] = {
     "ours, tiers all alike": _ours("tiers"),
     "ours, no zoom": _ours("zoom"),
     "ours, no pruner": _ours(pruner=False),
-    "ours, no curves": _ours(pruner=False, curves=False),
     "TPE": _peer(_tpe, _none),
     "TPE + SuccessiveHalving": _peer(
         _tpe, lambda steps: optuna.pruners.SuccessiveHalvingPruner(min_resource=3, reduction_factor=3)

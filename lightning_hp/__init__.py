@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_hp.search.presets import preset as preset
+    from lightning_hp.search.pruner import CurvePruner as CurvePruner
     from lightning_hp.search.sampler import CoarseToFineSampler as CoarseToFineSampler
     from lightning_hp.search.scales import sample as sample
     from lightning_hp.search.space import SearchSpace as SearchSpace
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "preset": "lightning_hp.search.presets",
     "CoarseToFineSampler": "lightning_hp.search.sampler",
+    "CurvePruner": "lightning_hp.search.pruner",
     "sample": "lightning_hp.search.scales",
     "SearchSpace": "lightning_hp.search.space",
     "BatchNormClassifier": "lightning_hp.training",

@@ -39,6 +39,7 @@ NAMES = [
     "BatchNormRegressor",
     "CoarseToFineSampler",
     "ConfigError",
+    "CurvePruner",
     "DigitsDataModule",
     "Result",
     "SearchSpace",

@@ -18,9 +18,10 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from lightning_hp.dashboard.axes import number_text, value_text
+from lightning_hp.search.boxes import ranked, with_boxes
 from lightning_hp.search.parameters import Parameter
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import DECISIONS, Stage, decided, ranked, with_boxes
+from lightning_hp.search.stages import DECISIONS, Stage, apply_decisions
 
 #: seconds between two looks for the answer
 LOOK_EVERY = 1.0
@@ -163,7 +164,7 @@ def question(study: optuna.Study, space: SearchSpace, planned: Sequence[Stage], 
     best = next((t for t in ranked(trials, direction) if t.state is TrialState.COMPLETE), None)
     before = planned[: stage.index]
     boxes = {
-        answer: with_boxes(space, trials, decided(before, {str(stage.first): answer}), direction)[-1].box or {}
+        answer: with_boxes(space, trials, apply_decisions(before, {str(stage.first): answer}), direction)[-1].box or {}
         for answer in ("zoom here", "widen")
     }
     so_far = with_boxes(space, trials, before[:-1], direction)[-1].box or {}

@@ -210,8 +210,8 @@ def _ask_sampler(study: optuna.Study, description: Description) -> list[Stage] |
     if not isinstance(sampler, CoarseToFineSampler):
         sampler = CoarseToFineSampler(
             description.space,
-            description.n_trials,
-            description.max_steps,
+            n_trials=description.n_trials,
+            max_steps=description.max_steps,
             seed=description.seed,
             plan=description.plan,
             opens_from=OPENS_FROM.get(description.preset or ""),

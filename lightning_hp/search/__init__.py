@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lightning_hp.search.parameters import Choice, Float, Int
     from lightning_hp.search.plan import SearchPlan
     from lightning_hp.search.presets import PRESETS, preset
+    from lightning_hp.search.pruner import CurvePruner
     from lightning_hp.search.sampler import CoarseToFineSampler
     from lightning_hp.search.scales import sample
     from lightning_hp.search.space import SearchSpace
@@ -18,6 +19,7 @@ _HOMES = {
     "PRESETS": "presets",
     "Choice": "parameters",
     "CoarseToFineSampler": "sampler",
+    "CurvePruner": "pruner",
     "Float": "parameters",
     "Int": "parameters",
     "SearchPlan": "plan",
@@ -25,7 +27,18 @@ _HOMES = {
     "preset": "presets",
     "sample": "scales",
 }
-__all__ = ["PRESETS", "Choice", "CoarseToFineSampler", "Float", "Int", "SearchPlan", "SearchSpace", "preset", "sample"]
+__all__ = [
+    "PRESETS",
+    "Choice",
+    "CoarseToFineSampler",
+    "CurvePruner",
+    "Float",
+    "Int",
+    "SearchPlan",
+    "SearchSpace",
+    "preset",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:

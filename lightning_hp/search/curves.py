@@ -5,9 +5,9 @@ stands at training fraction 1, whatever it last reported. A curve is read at its
 1/16, 1/8, 1/4 and 1/2 of the longest training, and at its last report. These are also the steps where the pruner
 decides. Failed trials, and those that lack a parameter, are left out.
 
-Steps are expected to run from 1 to ``max_steps`` (0-based ones shift the early looks by one step and harm nothing).
-With ``max_steps`` None there are no curves: a complete trial's value counts, and a pruned trial's last report stands
-where it would stand in the longest curve that a complete trial reported.
+Where a complete curve ends is given (``max_steps``), or read off the longest curve that a complete trial reported; as
+long as no complete trial reported any, only the values of complete trials count. Steps may run from 1 or from 0: a
+trial that reported a step 0 counts from 0, so that its step s is its training step s + 1.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Curve:
 
 
 def looks(max_steps: int | None) -> tuple[int, ...]:
-    """The steps at which curves are read and trials may be stopped; empty without curves."""
+    """The training steps at which curves are read and trials may be stopped; empty where no length is known."""
     if max_steps is None:
         return ()
     steps = {math.floor(max_steps * part + 0.5) for part in LOOKS}
@@ -75,10 +75,22 @@ def fraction(step: float, max_steps: int) -> float:
     return math.log(min(max(step, 1), max_steps)) / math.log(max_steps)
 
 
-def longest(trials: Iterable[FrozenTrial]) -> int | None:
-    """The last step that a complete trial reported, None if none reported any."""
-    steps = [max(t.intermediate_values) for t in trials if t.state is TrialState.COMPLETE and t.intermediate_values]
-    return max(steps) if steps else None
+def from_one(reported: Mapping[int, float]) -> dict[int, float]:
+    """A trial's reports by training step, the first being 1: a trial that reported a step 0 counts from 0."""
+    return {step + 1: value for step, value in reported.items()} if 0 in reported else dict(reported)
+
+
+def curve_length(trials: Iterable[FrozenTrial], max_steps: int | None = None) -> int | None:
+    """The training step at which a complete curve ends; None where nobody knows yet.
+
+    Args:
+        trials: Trials of one study, of any state.
+        max_steps: The length, if it is given; None to read it off the longest curve of a complete trial.
+    """
+    if max_steps is not None:
+        return max_steps
+    complete = (t.intermediate_values for t in trials if t.state is TrialState.COMPLETE)
+    return max((max(values) + (0 in values) for values in complete if values), default=None)
 
 
 def steps_read(reported: Mapping[int, float], at: Sequence[int]) -> list[int]:
@@ -102,7 +114,7 @@ class CurveReader:
 
     Args:
         space: The parameters.
-        max_steps: The step of a complete curve, None without curves.
+        max_steps: The step of a complete curve, None to read it off the longest complete one.
         maximize: Whether higher values are better.
     """
 
@@ -110,37 +122,38 @@ class CurveReader:
         self._space, self._max_steps, self._sign = space, max_steps, -1.0 if maximize else 1.0
         self._default = space.unit([space.defaults()])[0]
         self._conditional = any(p.active_if for p in space.parameters)
-        self._names = [p.stored_name for p in space.parameters]
-        self._looks = looks(max_steps)
-        self._kept: dict[tuple[int, int | None], Curve | None] = {}
+        self._length = max_steps
+        self._kept: dict[int, Curve | None] = {}
 
     def read(self, trials: Iterable[FrozenTrial]) -> list[Curve]:
         """The curves of those trials that teach something, ordered by trial number; those without points included."""
         trials = [t for t in trials if t.state in _USED]
-        most = self._max_steps if self._max_steps is not None else longest(trials)
+        length = curve_length(trials, self._max_steps)
+        if length != self._length:
+            self._length = length
+            self._kept.clear()
         curves = []
         for trial in sorted(trials, key=lambda t: t.number):
-            key = (trial._trial_id, most)
             if trial.state is TrialState.RUNNING:
-                curve = self._curve(trial, most)
-            elif key in self._kept:
-                curve = self._kept[key]
+                curve = self._curve(trial, length)
+            elif trial._trial_id in self._kept:
+                curve = self._kept[trial._trial_id]
             else:
-                curve = self._kept[key] = self._curve(trial, most)
+                curve = self._kept[trial._trial_id] = self._curve(trial, length)
             if curve is not None:
                 curves.append(curve)
         return curves
 
-    def _curve(self, trial: FrozenTrial, most: int | None) -> Curve | None:
+    def _curve(self, trial: FrozenTrial, length: int | None) -> Curve | None:
         unit = position(self._space, trial, self._default, self._conditional)
         if unit is None:
             return None
         fractions: list[float] = []
         losses: list[float] = []
-        reported = trial.intermediate_values
-        if most is not None and (self._max_steps is not None or trial.state is TrialState.PRUNED):
-            for step in steps_read(reported, self._looks):
-                fractions.append(fraction(step, most))
+        if length is not None:
+            reported = from_one(trial.intermediate_values)
+            for step in steps_read(reported, looks(length)):
+                fractions.append(fraction(step, length))
                 losses.append(self._sign * float(reported[step]))
         if trial.state is TrialState.COMPLETE and trial.value is not None:
             while fractions and fractions[-1] >= 1.0:
@@ -151,23 +164,23 @@ class CurveReader:
         return Curve(trial.number, unit, np.array(fractions), np.array(losses), trial.state)
 
 
-def described(curves: Sequence[Curve], most: int = 60) -> list[dict[str, list[float]]]:
+def curves_to_dicts(curves: Sequence[Curve], most: int = 60) -> list[dict[str, list[float]]]:
     """Curves as plain JSON types, to be kept with a later study: the best complete one first, then by last loss.
 
     Args:
         curves: Of one study.
         most: At most so many.
     """
-    told = [c for c in curves if len(c.losses) and math.isfinite(c.losses[-1]) and c.state is not TrialState.RUNNING]
-    ordered = sorted(told, key=lambda c: (not math.isfinite(c.final), c.losses[-1], c.number))
+    ended = [c for c in curves if len(c.losses) and math.isfinite(c.losses[-1]) and c.state is not TrialState.RUNNING]
+    ordered = sorted(ended, key=lambda c: (not math.isfinite(c.final), c.losses[-1], c.number))
     return [
         {"unit": c.unit.tolist(), "fractions": c.fractions.tolist(), "losses": c.losses.tolist()}
         for c in ordered[:most]
     ]
 
 
-def curve_of(fields: Mapping[str, Sequence[float]]) -> Curve:
-    """A curve of an older study, from what :func:`described` gave."""
+def older_curve(fields: Mapping[str, Sequence[float]]) -> Curve:
+    """A curve of an older study, from what :func:`curves_to_dicts` gave."""
     unit, fractions, losses = (np.array(fields[name], np.float64) for name in ("unit", "fractions", "losses"))
     state = TrialState.COMPLETE if len(fractions) and fractions[-1] >= 1.0 else TrialState.PRUNED
     return Curve(-1, unit, fractions, losses, state, origin=1.0)
@@ -206,9 +219,9 @@ def points(curves: Sequence[Curve], most: int = MOST_POINTS) -> tuple[NDArray[np
     if sum(sizes) <= most:
         pairs = [(i, j) for i, size in enumerate(sizes) for j in range(size)]
     else:
-        told = [i for i, size in enumerate(sizes) if size]
+        with_points = [i for i, size in enumerate(sizes) if size]
         room = int(_LAST_PART * most)
-        kept = _spread(curves, told, room) if len(told) > room else told
+        kept = _spread(curves, with_points, room) if len(with_points) > room else with_points
         pairs = [(i, sizes[i] - 1) for i in kept]
         newest = sorted(kept, key=lambda i: (curves[i].state is TrialState.RUNNING, curves[i].number), reverse=True)
         earlier = [(i, j) for i in newest for j in range(sizes[i] - 2, -1, -1)]
@@ -217,9 +230,9 @@ def points(curves: Sequence[Curve], most: int = MOST_POINTS) -> tuple[NDArray[np
     return chosen[:, 0], chosen[:, 1]
 
 
-def _spread(curves: Sequence[Curve], told: list[int], room: int) -> list[int]:
-    running = [i for i in told if curves[i].state is TrialState.RUNNING][-room:]
-    others = [i for i in told if curves[i].state is not TrialState.RUNNING]
+def _spread(curves: Sequence[Curve], which: list[int], room: int) -> list[int]:
+    running = [i for i in which if curves[i].state is TrialState.RUNNING][-room:]
+    others = [i for i in which if curves[i].state is not TrialState.RUNNING]
     last = np.array([curves[i].losses[-1] for i in others])
     order = np.argsort(np.where(np.isfinite(last), last, np.inf), kind="stable")
     left = room - len(running)

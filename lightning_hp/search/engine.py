@@ -210,7 +210,7 @@ class Engine:
 
     Args:
         space: The parameters.
-        max_steps: The step of a complete curve, None without curves.
+        max_steps: The step of a complete curve, None to read it off the longest complete one.
         older: Curves of an older study (``origin`` 1), its best trial first, to learn from as far as they still hold.
     """
 
@@ -223,20 +223,20 @@ class Engine:
     def curves(self, study: Study, trials: Sequence[FrozenTrial]) -> list[Curve]:
         """The curves of these trials of the study."""
         maximize = study.directions[0] is StudyDirection.MAXIMIZE
-        held = self._reader
-        if held is None or held[0] is not study._storage or held[1:3] != (study._study_id, maximize):
-            held = (study._storage, study._study_id, maximize, CurveReader(self.space, self.max_steps, maximize))
-            self._reader, self._fits = held, {}
-        return held[3].read(trials)
+        reader = self._reader
+        if reader is None or reader[0] is not study._storage or reader[1:3] != (study._study_id, maximize):
+            reader = (study._storage, study._study_id, maximize, CurveReader(self.space, self.max_steps, maximize))
+            self._reader, self._fits = reader, {}
+        return reader[3].read(trials)
 
     def model(self, curves: Sequence[Curve]) -> CurveModel | None:
         """The model of these curves, None where none has a point."""
         if not any(len(c.losses) for c in curves):
             return None
         finished = [c for c in curves if c.state is not TrialState.RUNNING and len(c.losses)]
-        known = aligned(self.older, curves)
-        curves = [*known, *curves]
-        first = [*known, *finished[: fitted_at(len(finished))]]
+        older = aligned(self.older, curves)
+        curves = [*older, *curves]
+        first = [*older, *finished[: fitted_at(len(finished))]]
         if not first:
             return CurveModel(self._encoder, curves)
         key = tuple((c.number, float(c.losses[-1]), float(c.fractions[-1])) for c in first)

@@ -30,11 +30,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.boxes import AT_EDGE, BEST_PART, loss, positions, ranked
 from lightning_hp.search.curves import CurveReader
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Parameter
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import AT_EDGE, BEST_PART, Stage, loss, positions, ranked, stage_at
+from lightning_hp.search.stages import Stage, stage_at
 
 #: Least part of the sum of the main effects that counts as an effect.
 LEAST_PART = 0.05

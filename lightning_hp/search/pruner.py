@@ -24,7 +24,7 @@ from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.curves import Curve, longest, looks
+from lightning_hp.search.curves import Curve, curve_length, from_one, looks
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Int, Parameter
 from lightning_hp.search.space import Entry, SearchSpace
@@ -56,8 +56,8 @@ class CurvePruner(BasePruner):
     Args:
         space: The study's :class:`SearchSpace`, or the mapping that :meth:`SearchSpace.from_dict` takes. None to take
             the parameters as the trials hold them, without tiers.
-        max_steps: The step of a complete curve; reports are expected at steps 1 to ``max_steps``. None for the last
-            step that a complete trial reported.
+        max_steps: The step at which a complete curve ends, reports at steps counted from 1 or from 0. None to read it
+            off the longest curve that a complete trial reported; nothing is stopped before one is complete.
         engine: The sampler's, to share fitted hyperparameters with; None for one of its own.
 
     Raises:
@@ -73,9 +73,9 @@ class CurvePruner(BasePruner):
     ) -> None:
         if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1):
             raise ValueError(f"`max_steps` must be a whole number of at least 1 or None, got {max_steps!r}")
-        given = None if space is None else space if isinstance(space, SearchSpace) else SearchSpace.from_dict(space)
-        self._space, self._max_steps = given, max_steps
-        self._engine = engine
+        if space is not None and not isinstance(space, SearchSpace):
+            space = SearchSpace.from_dict(space)
+        self._space, self._max_steps, self._engine = space, max_steps, engine
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether to stop the trial now; if so, the reason is stored with it.
@@ -83,10 +83,10 @@ class CurvePruner(BasePruner):
         Raises:
             ValueError: If the study has several objectives.
         """
-        found = self.verdict(study, trial)
-        if found is None or not found["stop"]:
+        verdict = self.verdict(study, trial)
+        if verdict is None or not verdict["stop"]:
             return False
-        reason = {k: v for k, v in found.items() if k != "stop"}
+        reason = {k: v for k, v in verdict.items() if k != "stop"}
         study._storage.set_trial_user_attr(trial._trial_id, ATTRIBUTE, reason)
         return True
 
@@ -107,34 +107,35 @@ class CurvePruner(BasePruner):
         if not reported:
             return None
         trials = study.get_trials(deepcopy=False)
-        most = self._max_steps if self._max_steps is not None else longest(trials)
-        step = max(reported)
-        if most is None or not self._at_look(reported, step, most):
+        length = curve_length(trials, self._max_steps)
+        if length is None or not at_look(reported, length):
             return None
-        engine = self._engine_for(trial, most)
+        engine = self._engine_for(trial)
         maximize = study.directions[0] is StudyDirection.MAXIMIZE
         curves = [] if engine is None else engine.curves(study, trials)
-        found = _decide(engine, curves, trial.number, float(reported[step]), maximize)
-        return {**found, "step": step}
+        step = max(reported)
+        return {**_decide(engine, curves, trial.number, float(reported[step]), maximize), "step": step}
 
-    def _at_look(self, reported: Mapping[int, float], step: int, most: int) -> bool:
-        """Whether the latest report is the first at or after one of the looks."""
-        at = looks(most)
-        if not at or step < at[0]:
-            return False
-        before = sorted(reported)[:-1]
-        passed = max(look for look in at if look <= step)
-        return not before or before[-1] < passed
-
-    def _engine_for(self, trial: FrozenTrial, most: int) -> Engine | None:
-        if self._engine is not None and self._engine.max_steps == most:
-            return self._engine
+    def _engine_for(self, trial: FrozenTrial) -> Engine | None:
+        """The engine: the sampler's, or one of the given space, or one of what this trial holds."""
         space = self._space if self._space is not None else space_of(trial.distributions)
         if space is None:
             return None
-        if self._engine is None or self._engine.max_steps != most or self._engine.space != space:
-            self._engine = Engine(space, most)
+        if self._engine is None or self._engine.space != space:
+            self._engine = Engine(space, self._max_steps)
         return self._engine
+
+
+def at_look(reported: Mapping[int, float], length: int) -> bool:
+    """Whether the latest report is the first at or after one of the looks.
+
+    Args:
+        reported: A trial's reports so far, by step.
+        length: The training step at which a complete curve ends.
+    """
+    steps = sorted(from_one(reported))
+    passed = [look for look in looks(length) if look <= steps[-1]]
+    return bool(passed) and (len(steps) == 1 or steps[-2] < passed[-1])
 
 
 def _decide(engine: Engine | None, curves: list[Curve], number: int, latest: float, maximize: bool) -> dict[str, Any]:
@@ -160,10 +161,10 @@ def _decide(engine: Engine | None, curves: list[Curve], number: int, latest: flo
     mean, deviation, best = float(means[0]), float(deviations[0]), float(means[1:].min())
     sign = -1.0 if maximize else 1.0
     ends = sign * model.compression.inverse(np.array([mean, best, mean - deviation, mean + deviation]))
-    told = dict(zip(("mean", "best", "low", "high"), (float(v) for v in ends), strict=True))
+    predicted = dict(zip(("mean", "best", "low", "high"), (float(v) for v in ends), strict=True))
     if maximize:
-        told["low"], told["high"] = told["high"], told["low"]
-    return {"stop": mean - sure * deviation > best, "rule": "predicted", **told}
+        predicted["low"], predicted["high"] = predicted["high"], predicted["low"]
+    return {"stop": mean - sure * deviation > best, "rule": "predicted", **predicted}
 
 
 def _at(curve: Curve, fraction: float) -> float | None:

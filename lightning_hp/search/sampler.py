@@ -26,21 +26,23 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lightning_hp.search.curves import curve_of
+from lightning_hp.search.boxes import with_boxes
+from lightning_hp.search.curves import older_curve
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Parameter
-from lightning_hp.search.points import explore, place
 from lightning_hp.search.proposal import starting_point
+from lightning_hp.search.sobol import sobol_point, to_stored_values
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import DECIDED, Stage, decided, plan_stages, stage_at, with_boxes
+from lightning_hp.search.stages import DECIDED, Stage, apply_decisions, plan_stages, stage_at
 
 if TYPE_CHECKING:
     from lightning_hp.search.pruner import CurvePruner
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _ASKED = (*_FINISHED, TrialState.RUNNING, TrialState.FAIL)
-#: A float that a base sampler proposes again is moved by up to this part of its box's width.
-_NUDGE = 0.01
+#: A float that a base sampler proposes again is moved by up to this part of its box's width; where that does not help,
+#: further and further, at most so many times.
+_NUDGE, _NUDGES = 0.01, 24
 
 
 class CoarseToFineSampler(BaseSampler):
@@ -68,15 +70,15 @@ class CoarseToFineSampler(BaseSampler):
         space: A :class:`SearchSpace`, or the mapping that :meth:`SearchSpace.from_dict` takes.
         n_trials: Planned total number of trials of the study; it decides which tiers open. Trials past it continue the
             last stage.
-        max_steps: The step at which a complete learning curve ends (as reported by ``trial.report``), None where the
-            objective reports none.
+        max_steps: The step at which a complete learning curve ends, as reported by ``trial.report`` (counted from 1 or
+            from 0). None to read it off the longest curve that a complete trial reported.
         base: Proposes the points of fine stages instead of the engine; coarse stages stay quasi-random, since a model
             has nothing to go by in a tier that has just opened. None for the engine.
         seed: A whole number of at least 0.
         plan: ``default``; ``opening`` for opening tiers one after the other (the default where a base is given); or
             ``tiers`` for zooming into each tier before the next opens. See :mod:`.stages`.
         opens_from: Tier to the number of trials from which it opens, where it differs from ``stages.OPENS_FROM``.
-        older: Curves of an older study of the same space (:func:`.curves.described`), its best trial first. The engine
+        older: Curves of an older study of the same space (:func:`.curves_to_dicts`), its best trial first. The engine
             learns from them as far as they still hold, which it reads off the trials of this study; best if the first
             trial, the defaults, repeats the older study's best. Goes with the plan ``retune``.
 
@@ -88,8 +90,9 @@ class CoarseToFineSampler(BaseSampler):
     def __init__(
         self,
         space: SearchSpace | Mapping[str, Any],
+        *,
         n_trials: int = 60,
-        max_steps: int | None = 27,
+        max_steps: int | None = None,
         base: BaseSampler | None = None,
         seed: int = 0,
         plan: str = "default",
@@ -106,11 +109,11 @@ class CoarseToFineSampler(BaseSampler):
         self.plan = plan
         in_order = "opening" if plan == "default" and base is not None else plan
         self.planned = plan_stages(self.space, self.n_trials, opens_from, in_order)
-        self._engine = Engine(self.space, self.max_steps, [curve_of(fields) for fields in older])
+        self._engine = Engine(self.space, self.max_steps, [older_curve(fields) for fields in older])
         self._beyond: tuple[object, int, IntersectionSearchSpace] | None = None
         self._parameters = {p.stored_name: p for p in self.space.parameters}
 
-    # --- what else is told ---
+    # --- beyond Optuna's interface ---
 
     def describe(self, trial: Trial | FrozenTrial) -> dict[str, Any]:
         """The stage of a trial, as the user attributes that a study shows: ``stage``, ``stage_index``, ``tier``."""
@@ -123,8 +126,8 @@ class CoarseToFineSampler(BaseSampler):
         asked = max((t.number for t in trials if t.state is not TrialState.WAITING), default=-1)
         planned = self._decided(study)
         begun = [s for s in planned if s.first <= asked]
-        known = with_boxes(self.space, trials, begun, _direction(study))
-        return [*known, *planned[len(known) :]]
+        boxed = with_boxes(self.space, trials, begun, _direction(study))
+        return [*boxed, *planned[len(boxed) :]]
 
     def pruner(self) -> CurvePruner:
         """The pruner that belongs to this sampler, for ``optuna.create_study(sampler=..., pruner=...)``."""
@@ -145,10 +148,10 @@ class CoarseToFineSampler(BaseSampler):
 
     def _intersection(self, study: Study) -> IntersectionSearchSpace:
         """What TPE would model jointly; kept for the latest study, since it reads each trial once only."""
-        held = self._beyond
-        if held is None or held[0] is not study._storage or held[1] != study._study_id:
-            held = self._beyond = (study._storage, study._study_id, IntersectionSearchSpace(include_pruned=True))
-        return held[2]
+        kept = self._beyond
+        if kept is None or kept[0] is not study._storage or kept[1] != study._study_id:
+            kept = self._beyond = (study._storage, study._study_id, IntersectionSearchSpace(include_pruned=True))
+        return kept[2]
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -156,11 +159,11 @@ class CoarseToFineSampler(BaseSampler):
         """Stored values of the trial's point, for the names asked for."""
         _check_single(study)
         beyond = {n: d for n, d in search_space.items() if n not in self._parameters}
-        found = self._ask_base(study, trial, beyond, beyond)
+        values = self._ask_base(study, trial, beyond, beyond)
         if len(beyond) < len(search_space):
-            values = self._point(study, trial)
-            found |= {n: values[n] for n in search_space if n in self._parameters}
-        return found
+            point = self._point(study, trial)
+            values |= {n: point[n] for n in search_space if n in self._parameters}
+        return values
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -171,7 +174,7 @@ class CoarseToFineSampler(BaseSampler):
         return base.sample_independent(study, trial, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
-        """Nothing of ours: draws depend on seed and trial number, also in threads."""
+        """No random state of its own: draws depend on seed and trial number, also in threads."""
         if self.base is not None:
             self.base.reseed_rng()
 
@@ -200,15 +203,15 @@ class CoarseToFineSampler(BaseSampler):
             unit = self._refine(study, trial, stage)
         else:
             unit = self._improve(study, trial, stage)
-        return self._distinct(study, trial, stage, place(self.space, stage, unit))
+        return self._distinct(study, trial, stage, to_stored_values(self.space, stage, unit))
 
     def _decided(self, study: Study) -> tuple[Stage, ...]:
         """The planned stages, with what a person decided about them; the study keeps it."""
-        return decided(self.planned, study._storage.get_study_user_attrs(study._study_id).get(DECIDED) or {})
+        return apply_decisions(self.planned, study._storage.get_study_user_attrs(study._study_id).get(DECIDED) or {})
 
     def _start(self, trial: FrozenTrial, stage: Stage) -> NDArray[np.float64]:
         """The unit point of a coarse trial, shape (d,): quasi-random in the box, odd numbers around the defaults."""
-        unit = explore(self.space, stage, trial.number, self.seed)
+        unit = sobol_point(self.space, stage, trial.number, self.seed)
         if stage.zoom or trial.number % 2 == 0:  # the default plan alone starts with all tiers and no box
             return unit
         sides = self._sides(stage)
@@ -223,7 +226,7 @@ class CoarseToFineSampler(BaseSampler):
         failed = [t.params for t in others if t.state is TrialState.FAIL]
         avoided = self.space.unit([params for params in failed if self._parameters.keys() <= params.keys()])
         proposed = self._engine.propose(self._engine.curves(study, others), self._sides(stage), rng, list(avoided))
-        return explore(self.space, stage, trial.number, self.seed) if proposed is None else proposed
+        return sobol_point(self.space, stage, trial.number, self.seed) if proposed is None else proposed
 
     def _sides(self, stage: Stage) -> NDArray[np.float64]:
         """Low and high of a stage's box, shape (d, 2)."""
@@ -279,10 +282,13 @@ class CoarseToFineSampler(BaseSampler):
             low, high = stage.box[name]
             taken = {held[name] for held in params if name in held}
             rng = self._rng(trial.number, name)
-            while values[name] in taken:
+            for attempt in range(_NUDGES):  # values are stored rounded: a box may hold few
+                if values[name] not in taken:
+                    break
                 unit = float(parameter.unit([values[name]])[0])
                 inward = 1.0 if unit < (low + high) / 2 else -1.0
-                values[name] = parameter.at(unit + inward * _NUDGE * (high - low) * (1.0 - rng.random()))
+                reach = min(_NUDGE * 2.0 ** max(attempt - 2, 0), 0.5) * (high - low)
+                values[name] = parameter.at(unit + inward * reach * (1.0 - rng.random()))
         return values
 
 

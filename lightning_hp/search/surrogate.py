@@ -50,6 +50,8 @@ SHARED, TREND, TREND_SCALE = 0.2, 1.0, 0.8
 #: How many prior widths a hyperparameter may lie from its median.
 _REACH = 4.0
 _JITTER = 1e-8
+#: Losses that differ by less than this part of the best are equal; and the least spread that can be divided by.
+_RELATIVE, _TINY = 1e-12, 1e-290
 _ROOT_5 = math.sqrt(5.0)
 
 
@@ -89,9 +91,12 @@ def compress(losses: Array) -> Compression:
     finite = np.clip(finite, -1e150, 1e150)  # so that differences and their squares stay finite
     best = float(finite.min())
     spread = float(np.median(finite)) - best
-    if not spread > 1e-12 * max(1.0, abs(best)):  # more than half are ties: the mean still tells
+    floor = max(_RELATIVE * abs(best), _TINY)
+    if not spread > floor:  # more than half are ties: the mean still says something
         spread = float(np.mean(finite - best))
-    return Compression(best, spread if spread > 1e-12 * max(1.0, abs(best)) else 1.0)
+    if not spread > floor:  # all are equal
+        spread = abs(best) if abs(best) > _TINY else 1.0
+    return Compression(best, spread)
 
 
 @dataclass(frozen=True)

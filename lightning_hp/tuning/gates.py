@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.stages import DECIDED, Stage, decided, stage_at
+from lightning_hp.search.stages import DECIDED, Stage, apply_decisions, stage_at
 from lightning_hp.tuning.paths import StudyPaths
 from lightning_hp.tuning.storage import hushed
 
@@ -96,7 +96,7 @@ class StageGate:
 
         decorate(self._study, self._paths, force=True)
         until = datetime.now(UTC) + timedelta(seconds=self._timeout)
-        planned = decided(self._sampler.planned, self.decisions())
+        planned = apply_decisions(self._sampler.planned, self.decisions())
         asked = question(self._study, self._sampler.space, planned, stage, f"{until:%Y-%m-%d %H:%M} UTC")
         self._tell(f"{stage.name} waits for your answer until {until:%H:%M} UTC")
         # a study of the same name may have been here before, so the question names the moment at which this one began

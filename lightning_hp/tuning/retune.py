@@ -31,7 +31,7 @@ from lightning_hp.ledger.dates import summarise
 from lightning_hp.ledger.drift import compare
 from lightning_hp.ledger.events import retested
 from lightning_hp.ledger.fingerprint import data_fingerprint
-from lightning_hp.search.curves import CurveReader, described
+from lightning_hp.search.curves import CurveReader, curves_to_dicts
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.space import SearchSpace, differences
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
@@ -344,7 +344,7 @@ def _new_study(
         budget=Budget(length, config.budget.max_epochs or description.max_steps, config.budget.seconds),
         caviar=Caviar(),
         plan="retune",
-        older=tuple(described(reader.read(older))) if _same_ranges(description.space, space) else (),
+        older=tuple(curves_to_dicts(reader.read(older))) if _same_ranges(description.space, space) else (),
         opens_from={tier: 0 if tier in opened else length + 1 for tier in space.tiers},
         previous=str(root.root),
     )

@@ -56,7 +56,7 @@ def describe_as(mode: str = "min", n_trials: int = 40, space: SearchSpace = SPAC
 def run(place: StudyPaths, name: str = "digits", n_trials: int = 40) -> optuna.Study:
     """Make the real study in a folder."""
     study = open_study(name, open_storage("journal", place), describe_as(n_trials=n_trials), place)
-    study.sampler = CoarseToFineSampler(SPACE, n_trials, STEPS, seed=3)
+    study.sampler = CoarseToFineSampler(SPACE, n_trials=n_trials, max_steps=STEPS, seed=3)
     remember(place, name, "journal")
     study.optimize(objective, n_trials=n_trials, catch=(RuntimeError,))
     return study

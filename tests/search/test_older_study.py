@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from lightning_hp.search.curves import Curve, CurveReader, curve_of, described
+from lightning_hp.search.curves import Curve, CurveReader, curves_to_dicts, older_curve
 from lightning_hp.search.engine import aligned
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
@@ -44,7 +44,7 @@ def test_older_trials_are_worth_something_where_the_optimum_moved_a_little():
     for seed in range(4):
         optimum = np.random.default_rng(seed).uniform(0.2, 0.8, 4)
         old = study_of(bowl(optimum, 1.0), 24, seed=seed)
-        curves = described(CurveReader(SPACE, None, False).read(old.trials))
+        curves = curves_to_dicts(CurveReader(SPACE, None, False).read(old.trials))
         opening = replace(
             SPACE, parameters=tuple(replace(p, default=old.best_params[p.name]) for p in SPACE.parameters)
         )
@@ -58,15 +58,15 @@ def test_older_trials_are_worth_something_where_the_optimum_moved_a_little():
 
 def test_the_same_study_again_is_the_same():
     old = study_of(bowl(np.full(4, 0.3), 1.0), 12, seed=1)
-    curves = described(CurveReader(SPACE, None, False).read(old.trials))
+    curves = curves_to_dicts(CurveReader(SPACE, None, False).read(old.trials))
     twice = [study_of(bowl(np.full(4, 0.4), 1.0), 8, seed=2, plan="retune", older=curves).trials for _ in range(2)]
     assert [t.params for t in twice[0]] == [t.params for t in twice[1]]
 
 
 def test_curves_survive_json_and_the_best_complete_one_is_first():
     old = study_of(bowl(np.full(4, 0.3), 1.0), 12, seed=1)
-    told = json.loads(json.dumps(described(CurveReader(SPACE, None, False).read(old.trials), most=5)))
-    back = [curve_of(fields) for fields in told]
+    told = json.loads(json.dumps(curves_to_dicts(CurveReader(SPACE, None, False).read(old.trials), most=5)))
+    back = [older_curve(fields) for fields in told]
     assert len(back) == 5
     assert back[0].final == old.best_value
     assert np.allclose(SPACE.at(back[0].unit)["x1"], old.best_params["x1"])
@@ -102,8 +102,10 @@ def test_an_older_study_with_categories_and_stopped_curves_is_read():
     sampler = CoarseToFineSampler(space, n_trials=20, max_steps=9)
     old = optuna.create_study(sampler=sampler, pruner=sampler.pruner())
     old.optimize(objective, n_trials=20)
-    curves = described(CurveReader(space, 9, False).read(old.trials))
-    new = optuna.create_study(sampler=CoarseToFineSampler(space, 8, 9, plan="retune", older=curves, seed=5))
+    curves = curves_to_dicts(CurveReader(space, 9, False).read(old.trials))
+    new = optuna.create_study(
+        sampler=CoarseToFineSampler(space, n_trials=8, max_steps=9, plan="retune", older=curves, seed=5)
+    )
     new.optimize(objective, n_trials=8)
     first = new.trials[1].params  # the first that is not the defaults
     assert first["kind"] == "b"

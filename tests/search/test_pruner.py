@@ -147,22 +147,75 @@ def test_a_diverged_trial_is_stopped_at_its_first_look_and_the_study_goes_on(bad
     assert len(diverged) <= 6, "the corner is learned"
 
 
-def test_zero_based_and_sparse_reports():
-    def zero_based(trial: optuna.Trial) -> float:
+@pytest.mark.parametrize("given", [STEPS, None], ids=["length given", "length read off"])
+@pytest.mark.parametrize("first", [0, 1], ids=["from 0", "from 1"])
+def test_reports_counted_from_0_or_from_1_and_sparse_ones(first, given):
+    def sparse(trial: optuna.Trial) -> float:
         values = curve(SPACE.suggest(trial))
-        for step in range(0, STEPS, 3):
-            trial.report(values[step], step)
+        for step in [*range(first, STEPS + first, 3), STEPS - 1 + first]:
+            trial.report(values[step - first], step)
             if trial.should_prune():
                 raise optuna.TrialPruned
         return values[-1]
 
-    sampler = CoarseToFineSampler(SPACE, n_trials=24, max_steps=STEPS)
+    sampler = CoarseToFineSampler(SPACE, n_trials=24, max_steps=given)
     study = optuna.create_study(sampler=sampler, pruner=sampler.pruner())
-    study.optimize(zero_based, n_trials=24)
-    ends = {max(t.intermediate_values) for t in stopped(study)}
-    assert ends
-    assert ends <= {next(s for s in range(0, STEPS, 3) if s >= look) for look in looks(STEPS)}
+    study.optimize(sparse, n_trials=24)
+    trained = [max(t.intermediate_values) + 1 - first for t in stopped(study)]
+    assert trained, "the test needs some"
+    assert set(trained) <= {next(s for s in range(1, STEPS, 3) if s >= look) for look in looks(STEPS)}
     assert study.best_value < 0.2
+
+
+def test_without_a_length_everything_is_as_if_the_length_of_the_complete_curves_were_given(thirty):
+    sampler = CoarseToFineSampler(SPACE, n_trials=30, max_steps=None, seed=0)
+    study = run(30, sampler=sampler)
+    assert [t.params for t in study.trials] == [t.params for t in thirty.trials]
+    assert [t.intermediate_values for t in study.trials] == [t.intermediate_values for t in thirty.trials]
+
+
+def test_from_0_and_from_1_are_the_same_study(thirty):
+    def from_zero(trial: optuna.Trial) -> float:
+        values = curve(SPACE.suggest(trial))
+        for step, value in enumerate(values):
+            trial.report(value, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return values[-1]
+
+    sampler = CoarseToFineSampler(SPACE, n_trials=30, seed=0)
+    study = optuna.create_study(sampler=sampler, pruner=sampler.pruner())
+    study.optimize(from_zero, n_trials=30)
+    assert [t.params for t in study.trials] == [t.params for t in thirty.trials]
+    assert [list(t.intermediate_values.values()) for t in study.trials] == [
+        list(t.intermediate_values.values()) for t in thirty.trials
+    ]
+
+
+def test_long_trainings_of_unknown_length_are_not_stopped_early():
+    """100 epochs, nothing given: the length is read off the first complete trial, and looks follow from it."""
+
+    def long(trial: optuna.Trial) -> float:
+        end = final(SPACE.suggest(trial))
+        for step in range(100):
+            trial.report(end + 2.0 / (step + 1), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return end + 0.02
+
+    sampler = CoarseToFineSampler(SPACE, n_trials=24)
+    study = optuna.create_study(sampler=sampler, pruner=sampler.pruner())
+    study.optimize(long, n_trials=24)
+    trained = {max(t.intermediate_values) + 1 for t in stopped(study)}
+    assert trained
+    assert trained <= set(looks(100)) == {6, 13, 25, 50}
+
+
+def test_tiny_losses_are_told_apart(thirty):
+    """A study of the same task with all losses a 10^-14th part: the same trials (physics-informed networks)."""
+    tiny = run(30, shape=lambda natural: [2.0**-46 * v for v in curve(natural)])  # a power of two: no rounding
+    assert [t.params for t in tiny.trials] == [t.params for t in thirty.trials]
+    assert [t.state for t in tiny.trials] == [t.state for t in thirty.trials]
 
 
 # --- in company ---
@@ -230,7 +283,7 @@ def test_the_engine_works_with_optunas_pruners(pruner):
 
 
 def test_no_curves_no_looks():
-    sampler = CoarseToFineSampler(SPACE, n_trials=25, max_steps=None)
+    sampler = CoarseToFineSampler(SPACE, n_trials=25)
     study = optuna.create_study(sampler=sampler, pruner=sampler.pruner())
     study.optimize(lambda trial: final(SPACE.suggest(trial)), n_trials=25)
     assert study.best_value < 0.12

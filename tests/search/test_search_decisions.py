@@ -3,9 +3,10 @@
 import optuna
 import pytest
 
+from lightning_hp.search.boxes import WIDEN_BY
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import DECIDED, DECISIONS, WIDEN_BY, decided, stage_at
+from lightning_hp.search.stages import DECIDED, DECISIONS, apply_decisions, stage_at
 
 SPACE = SearchSpace.from_dict(
     {
@@ -33,8 +34,8 @@ def objective(trial):
 
 
 def run(decisions, trials=TRIALS, storage=None, plan="default", base=None):
-    """A study in which everything is decided before it begins, as far as the stages are concerned."""
-    sampler = CoarseToFineSampler(SPACE, TRIALS, max_steps=None, plan=plan, base=base, seed=1)
+    """A study in which everything is apply_decisions before it begins, as far as the stages are concerned."""
+    sampler = CoarseToFineSampler(SPACE, n_trials=TRIALS, max_steps=None, plan=plan, base=base, seed=1)
     study = optuna.create_study(storage=storage, sampler=sampler, study_name="one", load_if_exists=True)
     if decisions is not None:
         study.set_user_attr(DECIDED, {str(sampler.planned[index].first): said for index, said in decisions.items()})
@@ -47,9 +48,9 @@ def boxes(study):
 
 
 def test_no_decision_and_stop_leave_the_plan_as_it_is():
-    planned = CoarseToFineSampler(SPACE, TRIALS).planned
-    assert decided(planned, {}) == planned
-    assert decided(planned, {str(planned[2].first): "stop", "7": "widen"}) == planned
+    planned = CoarseToFineSampler(SPACE, n_trials=TRIALS).planned
+    assert apply_decisions(planned, {}) == planned
+    assert apply_decisions(planned, {str(planned[2].first): "stop", "7": "widen"}) == planned
     assert DECISIONS == ("zoom here", "widen", "stop")
 
 

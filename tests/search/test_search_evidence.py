@@ -8,10 +8,11 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.boxes import with_boxes
 from lightning_hp.search.evidence import SHUFFLES, evidence
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import plan_stages, with_boxes
+from lightning_hp.search.stages import plan_stages
 
 SPACE = SearchSpace.from_dict(
     {

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import optuna
 import pytest
 
-from lightning_hp.search.curves import CurveReader, described
+from lightning_hp.search.curves import CurveReader, curves_to_dicts
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.presets import OPENS_FROM, preset
 from lightning_hp.search.sampler import CoarseToFineSampler
@@ -26,7 +26,7 @@ def full_plan() -> SearchPlan:
     """A plan in which no field is at its default."""
     study = optuna.create_study(sampler=CoarseToFineSampler(SGD, n_trials=6, max_steps=None))
     study.optimize(lambda trial: SGD.suggest(trial)["learning_rate"], n_trials=6)
-    curves = described(CurveReader(SGD, None, False).read(study.trials))
+    curves = curves_to_dicts(CurveReader(SGD, None, False).read(study.trials))
     opens = {"A": 0, "B": 2, "C": 99}
     return SearchPlan(space=SGD, n_trials=9, max_steps=8, seed=3, plan="retune", opens_from=opens, older=curves)
 

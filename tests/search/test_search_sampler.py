@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from lightning_hp.search import CoarseToFineSampler, SearchSpace, preset
 from lightning_hp.search.parameters import Float
-from lightning_hp.search.points import explore, place
+from lightning_hp.search.sobol import sobol_point, to_stored_values
 from lightning_hp.search.stages import stage_at
 
 SPACE = SearchSpace.from_dict(preset("batchnorm_mlp"))
@@ -108,6 +108,20 @@ def test_no_two_trials_share_the_value_of_an_open_important_parameter(sixty):
         assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.parametrize("base", [None, "tpe"])
+def test_a_range_that_holds_few_stored_values_does_not_hang(base):
+    """Distances from 1 are stored rounded: near 1 - 1e-12 many positions are one value."""
+    space = SearchSpace.from_dict(
+        {"beta2": {"low": 0.9, "high": 1 - 1e-12, "scale": "one_minus_log", "default": 0.999}}
+    )
+    tpe = optuna.samplers.TPESampler(seed=0) if base else None
+    study = optuna.create_study(sampler=CoarseToFineSampler(space, n_trials=40, base=tpe))
+    study.optimize(lambda trial: -space.suggest(trial)["beta2"], n_trials=40)
+    assert len(study.trials) == 40
+    seen = [t.params["one_minus_beta2"] for t in study.trials]
+    assert len(set(seen)) > 20
+
+
 def test_trials_say_their_stage(sixty):
     first, last = sixty.trials[0].user_attrs, sixty.trials[-1].user_attrs
     assert (first["stage"], first["stage_index"], first["tier"]) == ("1 coarse ABC", 1, "C")
@@ -181,12 +195,13 @@ def test_parallel_asks_of_a_coarse_stage_do_not_depend_on_who_finishes_when():
 def test_another_process_comes_to_the_same_points():
     script = (
         "import json; from lightning_hp.search import CoarseToFineSampler, preset;"
-        "from lightning_hp.search.points import explore, place;"
-        "from lightning_hp.search.stages import stage_at, with_boxes;"
+        "from lightning_hp.search.sobol import sobol_point, to_stored_values;"
+        "from lightning_hp.search.boxes import with_boxes;"
+        "from lightning_hp.search.stages import stage_at;"
         "s = CoarseToFineSampler(preset('batchnorm_mlp'), n_trials=200, seed=9);"
         "stages = with_boxes(s.space, [], s.planned);"
-        "print(json.dumps([[stage_at(stages, n).name, place(s.space, stage_at(stages, n),"
-        " explore(s.space, stage_at(stages, n), n, 9))] for n in (1, 20, 70, 99)]))"
+        "print(json.dumps([[stage_at(stages, n).name, to_stored_values(s.space, stage_at(stages, n),"
+        " sobol_point(s.space, stage_at(stages, n), n, 9))] for n in (1, 20, 70, 99)]))"
     )
     found = subprocess.run(
         [sys.executable, "-c", script],
@@ -197,13 +212,13 @@ def test_another_process_comes_to_the_same_points():
     )
     sampler = CoarseToFineSampler(SPACE, n_trials=200, seed=9)
     study = optuna.create_study(sampler=sampler)
-    from lightning_hp.search.stages import with_boxes
+    from lightning_hp.search.boxes import with_boxes
 
     stages = with_boxes(SPACE, study.trials, sampler.planned)
     for (name, point), number in zip(json.loads(found.stdout), (1, 20, 70, 99), strict=True):
         stage = stage_at(stages, number)
         assert name == stage.name
-        assert point == place(SPACE, stage, explore(SPACE, stage, number, 9))
+        assert point == to_stored_values(SPACE, stage, sobol_point(SPACE, stage, number, 9))
 
 
 def test_threads_share_a_study():
@@ -511,6 +526,11 @@ def test_a_mapping_will_do():
 def test_bad_arguments_are_named(options, error, said):
     with pytest.raises(error, match=said):
         CoarseToFineSampler(SPACE, **options)
+
+
+def test_all_but_the_space_is_given_by_name():
+    with pytest.raises(TypeError, match="positional argument"):
+        CoarseToFineSampler(SPACE, 60)
 
 
 def test_public_names_load_late():

@@ -9,22 +9,11 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
-from lightning_hp.search.points import explore, place
+from lightning_hp.search.boxes import AT_EDGE, LEAST_WIDTH, WIDEN_BY, box, loss, ranked, with_boxes
 from lightning_hp.search.presets import PRESETS, preset
+from lightning_hp.search.sobol import sobol_point, to_stored_values
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import (
-    AT_EDGE,
-    LEAST_WIDTH,
-    OPENS_FROM,
-    WIDEN_BY,
-    Stage,
-    box,
-    loss,
-    plan_stages,
-    ranked,
-    stage_at,
-    with_boxes,
-)
+from lightning_hp.search.stages import OPENS_FROM, Stage, plan_stages, stage_at
 
 SPACE = SearchSpace.from_dict(
     {
@@ -446,12 +435,12 @@ def test_coarse_points_are_scrambled_sobol_in_the_box():
     engine = qmc.Sobol(6, scramble=True, bits=53, seed=np.random.default_rng([5, 3]))
     expected = 0.2 + 0.4 * engine.random(256)
     for number in (7, 8, 70, 71, 134, 262):  # past the end of blocks too
-        np.testing.assert_allclose(explore(SPACE, stage, number, seed=5), expected[number - 7], rtol=1e-14)
+        np.testing.assert_allclose(sobol_point(SPACE, stage, number, seed=5), expected[number - 7], rtol=1e-14)
 
 
 def test_coarse_points_are_evenly_spread_and_all_different():
     stage = boxed(Stage(1, "coarse", ("A", "B", "C"), ("A", "B", "C"), 0, 64))
-    points = np.stack([explore(SPACE, stage, i, seed=0) for i in range(64)])
+    points = np.stack([sobol_point(SPACE, stage, i, seed=0) for i in range(64)])
     for j in range(points.shape[1]):  # one point in each of 64 equal intervals
         assert sorted((points[:, j] * 64).astype(int)) == list(range(64))
     assert qmc.discrepancy(points) < np.mean(
@@ -462,10 +451,10 @@ def test_coarse_points_are_evenly_spread_and_all_different():
 def test_coarse_points_depend_on_seed_and_stage():
     stage = boxed(Stage(1, "coarse", ("A", "B", "C"), ("A", "B", "C"), 0, 64))
     other = boxed(Stage(2, "coarse", ("A", "B", "C"), ("A", "B", "C"), 0, 64))
-    one = explore(SPACE, stage, 3, 0)
-    np.testing.assert_array_equal(one, explore(SPACE, stage, 3, 0))
-    assert not np.any(np.isclose(one, explore(SPACE, stage, 3, 1)))
-    assert not np.any(np.isclose(one, explore(SPACE, other, 3, 0)))
+    one = sobol_point(SPACE, stage, 3, 0)
+    np.testing.assert_array_equal(one, sobol_point(SPACE, stage, 3, 0))
+    assert not np.any(np.isclose(one, sobol_point(SPACE, stage, 3, 1)))
+    assert not np.any(np.isclose(one, sobol_point(SPACE, other, 3, 0)))
 
 
 def test_place_keeps_inside_the_box_and_closed_parameters_at_their_default():
@@ -478,7 +467,7 @@ def test_place_keeps_inside_the_box_and_closed_parameters_at_their_default():
         "c": (0.25, 0.25),
     }
     stage = Stage(2, "fine", ("A", "B"), (), 0, 9, found)
-    low, high = place(SPACE, stage, np.zeros(6)), place(SPACE, stage, np.ones(6))
+    low, high = to_stored_values(SPACE, stage, np.zeros(6)), to_stored_values(SPACE, stage, np.ones(6))
     assert low == {"a": 0.2, "b": pytest.approx(0.01), "n": 3, "kind": "x", "size": 16, "c": 0.25}
     assert high == {"a": 0.4, "b": pytest.approx(1.0), "n": 4, "kind": "z", "size": 32, "c": 0.25}
-    assert place(SPACE, stage, np.full(6, 0.3))["a"] == pytest.approx(0.3)
+    assert to_stored_values(SPACE, stage, np.full(6, 0.3))["a"] == pytest.approx(0.3)

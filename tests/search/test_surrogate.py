@@ -120,6 +120,15 @@ def test_compression_is_monotone_and_puts_the_best_at_zero():
     assert compress(losses)(np.array([losses[0] - 1.0]))[0] < 0, "better than all that was known"
 
 
+@pytest.mark.parametrize("scale", [1e-280, 1e-14, 1.0, 1e14, 1e140])
+def test_compression_does_not_depend_on_the_unit_of_the_loss(scale):
+    losses = np.random.default_rng(0).lognormal(size=20)
+    np.testing.assert_allclose(compress(scale * losses)(scale * losses), compress(losses)(losses), rtol=1e-12)
+    tied = np.full(5, scale)
+    assert np.all(compress(tied)(tied) == 0)
+    assert compress(tied)(2.0 * scale) > 0.5, "a worse one is seen as worse"
+
+
 @pytest.mark.parametrize("bad", [1e9, 1e300, np.inf, np.nan])
 def test_one_diverged_trial_among_thirty_does_not_flatten_the_rest(bad):
     rng = np.random.default_rng(0)

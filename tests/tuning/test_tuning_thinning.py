@@ -50,7 +50,7 @@ def curve(values, steps):
 
 def run(steps, trials, thinned, seed=0):
     """A study; what it gives its pruner is whole or thinned."""
-    sampler = CoarseToFineSampler(SPACE, trials, steps, seed=seed)
+    sampler = CoarseToFineSampler(SPACE, n_trials=trials, max_steps=steps, seed=seed)
     study = optuna.create_study(sampler=sampler, pruner=sampler.pruner())
     for _ in range(trials):
         trial = study.ask()

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_hp.search.boxes import TOUCH
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import TOUCH, Stage
+from lightning_hp.search.stages import Stage
 
 _SOBOL_BLOCK = 64
 _sobol_lock = threading.Lock()  # scipy's Sobol engines share their direction numbers among threads
 
 
-def explore(space: SearchSpace, stage: Stage, number: int, seed: int) -> NDArray[np.float64]:
+def sobol_point(space: SearchSpace, stage: Stage, number: int, seed: int) -> NDArray[np.float64]:
     """The unit point of a coarse trial, shape (d,), inside the stage's box: scrambled Sobol (Owen 1998).
 
     A function of its arguments only, so workers agree without talking. Each stage has a scrambling of its own, from its
@@ -47,7 +48,7 @@ def _sobol(seed: int, stage: int, d: int, block: int) -> NDArray[np.float64]:
         return engine.random(_SOBOL_BLOCK)
 
 
-def place(space: SearchSpace, stage: Stage, unit: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
+def to_stored_values(space: SearchSpace, stage: Stage, unit: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
     """The stored values of a unit point in a stage: kept inside the box, closed parameters at their default.
 
     Args:
