@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hp.training.sampling import BatchSampler, check_split_arguments, split_rows
+from lightning_hp.training.scaling import centre_and_scale
 
 # Evaluation has no gradients to keep: large mini-batches save time and change no result.
 EVAL_BATCH_SIZE = 4096
@@ -35,10 +36,11 @@ def standardise(
         least_scale: A smaller standard deviation counts as this one, in the unit of the columns.
 
     Returns:
-        All splits, scaled, in the order given. A column that is constant in training is only shifted.
+        All splits, scaled, in the order given. A column that is constant in training, but for rounding, is only
+        shifted (or divided by ``least_scale``, if that is above 0).
     """
-    mean, scale = train.mean(axis=0), np.maximum(train.std(axis=0), least_scale)
-    scale[scale == 0] = 1.0
+    mean, scale, constant = centre_and_scale(train)
+    scale = np.where(constant & (least_scale == 0), 1.0, np.maximum(np.where(constant, 0.0, scale), least_scale))
     return [((part - mean) / scale).astype(np.float32) for part in (train, *others)]
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lightning_hp.training.scaling import centre_and_scale
+
 # A value in one training row only cannot be told from that row's noise; pooled, such rows train the column "other".
 MIN_CATEGORY_ROWS = 2
 # Beyond this a column is rather an identifier; the most frequent values are kept.
@@ -48,6 +50,13 @@ def as_numbers(frame: pd.DataFrame, column: str, name: str = "numeric") -> NDArr
     return result
 
 
+def precision(values: pd.Series) -> float:
+    """Relative rounding of a column's values: that of its own type, float64 for everything but floats."""
+    dtype = values.dtype if isinstance(values.dtype, np.dtype) else getattr(values.dtype, "numpy_dtype", None)
+    single = isinstance(dtype, np.dtype) and dtype.kind == "f"
+    return float(np.finfo(dtype if single else np.float64).eps)
+
+
 def as_texts(frame: pd.DataFrame, column: str) -> NDArray[np.str_]:
     """Return a column as texts, shape (n,): ``(missing)`` where missing, and 3.0 written like 3."""
     texts = [
@@ -66,7 +75,8 @@ class TableEncoder:
         categorical: Names of the categorical columns.
         medians: Training median of each numeric column.
         means: Training mean of each numeric column, after filling.
-        scales: Training standard deviation of each numeric column, after filling; 1 for a constant column.
+        scales: Training standard deviation of each numeric column, after filling; 1 for a column that is
+            constant but for rounding.
         indicators: Numeric columns that had missing values in training.
         categories: Kept values of each categorical column, sorted.
     """
@@ -99,9 +109,9 @@ class TableEncoder:
             values = as_numbers(train, column)
             missing = np.isnan(values)
             medians.append(0.0 if missing.all() else float(np.median(values[~missing])))
-            filled = np.where(missing, medians[-1], values)
-            means.append(float(filled.mean()))
-            scales.append(float(filled.std()) or 1.0)
+            mean, scale, _ = centre_and_scale(np.where(missing, medians[-1], values)[:, None], precision(train[column]))
+            means.append(float(mean[0]))
+            scales.append(float(scale[0]))
             if missing.any():
                 indicators.append(column)
         categories = []
@@ -110,6 +120,12 @@ class TableEncoder:
             frequent = np.argsort(-counts, kind="stable")[:MAX_CATEGORIES]
             categories.append(sorted(str(values_[i]) for i in frequent if counts[i] >= MIN_CATEGORY_ROWS))
         return cls(list(numeric), list(categorical), medians, means, scales, indicators, categories)
+
+    def is_constant(self, train: pd.DataFrame, column: str) -> bool:
+        """Whether a numeric column has one value in the training rows, gaps filled, but for rounding."""
+        values = as_numbers(train, column)
+        filled = np.where(np.isnan(values), self.medians[self.numeric.index(column)], values)
+        return bool(centre_and_scale(filled[:, None], precision(train[column]))[2][0])
 
     @property
     def feature_names(self) -> list[str]:
