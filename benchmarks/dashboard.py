@@ -32,12 +32,13 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from lightning_hp.dashboard.notes import decorate
+from lightning_hp.report.notes import decorate
 from lightning_hp.search.presets import preset
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.tuning.paths import StudyPaths
-from lightning_hp.tuning.storage import Description, open_storage, open_study
+from lightning_hp.study.description import Description, open_study
+from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.storage import open_storage
 
 #: seconds that the dashboard believes its trials; a poll after that reads storage again
 TTL = 10.5

@@ -36,8 +36,8 @@ import yaml
 from dashboard import cpu_seconds, free_port, server
 from optuna.trial import FrozenTrial
 
-from lightning_hp.tuning.paths import StudyPaths
-from lightning_hp.tuning.storage import load_study, open_storage
+from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.storage import load_study, open_storage
 
 TRAIN = Path(__file__).parents[1] / "configs" / "digits" / "train.yaml"
 

@@ -22,11 +22,11 @@ from torch.utils.data import TensorDataset
 
 from lightning_hp import BatchNormClassifier, DigitsDataModule, SearchSpace
 from lightning_hp.callbacks import BatchNormAuditor, StalenessTracker
+from lightning_hp.commands.status import status_command
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.retune import retune
-from lightning_hp.tuning.status_command import status_command
 
 FOLDER = Path("runs/life")
 START = datetime.now(UTC) - timedelta(days=4)

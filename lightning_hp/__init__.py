@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_hp.search.sampler import CoarseToFineSampler as CoarseToFineSampler
     from lightning_hp.search.scales import sample as sample
     from lightning_hp.search.space import SearchSpace as SearchSpace
+    from lightning_hp.study.storage import StudyError as StudyError
     from lightning_hp.training import BatchNormClassifier as BatchNormClassifier
     from lightning_hp.training import BatchNormMLP as BatchNormMLP
     from lightning_hp.training import BatchNormRegressor as BatchNormRegressor
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from lightning_hp.tuning.config import ConfigError as ConfigError
     from lightning_hp.tuning.config import TuneConfig as TuneConfig
     from lightning_hp.tuning.finish import Result as Result
-    from lightning_hp.tuning.storage import StudyError as StudyError
     from lightning_hp.tuning.tune import tune as tune
     from lightning_hp.tuning.tune import tune_file as tune_file
 
@@ -40,7 +40,7 @@ _HOMES = {
     "ConfigError": "lightning_hp.tuning.config",
     "TuneConfig": "lightning_hp.tuning.config",
     "Result": "lightning_hp.tuning.finish",
-    "StudyError": "lightning_hp.tuning.storage",
+    "StudyError": "lightning_hp.study.storage",
     "tune": "lightning_hp.tuning.tune",
     "tune_file": "lightning_hp.tuning.tune",
 }

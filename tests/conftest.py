@@ -1,8 +1,10 @@
 """For all tests: one thread, and nothing of a test is left behind for the next one."""
 
 import os
+import shutil
 import signal
 import sys
+from typing import Any
 
 import pytest
 
@@ -23,3 +25,16 @@ def nothing_is_left():
         os.environ["PYTEST_CURRENT_TEST"] = current
     sys.path[:] = path
     assert signal.getsignal(signal.SIGINT) is handler, "the test left a handler of SIGINT behind"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Any:
+    """Headless Chromium; tests that ask for it are skipped with the reason where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    binary = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if binary is None:
+        pytest.skip("no Chromium on this machine (set CHROMIUM to its path)")
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=binary, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

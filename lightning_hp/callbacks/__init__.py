@@ -6,15 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_hp.callbacks.auditor import BatchNormAuditError as BatchNormAuditError
-    from lightning_hp.callbacks.auditor import BatchNormAuditor as BatchNormAuditor
-    from lightning_hp.callbacks.auditor import BatchNormWarning as BatchNormWarning
+    from lightning_hp.callbacks.audit.auditor import BatchNormAuditError as BatchNormAuditError
+    from lightning_hp.callbacks.audit.auditor import BatchNormAuditor as BatchNormAuditor
+    from lightning_hp.callbacks.audit.auditor import BatchNormWarning as BatchNormWarning
     from lightning_hp.callbacks.staleness import StalenessTracker as StalenessTracker
 
 _WHERE = {
-    "BatchNormAuditError": "auditor",
-    "BatchNormAuditor": "auditor",
-    "BatchNormWarning": "auditor",
+    "BatchNormAuditError": "audit.auditor",
+    "BatchNormAuditor": "audit.auditor",
+    "BatchNormWarning": "audit.auditor",
     "StalenessTracker": "staleness",
 }
 

@@ -17,8 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_hp.batchnorm.findings import THRESHOLDS, Finding
 from lightning_hp.batchnorm.reference import Reference
-from lightning_hp.callbacks.audit_reference import read_reference
-from lightning_hp.callbacks.auditor import BatchNormAuditor
+from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
+from lightning_hp.callbacks.audit.reference import read_reference
 from lightning_hp.ledger import dates, records
 from lightning_hp.ledger.fingerprint import Tolerance, compare, data_fingerprint, model_fingerprint
 

@@ -17,15 +17,14 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.dashboard.axes import number_text
-from lightning_hp.dashboard.gate import is_gate
-from lightning_hp.dashboard.lineage import lineage_of
-from lightning_hp.dashboard.page import Page, table
-from lightning_hp.dashboard.sections import TONES
-from lightning_hp.dashboard.shelf import Shelf
-from lightning_hp.dashboard.view import finite, value_of
-from lightning_hp.ledger.dates import Verdict
-from lightning_hp.tuning.storage import ATTRIBUTE
+from lightning_hp.dashboard.combined_storage import Shelf
+from lightning_hp.report.axes import number_text
+from lightning_hp.report.gate_question import is_gate
+from lightning_hp.report.lineage import Verdict, lineage_of
+from lightning_hp.report.page import Page, table
+from lightning_hp.report.sections import TONES
+from lightning_hp.report.view import finite, value_of
+from lightning_hp.study.description import ATTRIBUTE
 
 #: seconds for which a folder's size is believed
 SIZE_KEPT = 60.0

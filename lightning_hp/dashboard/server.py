@@ -24,13 +24,13 @@ from urllib.parse import parse_qs
 
 from optuna.storages import BaseStorage
 
-from lightning_hp.dashboard.detail import Details
-from lightning_hp.dashboard.gate import is_gate, tuned_name
+from lightning_hp.dashboard.combined_storage import Shelf, ShelfArtifacts, study_folders
 from lightning_hp.dashboard.guard import PASSWORD_VARIABLE, Application, Guard, is_loopback, names_of
 from lightning_hp.dashboard.overview import overview, status_of
-from lightning_hp.dashboard.shelf import Shelf, ShelfArtifacts, study_folders
-from lightning_hp.tuning.paths import StudyPaths
-from lightning_hp.tuning.storage import StudyError, open_storage
+from lightning_hp.dashboard.upstream.study_json import Details
+from lightning_hp.report.gate_question import is_gate, tuned_name
+from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.storage import StudyError, open_storage
 
 _log = logging.getLogger(__name__)
 #: waitress threads; a page asks for a few things at once, and a poll of a big study takes a while

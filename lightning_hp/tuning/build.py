@@ -10,10 +10,8 @@ import contextlib
 import importlib
 import inspect
 import json
-import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.config import ConfigError, read_yaml
+from lightning_hp.tuning.quiet import quiet_lightning, quiet_lightning_cli
 
 
 @dataclass
@@ -160,7 +159,7 @@ class CliBuilder:
         if not instantiate:
             changed["instantiate_classes"] = lambda cli: None
         try:
-            with quiet(), plainly():
+            with quiet_lightning(), quiet_lightning_cli():
                 return type(kind.__name__, (kind,), changed)(
                     run=False,
                     save_config_callback=None,
@@ -221,7 +220,7 @@ class PythonBuilder:
         if max_epochs is not None:
             options["max_epochs"] = max_epochs
         options["callbacks"] = [*deepcopy(list(options.get("callbacks") or [])), *callbacks]
-        with quiet():
+        with quiet_lightning():
             pl.seed_everything(seed, workers=True)
             data = self.data(**for_data) if callable(self.data) else deepcopy(self.data)
             return Built(self.module(**for_module), data, pl.Trainer(**options))
@@ -298,25 +297,3 @@ def _parser_error(text: str) -> str:
     # a class_path that may also be null is reported as a union: only the class's own complaint is of use
     said = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: - ", "", said)
     return re.sub(r"\s*(- Expected a <class 'NoneType'>.*|Given value type: .*)$", "", said)
-
-
-@contextlib.contextmanager
-def plainly() -> Iterator[None]:
-    """Without LightningCLI's warning that both it and this process were given arguments: both are meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
-        yield
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning's announcements (seeds, devices, tips) out of the way; warnings and errors still come through."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -18,7 +18,7 @@ import yaml
 from lightning_hp.ledger.dates import intervals_by_tier
 from lightning_hp.search.presets import preset
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.tuning.thinning import FEWEST, POINTS
+from lightning_hp.tuning.curve_store import FEWEST, POINTS
 
 #: seconds that a person has for an answer unless told otherwise
 GATE_TIMEOUT = 1800.0
@@ -98,7 +98,7 @@ class TuneConfig:
         plan: Stage plan.
         preset: Name of the preset that the space came from.
         prune: Whether hopeless trials are stopped.
-        curve_points: How many points of a learning curve are stored, see :mod:`lightning_hp.tuning.thinning`.
+        curve_points: How many points of a learning curve are stored, see :mod:`lightning_hp.tuning.curve_store`.
         gate: Seconds that a person has between two stages to decide about the next one; None for no questions.
         audit: Whether BatchNorm layers are audited at the end of every trial.
         keep_checkpoints: How many of the best trials keep their checkpoints.
@@ -107,7 +107,7 @@ class TuneConfig:
         data: Class path for LightningCLI files that name no data class.
         cli: Class path of the project's own LightningCLI subclass.
         source: The file that this was read from.
-        older: Of a study that refreshes another, see :class:`lightning_hp.tuning.storage.Description`; not in the file.
+        older: Of a study that refreshes another, see :class:`lightning_hp.study.storage.Description`; not in the file.
         opens_from: Likewise.
         previous: Likewise.
     """

@@ -14,11 +14,11 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import ConfigError, TuneConfig
 from lightning_hp.tuning.finish import Result, finish
 from lightning_hp.tuning.runner import Event, StudyRunner, interruptible
-from lightning_hp.tuning.storage import StudyError
 
 #: exit codes of a worker that was told to stop by SIGINT or SIGTERM
 _STOPPED = (130, 143)
@@ -72,7 +72,7 @@ def _tell_and_decorate(
     """Pass an event on; between trials, now and then, bring the dashboard's notes and figures up to date."""
     listen(event)
     if event.kind == "finished" and event.trial is not None and event.trial.number >= FIRST_DECORATED:
-        from lightning_hp.dashboard.notes import decorate
+        from lightning_hp.report.notes import decorate
 
         decorate(runner.study, runner.paths, now=now)
 

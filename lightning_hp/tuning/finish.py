@@ -20,23 +20,18 @@ import torch
 import yaml
 from optuna.trial import FrozenTrial
 
-from lightning_hp.callbacks.audit_reference import write_reference
+from lightning_hp.callbacks.audit.reference import write_reference
 from lightning_hp.ledger import records
 from lightning_hp.ledger.dates import as_utc
 from lightning_hp.ledger.events import tuned
 from lightning_hp.ledger.fingerprint import data_fingerprint, model_fingerprint
+from lightning_hp.report.write import write_older_reports, write_reports
+from lightning_hp.study.paths import StudyPaths, write_text
+from lightning_hp.study.results import read_result
+from lightning_hp.study.storage import StudyError, one_line
+from lightning_hp.study.trials import best_trials, count_states, no_best
 from lightning_hp.tuning.build import Built, CliBuilder
-from lightning_hp.tuning.paths import StudyPaths, write_text
-from lightning_hp.tuning.results import (
-    best_trials,
-    count_states,
-    no_best,
-    read_result,
-    write_older_reports,
-    write_reports,
-)
-from lightning_hp.tuning.runner import Event, StudyRunner, patient_warnings
-from lightning_hp.tuning.storage import StudyError, one_line
+from lightning_hp.tuning.runner import Event, StudyRunner, suppress_repeated_warnings
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[
     arguments = runner.description.space.arguments(best.params)
     seed = runner.seed_of(best)
     measured: dict[str, Any] = {"validation": {}, "test": {}, "model_fingerprint": None, "data_fingerprint": None}
-    with patient_warnings():
+    with suppress_repeated_warnings():
         built = runner.builder.build(arguments, runner.paths.root / "evaluation", seed, [], runner.max_epochs)
         measured["model_fingerprint"] = model_fingerprint(type(built.model))
         for split in ("validation", "test"):

@@ -35,11 +35,11 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 
 from lightning_hp.callbacks.pruning import TrialPruning
 from lightning_hp.search.space import SearchSpace
+from lightning_hp.study.paths import TrialPaths, write_text
+from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import ConfigError
-from lightning_hp.tuning.paths import TrialPaths, write_text
-from lightning_hp.tuning.storage import StudyError, one_line
-from lightning_hp.tuning.thinning import POINTS, ThinCurve
+from lightning_hp.tuning.curve_store import POINTS, ThinCurve
 
 #: characters of a traceback kept in the study; the whole is in the trial's error.txt
 TRACEBACK_CHARACTERS = 2000

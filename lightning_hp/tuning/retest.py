@@ -25,11 +25,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.space import SearchSpace
+from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import Budget, Caviar, TuneConfig
+from lightning_hp.tuning.curve_store import RETEST_LOOKS
 from lightning_hp.tuning.runner import Event, StudyRunner
-from lightning_hp.tuning.storage import StudyError
-from lightning_hp.tuning.thinning import RETEST_LOOKS
 
 #: Neighbours lie this far from the recorded best, in turn: standard deviations in parts of a parameter's range. The
 #: near ones show whether it is still the top of its hill, the far ones whether there is another hill.

@@ -31,18 +31,21 @@ from lightning_hp.ledger.dates import summarise
 from lightning_hp.ledger.drift import compare
 from lightning_hp.ledger.events import retested
 from lightning_hp.ledger.fingerprint import data_fingerprint
+from lightning_hp.report.write import write_reports
 from lightning_hp.search.curves import CurveReader, curves_to_dicts
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.space import SearchSpace, differences
+from lightning_hp.study.description import describe
+from lightning_hp.study.paths import StudyPaths, write_text
+from lightning_hp.study.results import sampler_for
+from lightning_hp.study.storage import StudyError, find_study, one_line
+from lightning_hp.study.trials import best_trials, no_best
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import Budget, Caviar, ConfigError, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
-from lightning_hp.tuning.paths import StudyPaths, write_text
-from lightning_hp.tuning.results import best_trials, no_best, sampler_for, write_reports
 from lightning_hp.tuning.retest import Retest, retest
-from lightning_hp.tuning.runner import Event, StudyRunner, patient_warnings
-from lightning_hp.tuning.storage import StudyError, describe, find_study, one_line
+from lightning_hp.tuning.runner import Event, StudyRunner, suppress_repeated_warnings
 
 #: What a refreshing study adds to the trials of the re-test, in parts of the first study's trials.
 SHARE = 1 / 3
@@ -285,7 +288,7 @@ def _drift(
     """How today's training data differ from those of the last tuning, and their fingerprint."""
     tunings = [r for r in records.read(root.ledger).records if r.get("fingerprints", {}).get("data")]
     try:
-        with patient_warnings():
+        with suppress_repeated_warnings():
             built = builder.build(space.arguments(space.defaults()), root.root / "evaluation", 0, [], epochs)
             if built.data is not None:
                 built.data.prepare_data()

@@ -24,15 +24,17 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.callbacks.auditor import BatchNormAuditor
+from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
+from lightning_hp.study.description import Description, describe, open_study
+from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.results import sampler_for
+from lightning_hp.study.storage import StudyError, open_storage, remember
+from lightning_hp.study.trials import best_trials
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import ConfigError, TuneConfig
-from lightning_hp.tuning.gates import StageGate
 from lightning_hp.tuning.objective import DIVERGED, OUT_OF_MEMORY, Outcome, run_trial, structure, trial_seed
-from lightning_hp.tuning.paths import StudyPaths
-from lightning_hp.tuning.results import best_trials, sampler_for
-from lightning_hp.tuning.session import patient_warnings, quick_collection
-from lightning_hp.tuning.storage import Description, StudyError, describe, open_storage, open_study, remember
+from lightning_hp.tuning.quiet import quick_collection, suppress_repeated_warnings
+from lightning_hp.tuning.stage_gate import StageGate
 
 #: this many failures in a row with one cause stop a study: it is the configuration, not the trial
 SAME_FAILURES = 3
@@ -128,7 +130,7 @@ class StudyRunner:
             ConfigError: If a trial showed that the configuration cannot work.
             StudyError: If three trials in a row failed with the same cause.
         """
-        with interruptible(self.stopping, self.listen), patient_warnings(), quick_collection():
+        with interruptible(self.stopping, self.listen), suppress_repeated_warnings(), quick_collection():
             seconds = self.config.budget.seconds
             deadline = math.inf if seconds is None else time.monotonic() + seconds
             skipped = 0

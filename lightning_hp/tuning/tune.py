@@ -12,10 +12,10 @@ import lightning.pytorch as pl
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.curve_store import POINTS
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.progress import StudyDisplay
-from lightning_hp.tuning.thinning import POINTS
 
 
 def tune(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_hp.batchnorm.buffer_moments import recovered_snapshot
 from lightning_hp.batchnorm.observe import call_of
-from lightning_hp.batchnorm.recovered import recovered_snapshot
 from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, compare, shift_findings
 from lightning_hp.batchnorm.statistics import find_layers
 from lightning_hp.batchnorm.watch import TrainingWatch

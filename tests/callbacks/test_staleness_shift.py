@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hp.callbacks import BatchNormAuditor, StalenessTracker, staleness
-from lightning_hp.callbacks.audit_reference import read_reference, weights_fingerprint, write_reference
+from lightning_hp.callbacks.audit.reference import read_reference, weights_fingerprint, write_reference
+from lightning_hp.commands.status import status_command
 from lightning_hp.ledger import records
 from lightning_hp.ledger.fingerprint import model_fingerprint
-from lightning_hp.tuning.status_command import status_command
 
 START = datetime(2026, 1, 31, tzinfo=UTC)
 LOOPS = ("validate", "test", "predict")

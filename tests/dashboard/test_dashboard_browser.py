@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lightning_hp.dashboard.report import write_report
+from lightning_hp.report.html_report import write_report
 from lightning_hp.search.evidence import evidence
 
 pytestmark = pytest.mark.browser

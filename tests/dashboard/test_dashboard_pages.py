@@ -9,15 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from dashboard_studies import made_trial, serving
+from decorated_studies import made_trial, serving
 from optuna.trial import TrialState
 
-from lightning_hp.dashboard.figures import FEWEST_FOR_LANDSCAPE
-from lightning_hp.dashboard.notes import decorate
+from lightning_hp.report.figures import FEWEST_FOR_LANDSCAPE
+from lightning_hp.report.notes import decorate
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.tuning.paths import StudyPaths
-from lightning_hp.tuning.results import measure
-from lightning_hp.tuning.storage import Description, find_study, open_storage, open_study, remember
+from lightning_hp.study.description import Description, open_study
+from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.results import compute_evidence
+from lightning_hp.study.storage import find_study, open_storage, remember
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -46,7 +47,7 @@ def folder(tmp_path_factory):
     done = subprocess.run([sys.executable, "-c", script], cwd=root, timeout=280, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     study, paths = find_study("digits", root / "runs")
-    assert decorate(study, paths, measure(study), force=True)
+    assert decorate(study, paths, compute_evidence(study), force=True)
     _hostile(StudyPaths(root / "runs" / "hostile"))
     return root / "runs"
 

@@ -2,7 +2,7 @@
 
 import optuna
 import pytest
-from dashboard_studies import made_trial, serving
+from decorated_studies import made_trial, serving
 
 pytestmark = pytest.mark.browser
 

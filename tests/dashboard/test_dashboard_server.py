@@ -9,17 +9,17 @@ from datetime import UTC, datetime, timedelta
 
 import optuna
 import pytest
-from dashboard_studies import made_trial, run, serving
+from decorated_studies import made_trial, run, serving
 from optuna.trial import TrialState
 
 from lightning_hp.dashboard import server as module
+from lightning_hp.dashboard.combined_storage import STUDY_STRIDE
 from lightning_hp.dashboard.overview import ago_text, size_of, size_text
-from lightning_hp.dashboard.report import write_report
 from lightning_hp.dashboard.server import make_server, read_password, serve_command, shelf_of
-from lightning_hp.dashboard.shelf import STUDY_STRIDE
 from lightning_hp.ledger import events, records
-from lightning_hp.tuning.paths import StudyPaths
-from lightning_hp.tuning.storage import StudyError
+from lightning_hp.report.html_report import write_report
+from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.storage import StudyError
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import optuna
 import pytest
 import toy_project as toy
 
+from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.storage import load_study, open_storage
 from lightning_hp.tuning import finish
-from lightning_hp.tuning.paths import StudyPaths
-from lightning_hp.tuning.storage import load_study, open_storage
 from lightning_hp.tuning.tune import tune
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}

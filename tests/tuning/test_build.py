@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_hp import SearchSpace, cli
+from lightning_hp.study.storage import StudyError, find_study
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import ConfigError
 from lightning_hp.tuning.objective import trial_seed
-from lightning_hp.tuning.storage import StudyError, find_study
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
 

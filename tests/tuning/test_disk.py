@@ -10,8 +10,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from lightning_hp.tuning.paths import StudyPaths, write_text
-from lightning_hp.tuning.storage import Description, StudyError, open_storage, open_study, redacted
+from lightning_hp.study.description import Description, open_study
+from lightning_hp.study.paths import StudyPaths, write_text
+from lightning_hp.study.storage import StudyError, open_storage, redacted
 
 COMPLETE, RUNNING = TrialState.COMPLETE, TrialState.RUNNING
 
@@ -50,9 +51,9 @@ def test_a_torn_line_longer_than_one_look_is_cut(tmp_path):
 
 
 def open_storage_of_any_content(paths):
-    from lightning_hp.tuning.storage import _MendingJournal
+    from lightning_hp.study.journal import MendingJournal
 
-    return _MendingJournal(paths.journal)
+    return MendingJournal(paths.journal)
 
 
 @pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 17, pytest.param(40, marks=pytest.mark.slow)])
@@ -250,7 +251,7 @@ def test_a_study_that_others_made_is_left_alone(tmp_path):
 
 
 def test_a_study_of_a_newer_version_is_not_read(studies):
-    from lightning_hp.tuning.storage import ATTRIBUTE, describe
+    from lightning_hp.study.description import ATTRIBUTE, describe
 
     studies.run(trials=2)
     study = studies.open()

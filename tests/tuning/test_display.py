@@ -8,9 +8,10 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from lightning_hp.commands.space import show_space
+from lightning_hp.report.text import show_evidence, show_result
 from lightning_hp.tuning.progress import StudyDisplay
 from lightning_hp.tuning.runner import Event
-from lightning_hp.tuning.summary import show_evidence, show_result, show_space
 
 BRACKETS = "RuntimeError: mat1 [/3, 4] and [bold]mat2[/] [red]"
 

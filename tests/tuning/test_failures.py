@@ -7,9 +7,9 @@ import torch
 from optuna.trial import TrialState
 from toy_project import SPACE
 
+from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.objective import is_disk_full, is_out_of_memory
 from lightning_hp.tuning.runner import StudyRunner
-from lightning_hp.tuning.storage import StudyError
 
 COMPLETE, FAIL, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hp.callbacks import BatchNormAuditor, StalenessTracker
-from lightning_hp.callbacks.audit_reference import read_reference, weights_fingerprint
+from lightning_hp.callbacks.audit.reference import read_reference, weights_fingerprint
 from lightning_hp.ledger import records
 from lightning_hp.tuning.tune import tune
 

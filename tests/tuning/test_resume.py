@@ -8,8 +8,8 @@ import pytest
 from optuna.trial import TrialState
 
 from lightning_hp.ledger import records
+from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.objective import trial_seed
-from lightning_hp.tuning.storage import StudyError
 
 COMPLETE, RUNNING = TrialState.COMPLETE, TrialState.RUNNING
 

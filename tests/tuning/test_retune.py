@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_hp.ledger import records
 from lightning_hp.ledger.dates import verdict
 from lightning_hp.search.space import SearchSpace
+from lightning_hp.study.description import describe
+from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, ConfigError, TuneConfig
 from lightning_hp.tuning.engines import run
@@ -23,7 +25,6 @@ from lightning_hp.tuning.objective import trial_seed
 from lightning_hp.tuning.retest import BehindPruner, clearly_better, neighbours
 from lightning_hp.tuning.retune import bring, retune
 from lightning_hp.tuning.runner import StudyRunner
-from lightning_hp.tuning.storage import StudyError, describe
 
 SPACE = SearchSpace.from_dict({k: toy_project.SPACE[k] for k in ("learning_rate", "momentum")})
 

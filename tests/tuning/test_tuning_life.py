@@ -12,12 +12,12 @@ from torch.utils.data import TensorDataset
 
 from lightning_hp import BatchNormClassifier, DigitsDataModule, SearchSpace
 from lightning_hp.callbacks import StalenessTracker
+from lightning_hp.commands.status import status_command
 from lightning_hp.ledger import records
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.retune import retune
-from lightning_hp.tuning.status_command import status_command
 
 START = datetime(2031, 1, 31, 9, 30, tzinfo=UTC)
 DAY = timedelta(days=1)

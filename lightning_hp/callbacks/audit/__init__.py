@@ -1,0 +1,1 @@
+"""The BatchNorm audit as a Trainer callback."""

@@ -1,0 +1,191 @@
+"""A project built from its LightningCLI file, with a checkpoint in the model, for commands that look at it offline.
+
+The project's own `validation_step` feeds the model: it is run over batches, the model calls inside are recorded, and
+what is asked of the data is worked out from these. Nothing of the project is imported but what its configuration names.
+Checkpoints are loaded with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_hp.batchnorm.observe import CallRecorder
+from lightning_hp.batchnorm.reference import InputMoments, Reference
+from lightning_hp.batchnorm.statistics import find_layers
+from lightning_hp.callbacks.audit.files import REFERENCE_FILE
+from lightning_hp.tuning.build import Built, CliBuilder
+from lightning_hp.tuning.config import ConfigError
+from lightning_hp.tuning.quiet import quiet_lightning
+
+FAILED, USAGE = 1, 2
+
+
+class UsageError(Exception):
+    """A wrong argument; its text goes to the user."""
+
+
+class FirstBatches:
+    """The first batches of a loader, as a loader."""
+
+    def __init__(self, loader: Any, batches: int) -> None:
+        self.loader, self.batches = loader, batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.loader), self.batches)
+
+
+class EvaluationRecorder(pl.Callback):
+    """Records calls and collects input moments while the project's evaluation loop runs."""
+
+    def __init__(self, model: pl.LightningModule, rows: int) -> None:
+        self.recorder = CallRecorder(model, max_steps=512, max_rows=rows)
+        self.moments = InputMoments(find_layers(model), rows)
+        self._open = contextlib.ExitStack()
+
+    def _start(self, *args: Any, **kwargs: Any) -> None:
+        self._open.enter_context(self.recorder.recording())
+        self._open.enter_context(self.moments.collecting())
+
+    def _stop(self, *args: Any, **kwargs: Any) -> None:
+        self._open.close()
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _start
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _stop
+
+
+@dataclass
+class CheckpointedProject:
+    """A project built from its configuration, with the checkpoint in the model."""
+
+    model: pl.LightningModule
+    data: pl.LightningDataModule | None
+    trainer: pl.Trainer
+    checkpoint: dict[str, Any]
+    missing: list[str]
+
+    def loader(self, split: str) -> Any:
+        """The loader of a split; a list of loaders gives its first."""
+        source: Any = self.data if self.data is not None else self.model
+        if self.data is not None:
+            self.data.trainer = self.trainer
+            self.data.prepare_data()
+            self.data.setup({"train": "fit", "val": "validate"}.get(split, split))
+        name = f"{split}_dataloader"
+        if not hasattr(source, name):
+            raise UsageError(f"`shift` must be a split that the data has, got {split!r}")
+        made = getattr(source, name)()
+        return made[0] if isinstance(made, (list, tuple)) else made
+
+    def run(self, loader: Any, rows: int, predict: bool = False) -> tuple[EvaluationRecorder, dict[str, float]]:
+        """Run the project's evaluation over (at most) `rows` rows of a loader; also returns its metrics."""
+        listener = EvaluationRecorder(self.model, rows)
+        size = getattr(loader, "batch_size", None) or 32
+        first = FirstBatches(loader, max(1, -(-rows // size)))
+        self.trainer.callbacks.append(listener)  # type: ignore[attr-defined]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if not predict and is_overridden("validation_step", self.model):
+                    got: Any = self.trainer.validate(self.model, dataloaders=first, verbose=False)
+                elif not predict and is_overridden("test_step", self.model):
+                    got = self.trainer.test(self.model, dataloaders=first, verbose=False)
+                else:
+                    self.trainer.predict(self.model, dataloaders=first, return_predictions=False)
+                    got = []
+        finally:
+            self.trainer.callbacks.remove(listener)  # type: ignore[attr-defined]
+        return listener, {k: float(v) for metrics in got or [] for k, v in metrics.items()}
+
+    def reference(self, checkpoint_path: Path) -> Reference | None:
+        """The stored validation moments: of the auditor's state in the checkpoint, else the file beside it."""
+        for state in (self.checkpoint.get("callbacks") or {}).values():
+            if isinstance(state, dict) and state.get("reference"):
+                return Reference.from_dict(state["reference"])
+        for folder in (checkpoint_path.parent, checkpoint_path.parent.parent):
+            if (folder / REFERENCE_FILE).is_file():
+                content = json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8"))
+                return Reference.from_dict(content["layers"])
+        return None
+
+
+def open_project(
+    config: Path, ckpt: Path, replacements: Iterable[str], cli: str | None, folder: Path
+) -> CheckpointedProject:
+    """Build a project and load a checkpoint into its model.
+
+    Args:
+        config: The project's LightningCLI file.
+        ckpt: A checkpoint of it.
+        replacements: KEY=VALUE in place of the file's values.
+        cli: Class path of the project's LightningCLI subclass, if it has one.
+        folder: ``default_root_dir`` of its Trainer.
+
+    Raises:
+        UsageError: If a file is missing, a replacement is no KEY=VALUE, or the checkpoint does not fit the model.
+        ConfigError: If the configuration cannot be built.
+    """
+    for path, name in ((config, "config"), (ckpt, "ckpt")):
+        if not path.is_file():
+            raise UsageError(f"`{name}` must be a file, got {str(path)!r}")
+    values: dict[str, Any] = {"trainer.callbacks": None, "trainer.devices": 1}
+    for replacement in replacements:
+        key, found, value = replacement.partition("=")
+        if not found:
+            raise UsageError(f"`data` must hold key=value, got {replacement!r}")
+        values[key.removeprefix("--")] = value
+    built = CliBuilder(config=config, cli=cli).build(values, folder, seed=0)
+    checkpoint = torch.load(ckpt, map_location="cpu", weights_only=True)
+    if "state_dict" not in checkpoint:
+        raise UsageError(f"`ckpt` must be a Lightning checkpoint with a 'state_dict', got {str(ckpt)!r}")
+    built.model.on_load_checkpoint(checkpoint)
+    if not set(checkpoint["state_dict"]) & set(built.model.state_dict()):
+        _build_late(built)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    result = built.model.load_state_dict(checkpoint["state_dict"], strict=False)
+    # Missing statistics are a finding (BN02), not a failure; anything else means that the file and the model do not
+    # fit.
+    wrong = [key for key in result.missing_keys if not key.endswith(statistics)] + list(result.unexpected_keys)
+    if wrong:
+        raise UsageError(f"`ckpt` must fit the model of {config}, got other keys: {', '.join(wrong[:5])}")
+    return CheckpointedProject(built.model, built.data, built.trainer, checkpoint, list(result.missing_keys))
+
+
+def _build_late(built: Built) -> None:
+    """What a fit does before its first step, for models that make their layers only then."""
+    built.model.trainer = built.trainer
+    if built.data is not None:
+        built.trainer._data_connector.attach_datamodule(built.model, built.data)  # makes `trainer.datamodule` known
+        built.data.prepare_data()
+        built.data.setup("fit")
+    built.model.setup("fit")
+    built.model.configure_model()
+
+
+def exit_code_of(work: Callable[[Path], int]) -> int:
+    """The exit code of some work in a temporary folder; what it raises becomes one line on standard error."""
+    try:
+        with tempfile.TemporaryDirectory() as folder, quiet_lightning():
+            return int(work(Path(folder)))
+    except (UsageError, ConfigError) as error:
+        return write_error(str(error), USAGE)
+    except Exception as error:
+        return write_error(f"{type(error).__name__}: {error}", FAILED)
+
+
+def write_error(text: str, code: int) -> int:
+    """Write one line to standard error; gives the exit code back."""
+    sys.stderr.write(f"error: {text}\n")
+    return code

@@ -1,0 +1,75 @@
+"""``lightning-hp space``: a search space as a table, and when each parameter opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_hp.commands.output import output_console
+from lightning_hp.report.text import number
+from lightning_hp.search.parameters import Choice, Parameter
+from lightning_hp.search.presets import OPENS_FROM, PRESETS, preset
+from lightning_hp.search.space import SearchSpace
+from lightning_hp.search.stages import plan_stages
+from lightning_hp.tuning.config import ConfigError, TuneConfig
+
+
+def space_verb(options: Namespace) -> int:
+    """Print the search space of a ``tune.yaml`` or of a preset.
+
+    Raises:
+        ConfigError: If there is no such file or preset, or the file does not fit.
+    """
+    show_space(options.config, options.trials, output_console())
+    return 0
+
+
+def show_space(given: str, trials: int | None, console: Console) -> None:
+    """Print a search space as a table: tier, scale, range, default, and when each parameter opens.
+
+    Args:
+        given: ``tune.yaml``, or the name of a preset.
+        trials: Budget to plan for; None for the file's, or 60.
+        console: Where to.
+
+    Raises:
+        ConfigError: If there is no such file or preset, or the file does not fit.
+    """
+    if given in PRESETS:
+        space, planned_for, opens = SearchSpace.from_dict(preset(given)), trials or 60, OPENS_FROM.get(given)
+        plan = "default"
+    elif Path(given).is_file():
+        config = TuneConfig.from_file(given)
+        space, planned_for, plan = config.space, trials or config.budget.trials, config.plan
+        opens = OPENS_FROM.get(config.preset or "")
+    else:
+        raise ConfigError(f"`config` must be a file or one of the presets {', '.join(PRESETS)}, got {given!r}")
+    stages = plan_stages(space, planned_for, opens, plan)
+    first = {tier: next((s for s in stages if tier in s.tiers), None) for tier in space.tiers}
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("tier", "hyperparameter", "scale", "range", "default", "opens"):
+        table.add_column(column)
+    for parameter in sorted(space.parameters, key=lambda p: p.tier):
+        stage = first[parameter.tier]
+        opening = f"trial {stage.first}" if stage else f"not within {planned_for} trials"
+        name = parameter.name
+        if parameter.active_if:
+            name += " (if " + " and ".join(f"{c.name} {c.operator} {c.value}" for c in parameter.active_if) + ")"
+        scale = "choice" if isinstance(parameter, Choice) else parameter.scale
+        default = Text(number(parameter.default))
+        table.add_row(parameter.tier, Text(name), scale, Text(range_of(parameter)), default, opening)
+    console.print(table)
+    console.print(f"stages for {planned_for} trials:", highlight=False)
+    for stage in stages:
+        console.print(f"  {stage.name:<14} trials {stage.first} to {stage.last - 1}", highlight=False)
+
+
+def range_of(parameter: Parameter) -> str:
+    """The range of a parameter, natural values."""
+    if isinstance(parameter, Choice):
+        return ", ".join(str(choice) for choice in parameter.choices)
+    return f"{number(parameter.low)} to {number(parameter.high)}"

@@ -1,0 +1,84 @@
+"""``lightning-hp tune``: run, or continue, what ``tune.yaml`` describes; options replace some of its keys."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lightning_hp.commands.output import output_console, write_line
+from lightning_hp.report.text import show_result
+from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.results import read_result
+from lightning_hp.tuning.config import ConfigError, TuneConfig, read_yaml
+from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.finish import Result
+from lightning_hp.tuning.progress import StudyDisplay
+from lightning_hp.tuning.runner import Event, StudyRunner
+from lightning_hp.tuning.tune import cli_builder
+
+#: options that replace a key of ``tune.yaml``, and where the key is
+_OVERRIDES = {
+    "trials": ("budget", "trials"),
+    "max_epochs": ("budget", "max_epochs"),
+    "time": ("budget", "time"),
+    "workers": ("caviar", "workers"),
+    "name": ("name",),
+    "folder": ("folder",),
+    "storage": ("storage",),
+    "seed": ("seed",),
+}
+
+
+def tune_verb(options: Namespace) -> int:
+    """Run a study to its end and print its winner; with ``--worker`` only run trials.
+
+    Raises:
+        ConfigError: If the file or an option does not fit.
+        StudyError: If the study cannot be opened, or has to stop.
+    """
+    path = Path(options.config)
+    mapping = read_yaml(path, "config")
+    overrides = _apply_overrides(mapping, options)
+    config = TuneConfig.from_dict(mapping, base=path.parent, source=path)
+    builder = cli_builder(config)
+    if options.worker:
+        StudyRunner(config, builder).work()
+        return 0
+    shown: list[StudyDisplay] = []
+
+    def listen(event: Event) -> None:
+        for display in shown:
+            display(event)
+
+    workers = config.caviar.workers
+    command = [sys.executable, "-m", "lightning_hp", "tune", str(path), *overrides, "--worker"]
+    with StudyDisplay(config.name, config.budget.trials, config.monitor, config.mode, workers) as display:
+        shown.append(display)
+        result = run(config, builder, listen, command)
+    show_end(result)
+    return 0
+
+
+def show_end(result: Result) -> None:
+    """Print the end of a study: its winner and where the report is."""
+    show_result(read_result(StudyPaths(result.folder)) or {}, output_console())
+    write_line(f"report     {result.report}")
+
+
+def _apply_overrides(mapping: dict[str, Any], options: Namespace) -> list[str]:
+    """Put the options into the mapping of ``tune.yaml``; the same options again as command-line arguments."""
+    arguments: list[str] = []
+    for option, (*parents, key) in _OVERRIDES.items():
+        if options[option] is None:
+            continue
+        place: Any = mapping
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"`{parent}` must be a mapping, got {place!r}")
+        place[key] = options[option]
+        arguments += [f"--{option}", str(options[option])]
+    return arguments

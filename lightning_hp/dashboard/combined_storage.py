@@ -1,0 +1,386 @@
+"""Several studies, each in a storage of its own, as one Optuna storage: what the dashboard is given.
+
+A study folder has its own journal, in which study and trial numbers start at 0. Here the k-th storage's numbers are
+moved up by k times a stride: in what is asked, in what is answered, in the keys under which the dashboard keeps notes,
+and in the links within notes. The first storage's numbers stay as they are, so that a single study
+has the same addresses as in a plain dashboard. Storages that appear in the folder while it is served are added.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy  # what every storage answers with; not re-exported
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hp.dashboard.upstream.curve_limit import with_few_curves
+from lightning_hp.report.gate_question import open_question
+from lightning_hp.study.description import ATTRIBUTE
+from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.storage import StudyError, open_storage
+
+_log = logging.getLogger(__name__)
+#: room for the numbers of one storage, of studies (people see them) and of trials; JavaScript counts exactly to 9e15
+STUDY_STRIDE, TRIAL_STRIDE = 100_000, 1_000_000_000
+#: seconds after which the folder is looked through again
+LOOK_AGAIN = 5.0
+_NOTE_KEY = re.compile(r"^dashboard:(\d+):")
+_NOTE_TEXT = re.compile(r"^(dashboard:(?:\d+:)?note_str:)(\d+)$")
+_LINK = re.compile(r"(/artifacts/|/dashboard/studies/)(\d+)(?:/(\d+)(?=/))?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One storage.
+
+    Attributes:
+        storage: It.
+        folders: Study name to study folder, for the studies that have one.
+        index: Its position; numbers are moved up by so many strides.
+        url: ``journal``, or the URL of a storage that several study folders may share.
+    """
+
+    storage: BaseStorage
+    folders: dict[str, StudyPaths]
+    index: int
+    url: str = "journal"
+
+    @property
+    def studies(self) -> int:
+        """What study numbers are moved up by."""
+        return self.index * STUDY_STRIDE
+
+    @property
+    def trials(self) -> int:
+        """What trial numbers are moved up by."""
+        return self.index * TRIAL_STRIDE
+
+
+class Shelf(BaseStorage):
+    """Several storages as one.
+
+    Args:
+        storages: Storages that stand alone, with the study folders of their studies, by name.
+        folder: A study folder, or a folder of such; it is looked through again and again. None for no more storages.
+    """
+
+    def __init__(
+        self,
+        storages: Sequence[tuple[BaseStorage, Mapping[str, StudyPaths]]] = (),
+        folder: Path | None = None,
+    ) -> None:
+        self._places = [Place(storage, dict(known), i) for i, (storage, known) in enumerate(storages)]
+        self._folder = folder
+        self._looked = float("-inf")
+        self._lock = threading.Lock()
+        self._look()
+
+    def _look(self) -> None:
+        """Take in study folders that are new, at most every few seconds."""
+        if self._folder is None:
+            return
+        with self._lock:
+            if time.monotonic() - self._looked < LOOK_AGAIN:
+                return
+            self._looked = time.monotonic()
+            known = {paths.root for place in self._places for paths in place.folders.values()}
+            for root in study_folders(self._folder):
+                if root not in known:
+                    self._take_in(StudyPaths(root))
+
+    def _take_in(self, paths: StudyPaths) -> None:
+        try:
+            told = json.loads(paths.study.read_text(encoding="utf-8"))
+            name, url = str(told["name"]), str(told["storage"])
+            shared = next((place for place in self._places if place.url == url != "journal"), None)
+            if shared is None:
+                storage = open_storage(url, paths)
+                storage.get_all_studies()
+                shared = Place(storage, {}, len(self._places), url)
+                self._places.append(shared)
+            shared.folders[name] = paths
+        except (StudyError, OSError, ValueError, KeyError, TypeError):
+            _log.warning("%s cannot be opened", paths.root, exc_info=True)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All storages known by now."""
+        self._look()
+        return tuple(self._places)
+
+    def _place(self, number: int, stride: int) -> Place:
+        alone = len(self._places) == 1 and self._folder is None
+        index = 0 if alone else number // stride
+        if not 0 <= index < len(self._places):
+            raise KeyError(f"no study or trial {number}")
+        return self._places[index]
+
+    def _study(self, number: int) -> tuple[Place, int]:
+        """The storage of a study and the study's number there."""
+        place = self._place(number, STUDY_STRIDE)
+        return place, number - place.studies
+
+    def _trial(self, number: int) -> tuple[Place, int]:
+        """The storage of a trial and the trial's number there."""
+        place = self._place(number, TRIAL_STRIDE)
+        return place, number - place.trials
+
+    def folder_of(self, study_id: int) -> StudyPaths | None:
+        """The folder of a study, None where it has none.
+
+        Raises:
+            KeyError: If there is no such study.
+        """
+        place, local = self._study(study_id)
+        return place.folders.get(place.storage.get_study_name_from_id(local))
+
+    def form_of(self, study_id: int) -> str | None:
+        """The address of the form in which a person answers a study's open question, None if there is none.
+
+        Raises:
+            KeyError: If there is no such study.
+        """
+        place, local = self._study(study_id)
+        found = open_question(place.storage, place.storage.get_study_name_from_id(local))
+        return None if found is None else f"/dashboard/studies/{found[0] + place.studies}/trials?numbers={found[1]}"
+
+    # --- studies ---
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        """Create a study in the only storage; a folder of studies takes none from here."""
+        if len(self._places) != 1 or self._folder is not None:
+            raise RuntimeError("studies of a folder are created by `lightning-hp tune`")
+        return self._places[0].storage.create_new_study(directions, study_name)
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study from its storage; the files of its folder stay."""
+        place, local = self._study(study_id)
+        place.storage.delete_study(local)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        """See Optuna."""
+        place, local = self._study(study_id)
+        place.storage.set_study_user_attr(local, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """See Optuna; keys and links of notes are moved back."""
+        place, local = self._study(study_id)
+        kept = _moved_links(value, place, -1) if isinstance(value, str) and _NOTE_TEXT.match(key) else value
+        place.storage.set_study_system_attr(local, _moved_key(key, -place.trials), kept)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """See Optuna; the first of that name."""
+        for place in self.places:
+            for study in place.storage.get_all_studies():
+                if study.study_name == study_name:
+                    return study._study_id + place.studies
+        raise KeyError(f"no study named {study_name!r}")
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        """See Optuna."""
+        place, local = self._study(study_id)
+        return place.storage.get_study_name_from_id(local)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """See Optuna."""
+        place, local = self._study(study_id)
+        return place.storage.get_study_directions(local)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """See Optuna."""
+        place, local = self._study(study_id)
+        return place.storage.get_study_user_attrs(local)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """See Optuna; keys and links of notes are moved."""
+        place, local = self._study(study_id)
+        return _moved_attributes(place.storage.get_study_system_attrs(local), place)
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """See Optuna; studies of one name are told apart by their folders, and our long attribute is left out."""
+        found: list[FrozenStudy] = []
+        owners: list[Place] = []
+        for place in self.places:
+            for study in place.storage.get_all_studies():
+                moved = copy.copy(study)
+                moved._study_id = study._study_id + place.studies
+                moved.system_attrs = _moved_attributes(study.system_attrs, place)
+                moved.user_attrs = {k: v for k, v in study.user_attrs.items() if k != ATTRIBUTE}
+                found.append(moved)
+                owners.append(place)
+        names = [study.study_name for study in found]
+        for study, place in zip(found, owners, strict=True):
+            if names.count(study.study_name) > 1 and study.study_name in place.folders:
+                study.study_name = f"{study.study_name} ({place.folders[study.study_name].root.name})"
+        return found
+
+    # --- trials ---
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """See Optuna."""
+        place, local = self._study(study_id)
+        return place.storage.create_new_trial(local, template_trial) + place.trials
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """See Optuna."""
+        place, local = self._trial(trial_id)
+        place.storage.set_trial_param(local, param_name, param_value_internal, distribution)
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        """See Optuna."""
+        place, local = self._study(study_id)
+        return place.storage.get_trial_id_from_study_id_trial_number(local, trial_number) + place.trials
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """See Optuna."""
+        place, local = self._trial(trial_id)
+        return place.storage.set_trial_state_values(local, state, values)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        """See Optuna."""
+        place, local = self._trial(trial_id)
+        place.storage.set_trial_intermediate_value(local, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """See Optuna."""
+        place, local = self._trial(trial_id)
+        place.storage.set_trial_user_attr(local, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """See Optuna."""
+        place, local = self._trial(trial_id)
+        place.storage.set_trial_system_attr(local, key, value)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """See Optuna."""
+        place, local = self._trial(trial_id)
+        return moved_trial(place.storage.get_trial(local), place.trials)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """See Optuna; of a big study most come without their curves."""
+        place, local = self._study(study_id)
+        trials = place.storage.get_all_trials(local, deepcopy, states)
+        moved = [moved_trial(t, place.trials) for t in trials] if place.index else trials
+        return with_few_curves(moved, place.storage.get_study_directions(local)[0])
+
+    def trials_as_kept(self, study_id: int) -> tuple[list[FrozenTrial], int]:
+        """The trials of a study as its own storage keeps them, and by how much their numbers are to be moved up."""
+        place, local = self._study(study_id)
+        return place.storage.get_all_trials(local, deepcopy=False), place.trials
+
+
+class ShelfArtifacts:
+    """The artifacts of all folders as one store; an identifier is looked for in each.
+
+    Args:
+        shelf: Whose folders.
+    """
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+
+    def _stores(self) -> list[optuna.artifacts.FileSystemArtifactStore]:
+        folders = [paths.artifacts for place in self._shelf.places for paths in place.folders.values()]
+        return [optuna.artifacts.FileSystemArtifactStore(folder) for folder in folders if folder.is_dir()]
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """See Optuna."""
+        return self._first(lambda store: store.open_reader(artifact_id), artifact_id)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """See Optuna; an upload from the page goes to the first folder that keeps artifacts."""
+        stores = self._stores()
+        if not stores:
+            raise optuna.artifacts.exceptions.ArtifactNotFound("no study folder keeps artifacts")
+        stores[0].write(artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        """See Optuna."""
+        self._first(lambda store: store.remove(artifact_id), artifact_id)
+
+    def _first(self, act: Callable[[optuna.artifacts.FileSystemArtifactStore], Any], artifact_id: str) -> Any:
+        for store in self._stores():
+            try:
+                return act(store)
+            except optuna.artifacts.exceptions.ArtifactNotFound:
+                continue
+        raise optuna.artifacts.exceptions.ArtifactNotFound(artifact_id)
+
+
+def study_folders(folder: Path) -> list[Path]:
+    """The study folders in a folder, or itself if it is one, in the order in which their first trials began."""
+    if StudyPaths(folder).study.is_file():
+        return [folder]
+    found = [p for p in folder.iterdir() if StudyPaths(p).study.is_file()] if folder.is_dir() else []
+    return sorted(found, key=lambda p: (_begun(StudyPaths(p).journal), p.name))
+
+
+def _begun(journal: Path) -> str:
+    """When the first trial of a journal began, as it tells; the empty text where it does not."""
+    try:
+        with open(journal, encoding="utf-8") as file:
+            match = re.search(r'"datetime_start": ?"([^"]+)"', file.read(65536))
+    except OSError:
+        return ""
+    return match[1] if match else ""
+
+
+def _moved_key(key: str, by: int) -> str:
+    return _NOTE_KEY.sub(lambda m: f"dashboard:{int(m[1]) + by}:", key) if by else key
+
+
+def _moved_links(text: str, place: Place, way: int) -> str:
+    """The links of a note, moved up (``way`` 1) or back (-1)."""
+    if not place.index:
+        return text
+
+    def moved(match: re.Match[str]) -> str:
+        trial = f"/{int(match[3]) + way * place.trials}" if match[3] else ""
+        return f"{match[1]}{int(match[2]) + way * place.studies}{trial}"
+
+    return _LINK.sub(moved, text)
+
+
+def _moved_attributes(attributes: dict[str, Any], place: Place) -> dict[str, Any]:
+    """System attributes with the keys and links of notes moved.
+
+    A note is cut into pieces, and a link may lie across two of them, so its whole text is put into the first piece.
+    """
+    if not place.index:
+        return attributes
+    moved = {_moved_key(key, place.trials): value for key, value in attributes.items()}
+    pieces: dict[str, list[tuple[int, str]]] = {}
+    for key, value in moved.items():
+        match = _NOTE_TEXT.match(key)
+        if match and isinstance(value, str):
+            pieces.setdefault(match[1], []).append((int(match[2]), value))
+    for prefix, listed in pieces.items():
+        whole = _moved_links("".join(text for _, text in sorted(listed)), place, 1)
+        moved.update({f"{prefix}{i}": whole if i == 0 else "" for i, _ in listed})
+    return moved
+
+
+def moved_trial(trial: FrozenTrial, by: int) -> FrozenTrial:
+    """The trial with its number in storage moved up; the trial given is not changed."""
+    if not by:
+        return trial
+    moved = copy.copy(trial)
+    moved._trial_id = trial._trial_id + by
+    return moved

@@ -1,0 +1,225 @@
+"""What the dashboard is told about a study: notes, figures, short attributes. Written by one process, now and then.
+
+A study's note says what a person would ask first: the best values by tier, the stages, what mattered, what is at an
+edge, what failed, how old it is. Only the best trials and flagged ones get a note of their own, since a study with
+thousands of notes makes the page slow. What a person writes below the line that ends our part of a note stays.
+
+A failure to decorate never fails a study: it is logged, and that is all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial
+
+from lightning_hp.report import figures
+from lightning_hp.report.audit_svg import audit_picture
+from lightning_hp.report.axes import number_text
+from lightning_hp.report.html_report import read_json
+from lightning_hp.report.lineage import Lineage, lineage_of
+from lightning_hp.report.markdown import study_note, trial_note
+from lightning_hp.report.view import StudyView, value_of
+from lightning_hp.study.paths import StudyPaths
+
+_log = logging.getLogger(__name__)
+#: seconds between two decorations of a study, unless forced; longer where one takes long, so that it never takes more
+#: than this share of a study's time
+EVERY, SHARE = 30.0, 0.02
+#: trials that get a note: the best, and of the flagged ones the latest
+BEST, FLAGGED = 3, 12
+#: ends our part of a note
+LINE = "\n\n---\n*Written by lightning_hp. What you write below this line stays.*\n"
+_FIGURE = "lightning-hp-"
+
+
+def decorate(
+    study: optuna.Study,
+    paths: StudyPaths,
+    evidence: Mapping[str, Any] | None = None,
+    result: Mapping[str, Any] | None = None,
+    *,
+    force: bool = False,
+    now: datetime | None = None,
+) -> bool:
+    """Bring what the dashboard shows of a study up to date.
+
+    Call it where a stage ends and where the study ends, never in the middle of a trial. Of several processes one does
+    the work, at most every ``EVERY`` seconds and for at most ``SHARE`` of the time. Nothing that goes wrong is raised.
+
+    Args:
+        study: A study that lightning_hp made.
+        paths: Its folder.
+        evidence: What mattered, as ``search.evidence`` gives it; None reads ``evidence.json`` of the folder.
+        result: The winner, as the runner writes it; None reads ``result.json`` of the folder.
+        force: Whether to do it however short the last time is ago, as at the end of a study.
+        now: The clock for dates, with a time zone; None is the current time.
+
+    Returns:
+        Whether it was done.
+    """
+    try:
+        stamp = paths.root / "locks" / "decorated"
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(paths.root / "locks" / "decorate.lock", timeout=60 if force else 0):
+            if not force and _too_soon(stamp):
+                return False
+            begun = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                _decorate(study, paths, evidence, result, now or datetime.now(UTC))
+            stamp.write_text(f"{time.perf_counter() - begun:.3f}", encoding="utf-8")
+            return True
+    except Timeout:
+        return False
+    except Exception:  # by contract: a picture is not worth a study
+        _log.warning("study %r could not be decorated", study.study_name, exc_info=True)
+        return False
+
+
+def _too_soon(stamp: Path) -> bool:
+    """Whether the last decoration is too short ago; its stamp holds the seconds that it took."""
+    try:
+        took = float(stamp.read_text(encoding="utf-8") or 0)
+        return time.time() - stamp.stat().st_mtime < max(EVERY, took / SHARE)
+    except (OSError, ValueError):
+        return False
+
+
+def _decorate(
+    study: optuna.Study,
+    paths: StudyPaths,
+    evidence: Mapping[str, Any] | None,
+    result: Mapping[str, Any] | None,
+    now: datetime,
+) -> None:
+    view = StudyView.read(study)
+    told = evidence if evidence is not None else read_json(paths.evidence)
+    won = result if result is not None else read_json(paths.result)
+    lineage = lineage_of(paths, view.description.previous, now)
+    flagged = flagged_trials(view)[-FLAGGED:]
+    _attributes(study, view, lineage)
+    if study.metric_names is None:
+        study.set_metric_names([view.description.monitor])
+    body = study_note(view, paths, told, won, lineage, study._study_id, flagged, now)
+    _save(study, None, body)
+    for trial in {t.number: t for t in (*flagged, *view.ranked[:BEST])}.values():
+        audit = read_json(paths.trial(trial.number).audit)
+        picture = _upload(study, paths, trial, audit) if audit else None
+        _save(study, trial, trial_note(view, trial, audit, picture))
+    _figures(study, view, told, lineage.since if lineage is not None else ())
+
+
+def flagged_trials(view: StudyView) -> list[FrozenTrial]:
+    """Trials that a person should see: failed, diverged, or with an error in the audit; by number."""
+    went_wrong = {t.number for t in (*view.failed, *view.diverged)}
+    return [t for t in view.trials if t.number in went_wrong or _errors(t)]
+
+
+def _errors(trial: FrozenTrial) -> int:
+    counts = trial.user_attrs.get("audit")
+    return int(counts.get("ERROR", 0)) if isinstance(counts, Mapping) else 0
+
+
+def _attributes(study: optuna.Study, view: StudyView, lineage: Lineage | None) -> None:
+    """Short attributes, written only where they changed."""
+    wanted: dict[str, str] = {}
+    if view.best is not None:
+        wanted["best"] = f"{view.description.monitor} {number_text(value_of(view.best))} (trial {view.best.number})"
+    last = next((s for s in reversed(view.stages) if view.trials and s.first <= view.trials[-1].number), None)
+    if last is not None:
+        wanted["stage"] = last.name
+    if lineage is not None and lineage.newer is not None:
+        wanted["stale_after"] = lineage.verdict.reason
+    elif lineage is not None and lineage.own is not None and lineage.verdict.next_date is not None:
+        wanted["stale_after"] = lineage.verdict.next_date.strftime("%Y-%m-%d")
+    had = study.user_attrs
+    for name, text in wanted.items():
+        if had.get(name) != text:
+            study.set_user_attr(name, text)
+
+
+def _save(study: optuna.Study, trial: FrozenTrial | None, body: str) -> None:
+    """Put our part of a note in front of what a person wrote below it; nothing is written where nothing changed."""
+    from optuna_dashboard import get_note, save_note
+
+    about: Any = study
+    if trial is not None:  # what the dashboard's functions read of a trial; a live Trial would ask the sampler again
+        about = SimpleNamespace(storage=study._storage, study=study, _trial_id=trial._trial_id)
+    had = get_note(about)
+    _, ours, theirs = had.partition(LINE)
+    kept = theirs if ours else (f"\n{had}" if had else "")
+    if had != body + LINE + kept:
+        save_note(about, body + LINE + kept)
+
+
+def _upload(study: optuna.Study, paths: StudyPaths, trial: FrozenTrial, audit: Mapping[str, Any]) -> str | None:
+    """The audit's picture as an artifact of the study (a finished trial takes none); the address of it.
+
+    The picture is uploaded once: its name holds a fingerprint of what it shows.
+    """
+    from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+
+    drawn = audit_picture(audit)
+    if drawn is None:
+        return None
+    name = f"audit-{trial.number:04d}-{_fingerprint(drawn)}.svg"
+    paths.artifacts.mkdir(parents=True, exist_ok=True)
+    known = next((meta.artifact_id for meta in get_all_artifact_meta(study) if meta.filename == name), None)
+    if known is None:
+        file = paths.trial(trial.number).root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(drawn, encoding="utf-8")
+        try:
+            known = upload_artifact(
+                artifact_store=FileSystemArtifactStore(paths.artifacts), file_path=str(file), study_or_trial=study,
+                mimetype="image/svg+xml",
+            )  # fmt: skip
+        finally:
+            file.unlink()
+    return f"/artifacts/{study._study_id}/{known}"
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _figures(
+    study: optuna.Study, view: StudyView, evidence: Mapping[str, Any], events: Sequence[Mapping[str, Any]]
+) -> None:
+    """The figures, those that changed."""
+    from optuna_dashboard import save_plotly_graph_object
+
+    had = _stored_figures(study)
+    wanted = figures.study_figures(view, evidence, events)
+    for name, figure in wanted.items():
+        if had.get(name) != json.loads(figure.to_json()):
+            save_plotly_graph_object(study, figure, graph_object_id=name)
+
+
+def _stored_figures(study: optuna.Study) -> dict[str, Any]:
+    """Our figures as they are stored, in pieces, among the study's system attributes."""
+    pieces: dict[str, dict[int, str]] = {}
+    prefix = f"dashboard:plot_data:{_FIGURE}"
+    for key, value in study._storage.get_study_system_attrs(study._study_id).items():
+        if key.startswith(prefix) and isinstance(value, str):
+            name, _, number = key.removeprefix("dashboard:plot_data:").rpartition(":")
+            pieces.setdefault(name, {})[int(number)] = value
+    found = {}
+    for name, parts in pieces.items():
+        try:
+            found[name] = json.loads("".join(parts[i] for i in sorted(parts)))
+        except ValueError:
+            found[name] = None
+    return found

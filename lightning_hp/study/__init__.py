@@ -1,0 +1,1 @@
+"""A study on disk: its folder, its storage, what it says of itself, its trials and its result."""
