@@ -19,7 +19,7 @@ class Finding:
     """One thing that is wrong, or could be better.
 
     Attributes:
-        id: rule, "BN01" ... "BN18", "DR01", "DR02".
+        id: rule, "BN01" ... "BN20", "DR01", "DR02".
         severity: "INFO" (advice, or too small to matter), "WARN", "ERROR".
         layer: qualified name of the layer; "" when it concerns the whole model.
         topic: short machine-readable cause within the rule, such as "redundant_bias".
@@ -93,7 +93,7 @@ THRESHOLDS: dict[str, Threshold] = {
 
 PRIORITY: tuple[str, ...] = (
     *("BN01", "BN03", "BN13", "BN11", "BN02", "BN05", "BN04", "BN14", "BN12"),
-    *("BN09", "BN10", "BN15", "BN17", "BN06", "BN07", "BN08", "BN18", "DR01", "DR02", "BN16"),
+    *("BN09", "BN10", "BN15", "BN17", "BN06", "BN07", "BN08", "BN18", "DR01", "DR02", "BN19", "BN16"),
 )
 """Causes before symptoms.
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from lightning_hp.batchnorm.observe import Step, input_hooks, preserved, replay
+from lightning_hp.batchnorm.inputs import input_hooks, is_plain, unmeasured
+from lightning_hp.batchnorm.observe import Step, preserved, replay
 from lightning_hp.batchnorm.snapshot import Facts, FunctionalGap, LayerData, LayerState, Snapshot, state_of
 from lightning_hp.batchnorm.statistics import LayerNames, Moments, find_layers, is_instance_norm, sum_over_ranks
 from lightning_hp.batchnorm.structure import trace
@@ -144,7 +145,7 @@ def measure(
         for name, layer in layers.items():
             layer.training = modes[name]
         gather = _Gatherer(layers)
-        with input_hooks(layers, gather):
+        with input_hooks(layers, gather) as in_training:
             replay(model, steps, on_step=gather.begin_step)
     pooled = {
         name: _pool([m for slot in gather.batches[name] for m in slot], layer.running_mean.numel()).over_ranks()  # type: ignore[union-attr]
@@ -153,9 +154,12 @@ def measure(
     seen = {name for name, moments in pooled.items() if moments.n > 0}
 
     outputs: dict[tuple[int, int], list[Tensor]] = {}
-    with preserved(model):
+    own = {name: layer for name, layer in layers.items() if not is_plain(layer)}
+    with preserved(model), input_hooks(own, lambda name, x: None) as in_evaluation:
         model.eval()
         replay(model, steps, on_output=lambda i, j, out: outputs.__setitem__((i, j), _floats(out)))
+    blind = unmeasured(layers, in_training, in_evaluation)
+    seen -= blind
     in_eval = _Gatherer(layers)
     gap = _GapSums()
     with preserved(model):
@@ -168,7 +172,7 @@ def measure(
         for name in layers
         if name in seen
     }
-    return Snapshot(states, data, gap.result(), trace(model, layers, steps[-1:], modes), facts)
+    return Snapshot(states, data, gap.result(), trace(model, layers, steps[-1:], modes), facts, blind)
 
 
 def install(layers: LayerNames, moments: dict[str, Moments]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lightning_hp.batchnorm.statistics import LayerNames, find_layers
+from lightning_hp.batchnorm.statistics import find_layers
 
-__all__ = ["Call", "CallRecorder", "Step", "input_hooks", "preserved", "replay"]
+__all__ = ["Call", "CallRecorder", "Step", "preserved", "replay"]
 
 
 @dataclass(frozen=True)
@@ -268,27 +269,6 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
-@contextmanager
-def input_hooks(layers: LayerNames, on_input: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `on_input(name, x)` with the input of every call of every given layer; the hooks come off at the end."""
-    handles = []
-
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and isinstance(args[0], Tensor):
-                on_input(name, args[0])
-
-        return hook
-
-    try:
-        for name, layer in layers.items():
-            handles.append(layer.register_forward_pre_hook(hook_of(name)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def replay(
     model: nn.Module,
     steps: Sequence[Step],
@@ -313,6 +293,9 @@ def replay(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(warnings.catch_warnings())
+        # reentrant checkpointing says so whenever there is nothing to differentiate
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")
         stance = getattr(torch.compiler, "set_stance", None)
         if stance is not None and "torch._dynamo" in sys.modules:  # nothing is compiled without it, and it loads slowly
             stack.enter_context(stance("force_eager"))

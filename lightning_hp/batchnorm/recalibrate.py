@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_hp.batchnorm.inputs import Seen, input_hooks, is_plain, unmeasured
 from lightning_hp.batchnorm.measure import common_steps, install
-from lightning_hp.batchnorm.observe import Step, input_hooks, preserved, replay
+from lightning_hp.batchnorm.observe import Step, preserved, replay
 from lightning_hp.batchnorm.statistics import LayerNames, Moments, debiased, find_layers, is_instance_norm
 
 __all__ = [
@@ -71,8 +72,10 @@ def _moments_of(layer: nn.Module, x: Tensor) -> Moments:
     return Moments(rows, mean, var * max(rows - 1.0, 0.0))
 
 
-def _pass(model: nn.Module, steps: Sequence[Step], layers: LayerNames) -> tuple[dict[str, Moments], dict[str, int]]:
-    """One replay: pooled input moments of `layers`, in order of first call, and the fewest values in any call."""
+def _pass(
+    model: nn.Module, steps: Sequence[Step], layers: LayerNames
+) -> tuple[dict[str, Moments], dict[str, int], Seen]:
+    """One replay: pooled input moments of `layers`, in order of first call, the fewest values in any call, who ran."""
     pooled: dict[str, Moments] = {}
     fewest: dict[str, int] = {}
 
@@ -83,9 +86,9 @@ def _pass(model: nn.Module, steps: Sequence[Step], layers: LayerNames) -> tuple[
         pooled[name] = pooled[name].merge(moments) if name in pooled else moments
         fewest[name] = min(fewest.get(name, x.numel()), x.numel() // x.shape[1])
 
-    with input_hooks(layers, on_input):
+    with input_hooks(layers, on_input) as seen:
         replay(model, steps)
-    return pooled, fewest
+    return pooled, fewest, seen
 
 
 def population_statistics(
@@ -93,7 +96,8 @@ def population_statistics(
 ) -> dict[str, Moments]:
     """Population moments of the inputs of tracked layers, as inference would see them. The model is left as it was.
 
-    Under torch.distributed all ranks must call this; moments are summed over them.
+    Under torch.distributed all ranks must call this; moments are summed over them. Layers that are not measurable (see
+    `inputs`) have no moments, so nothing repairs them.
 
     Args:
         model: the model the steps were recorded on.
@@ -121,7 +125,13 @@ def population_statistics(
         model.eval()
         for layer in chosen.values():
             layer.training = True
-        pooled, fewest = _pass(model, steps, chosen)
+        pooled, fewest, seen = _pass(model, steps, chosen)
+        own = {name: layer for name, layer in chosen.items() if not is_plain(layer)}
+        if own:
+            model.eval()
+            *_, evaluated = _pass(model, steps, own)
+            for name in unmeasured(chosen, seen, evaluated):
+                pooled.pop(name, None)
         pooled = {name: moments.over_ranks() for name, moments in pooled.items()}
         if method == "auto":
             sequential = len(pooled) <= _FEW_LAYERS or min(fewest.values(), default=_ENOUGH_VALUES) < _ENOUGH_VALUES
@@ -131,7 +141,7 @@ def population_statistics(
     with preserved(model):
         model.eval()
         for name in pooled:
-            exact, _ = _pass(model, steps, {name: chosen[name]})
+            exact, *_ = _pass(model, steps, {name: chosen[name]})
             pooled[name] = exact[name].over_ranks()
             install({name: chosen[name]}, pooled)
     return pooled

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hp.batchnorm.findings import Finding, resolve
-from lightning_hp.batchnorm.observe import Step, input_hooks, preserved, replay
+from lightning_hp.batchnorm.inputs import input_hooks
+from lightning_hp.batchnorm.observe import Step, preserved, replay
 from lightning_hp.batchnorm.recalibrate import population_statistics, temporary_statistics
 from lightning_hp.batchnorm.statistics import LayerNames, Moments, find_layers, sum_over_ranks
 
@@ -118,7 +119,7 @@ class InputMoments:
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Collect from every call inside; hooks come off at the end, also after an exception."""
-        with input_hooks({} if self.full else self.layers, self._add):
+        with input_hooks({} if self.full else self.layers, self._add, live=True):
             yield
 
     def _add(self, name: str, x: Tensor) -> None:

@@ -24,6 +24,7 @@ knows what to change.
 ... |
 | BN17 | inputs that differ between train and eval mode on the same data |
 | BN18 | validation inputs unlike training inputs |
+| BN19 | layers whose normalisation cannot be seen |
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from lightning_hp.batchnorm.rules_state import (
     bn11_precision,
     bn12_small_batch,
     bn13_remainder,
+    bn19_unmeasured,
 )
 from lightning_hp.batchnorm.snapshot import Snapshot
 
@@ -74,6 +76,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("BN16",), bn16_advice),
     (("BN17",), bn17_modes),
     (("BN18",), bn18_validation),
+    (("BN19",), bn19_unmeasured),
 )
 """The ids a function can return, and the function."""
 

@@ -17,6 +17,7 @@ __all__ = [
     "bn11_precision",
     "bn12_small_batch",
     "bn13_remainder",
+    "bn19_unmeasured",
 ]
 
 Limits = Mapping[str, float]
@@ -62,6 +63,8 @@ def bn02_never_updated(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     found = []
     for name, state in snapshot.layers.items():
         reached = not snapshot.data or name in snapshot.data
+        if name in snapshot.unmeasured:
+            continue  # it may keep its statistics elsewhere; BN19 tells about it
         if is_untouched(state):
             cause = "momentum is 0, so no batch ever counts" if state.momentum == 0 else "no batch was ever averaged"
             if state.updates > 0 and state.momentum != 0:
@@ -214,6 +217,24 @@ def bn12_small_batch(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 )
             )
     return found[:1]
+
+
+def bn19_unmeasured(snapshot: Snapshot, limits: Limits) -> list[Finding]:
+    """Layers with a `forward` of their own that does not show what is normalised: no verdict, no repair."""
+    return [
+        Finding(
+            "BN19",
+            "INFO",
+            name,
+            "not_measurable",
+            f"{snapshot.layers[name].kind} normalises by code of its own, so what its statistics should be cannot be "
+            "measured: they are not compared with data, and never repaired.",
+            "Call F.batch_norm with self.running_mean and self.running_var in its forward, in both modes, to have it "
+            "audited.",
+        )
+        for name in snapshot.layers
+        if name in snapshot.unmeasured
+    ]
 
 
 def bn13_remainder(snapshot: Snapshot, limits: Limits) -> list[Finding]:

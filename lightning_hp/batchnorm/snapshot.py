@@ -120,13 +120,17 @@ class Facts:
 
 @dataclass
 class Snapshot:
-    """Everything the rules may use. `data` and `gap` are empty without a data pass."""
+    """Everything the rules may use. `data` and `gap` are empty without a data pass.
+
+    `unmeasured` are layers that ran, but by code that does not show what they normalise (see `inputs`).
+    """
 
     layers: dict[str, LayerState]
     data: dict[str, LayerData] = field(default_factory=dict)
     gap: FunctionalGap | None = None
     structure: Structure = field(default_factory=Structure)
     facts: Facts = field(default_factory=Facts)
+    unmeasured: frozenset[str] = frozenset()
 
     def errors(self, name: str) -> tuple[float, float, float, float] | None:
         """`(d, R_d, lv, R_lv)` of a layer: errors of running mean and variance, each also over its expected noise."""

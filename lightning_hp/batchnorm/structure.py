@@ -1,8 +1,8 @@
 """Where tracked layers stand: in what order they run, what feeds them, what reads them, found by following tensors.
 
 No graph is built. One recorded step is replayed in train mode with hooks on the leaf modules; a layer is fed by the
-leaf whose output lives in the same memory as the layer's input (a view counts). Functional calls (`F.relu`) leave no
-trace by name, but a ReLU in front of a layer shows in the values: none negative, many exactly zero.
+leaf whose output lives in the same memory as what the layer normalises (a view counts). Functional calls (`F.relu`)
+leave no trace by name, but a ReLU in front of a layer shows in the values: none negative, many exactly zero.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_hp.batchnorm.inputs import input_hooks
 from lightning_hp.batchnorm.observe import Step, preserved, replay
 from lightning_hp.batchnorm.statistics import LayerNames
 
@@ -88,27 +89,33 @@ def trace(
     made_by: dict[int, tuple[str, nn.Module]] = {}
     seen_dropout = False
 
+    def on_input(layer: str, x: Tensor) -> None:
+        """What the layer normalises: for a plain layer the tensor it was given, so that its memory tells its maker."""
+        nonlocal seen_dropout
+        maker = made_by.get(_memory(x))
+        if layer not in order:
+            order.append(layer)
+        if maker is not None and layer not in feeder:
+            feeder[layer] = (maker[0], type(maker[1]).__name__)
+            if isinstance(maker[1], _AFFINE) and maker[1].bias is not None:
+                biased[layer] = maker[0]
+        if seen_dropout:
+            dropout_before.add(layer)
+        seen_dropout = False
+        positive = x.numel() > 0 and float(x.min()) >= 0.0 and float((x == 0).float().mean()) >= 0.1
+        if positive and maker is not None:
+            after_relu.add(layer)
+
     def hook_of(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             nonlocal seen_dropout
+            layer = names.get(id(module))
+            if layer is not None and layer not in order:
+                order.append(layer)  # not measurable, but here is its place
+            elif layer is None and _is_dropout(module) and module.training:
+                seen_dropout = True
             given = args[0] if args and isinstance(args[0], Tensor) else None
             maker = made_by.get(_memory(given)) if given is not None else None
-            layer = names.get(id(module))
-            if layer is not None and given is not None:
-                if layer not in order:
-                    order.append(layer)
-                if maker is not None and layer not in feeder:
-                    feeder[layer] = (maker[0], type(maker[1]).__name__)
-                    if isinstance(maker[1], _AFFINE) and maker[1].bias is not None:
-                        biased[layer] = maker[0]
-                if seen_dropout:
-                    dropout_before.add(layer)
-                seen_dropout = False
-                positive = given.numel() > 0 and float(given.min()) >= 0.0 and float((given == 0).float().mean()) >= 0.1
-                if positive and maker is not None:
-                    after_relu.add(layer)
-            elif _is_dropout(module) and module.training:
-                seen_dropout = True
             if isinstance(module, _RELUS) and maker is not None and id(maker[1]) in names:
                 before_relu.add(names[id(maker[1])])
             if isinstance(output, Tensor):
@@ -119,11 +126,11 @@ def trace(
 
     handles = []
     try:
-        with preserved(model):
+        with preserved(model), input_hooks(layers, on_input):
             for name, layer in layers.items():
                 layer.training = (modes or {}).get(name, layer.training)
             for name, module in model.named_modules():
-                if not any(True for _ in module.children()):
+                if id(module) in names or not any(True for _ in module.children()):
                     handles.append(module.register_forward_hook(hook_of(name)))
             replay(model, steps)
     finally:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_hp.batchnorm.observe import CallRecorder, input_hooks, preserved, replay
+from lightning_hp.batchnorm.inputs import input_hooks
+from lightning_hp.batchnorm.observe import CallRecorder, preserved, replay
 from lightning_hp.batchnorm.recalibrate import temporary_statistics
 from lightning_hp.batchnorm.statistics import Moments, find_layers
 
