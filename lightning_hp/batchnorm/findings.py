@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["PRIORITY", "SEVERITIES", "THRESHOLDS", "Finding", "Threshold", "counts", "in_order", "resolve"]
+__all__ = ["PRIORITY", "SEVERITIES", "THRESHOLDS", "Finding", "Threshold", "counts", "in_order", "resolve", "times"]
 
 SEVERITIES = ("INFO", "WARN", "ERROR")
 
@@ -135,6 +135,11 @@ def in_order(findings: Iterable[Finding], layer_order: Sequence[str]) -> list[Fi
         )
 
     return sorted(findings, key=key)
+
+
+def times(ratio: float) -> str:
+    """A ratio for a sentence; beyond a thousand only its size says anything."""
+    return f"{ratio:.1f} times" if ratio < 1000 else "more than 1,000 times"
 
 
 def counts(findings: Iterable[Finding]) -> dict[str, int]:

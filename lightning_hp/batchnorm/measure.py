@@ -30,6 +30,7 @@ from lightning_hp.batchnorm.structure import trace
 
 __all__ = ["common_steps", "install", "measure"]
 
+_FEW_STEPS = 8
 MAX_DOMAINS = 8  # more calls of one layer in a step than this are pooled: a recurrent use, not domains
 
 
@@ -204,6 +205,10 @@ def _layer_data(
     summed = sum_over_ranks(torch.cat([scatter, torch.tensor([freedom], dtype=torch.float64)]))
     expected = summed[:-1] / summed[-1].clamp_min(1.0) / max(rows, 1)
     alive = expected > 1e-12
+    if bool(alive.any()) and steps < _FEW_STEPS:
+        # The spread between so few batches says little (nothing, with one): at least that of independent rows is there.
+        independent = float((expected / (pooled.variance() + state.eps))[alive].mean().sqrt())
+        noise, noise_var = max(noise, independent), max(noise_var, 2.0**0.5 * independent)
     ratio = float((between[alive] / expected[alive]).clamp_max(1e3).mean()) if bool(alive.any()) else 1.0
     return LayerData(
         train=pooled,

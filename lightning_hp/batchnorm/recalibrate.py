@@ -27,10 +27,18 @@ from torch import Tensor, nn
 from lightning_hp.batchnorm.inputs import Seen, input_hooks, is_plain, unmeasured
 from lightning_hp.batchnorm.measure import common_steps, install
 from lightning_hp.batchnorm.observe import Step, preserved, replay
-from lightning_hp.batchnorm.statistics import LayerNames, Moments, debiased, find_layers, is_instance_norm
+from lightning_hp.batchnorm.statistics import (
+    Averaging,
+    LayerNames,
+    Moments,
+    find_layers,
+    is_instance_norm,
+    without_start,
+)
 
 __all__ = [
     "Recalibration",
+    "constant_momentum",
     "debias",
     "population_statistics",
     "recalibrate",
@@ -215,19 +223,44 @@ def recalibrate_if_better(
     return Recalibration(better, before, after, tuple(fresh), f"validation loss {before:.4g} -> {after:.4g}: {verdict}")
 
 
+def constant_momentum(
+    model: nn.Module, initial: Mapping[str, tuple[Tensor, Tensor, int]] | None = None
+) -> dict[str, Averaging]:
+    """What `debias` has to know, of a training in which no momentum was ever changed.
+
+    Args:
+        model: the trained model.
+        initial: layer -> (running mean, running variance, updates) before training; the default is that of a new layer.
+
+    Returns:
+        How the running averages of the layers that count their updates weigh their start value.
+    """
+    averaging = {}
+    for name, layer in find_layers(model).items():
+        if layer.num_batches_tracked is not None:
+            before = initial[name][2] if initial and name in initial else 0
+            averaging[name] = Averaging().after(int(layer.num_batches_tracked) - before, layer.momentum, before)
+    return averaging
+
+
 def debias(
     model: nn.Module,
+    averaging: Mapping[str, Averaging],
     initial: Mapping[str, tuple[Tensor, Tensor, int]] | None = None,
     layers: Collection[str] | None = None,
 ) -> tuple[str, ...]:
-    """Take the start value out of running averages after a short run; needs no data (see `statistics.debiased`).
+    """Take the start value out of running averages after a short run; needs no data (see `statistics.without_start`).
 
-    Layers that cannot be debiased are left alone: no update, cumulative average, momentum 0 or 1.
+    How much of the start value is left depends on every momentum there was, which a model does not remember: after a
+    schedule, take `Facts.averaging` of the watch that saw the training.
+
+    Layers that cannot be debiased are left alone: no update, nothing left of the start value, or nothing but it.
 
     Args:
         model: the model; its running statistics are changed for good.
+        averaging: of each layer: `TrainingWatch.facts().averaging`, or `constant_momentum(model)`.
         initial: layer -> (running mean, running variance, updates) before training; the default is that of a new
-        layer, (0, 1, 0).
+            layer, (0, 1, 0).
         layers: names to change; None takes all.
 
     Returns:
@@ -235,17 +268,15 @@ def debias(
     """
     changed = []
     for name, layer in find_layers(model).items():
-        if (layers is not None and name not in layers) or layer.num_batches_tracked is None:
+        left = averaging.get(name, Averaging()).left
+        if (layers is not None and name not in layers) or not 0.0 < left < 1.0:
             continue
         mean, var = layer.running_mean, layer.running_var
         assert mean is not None
         assert var is not None
-        start_mean, start_var, before = (initial or {}).get(name, (torch.zeros(()), torch.ones(()), 0))
-        updates = int(layer.num_batches_tracked) - before
-        if layer.momentum is None or not 0.0 < layer.momentum < 1.0 or updates < 1:
-            continue
+        start_mean, start_var, _ = (initial or {}).get(name, (torch.zeros(()), torch.ones(()), 0))
         with torch.no_grad():
-            mean.copy_(debiased(mean.cpu(), start_mean.cpu().double(), layer.momentum, updates))
-            var.copy_(debiased(var.cpu(), start_var.cpu().double(), layer.momentum, updates).clamp_min(0.0))
+            mean.copy_(without_start(mean.cpu(), start_mean.cpu().double(), left))
+            var.copy_(without_start(var.cpu(), start_var.cpu().double(), left).clamp_min(0.0))
         changed.append(name)
     return tuple(changed)

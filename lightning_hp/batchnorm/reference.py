@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hp.batchnorm.findings import Finding, resolve
+from lightning_hp.batchnorm.findings import Finding, resolve, times
 from lightning_hp.batchnorm.inputs import input_hooks
 from lightning_hp.batchnorm.observe import Step, preserved, replay
 from lightning_hp.batchnorm.recalibrate import population_statistics, temporary_statistics
@@ -252,8 +252,8 @@ def shift_findings(
             "covariate_shift",
             f"New data ({first.rows:.0f} rows) differs from the validation data at the input of this layer{also}: "
             f"mean by "
-            f"{first.d:.2f} sd ({first.ratio_d:.1f} times the noise), log variance by {first.lv:.2f} "
-            f"({first.ratio_lv:.1f} times).",
+            f"{first.d:.2f} sd ({times(first.ratio_d)} the noise), log variance by {first.lv:.2f} "
+            f"({times(first.ratio_lv)}).",
             "Look at the data before this layer. A shift is not yet harm: compare the metric on labelled rows.",
             {"d": first.d, "ratio_d": first.ratio_d, "lv": first.lv, "ratio_lv": first.ratio_lv, "rows": first.rows},
         )

@@ -12,10 +12,17 @@ from collections.abc import Mapping
 
 import torch
 
-from lightning_hp.batchnorm.findings import Finding
+from lightning_hp.batchnorm.findings import Finding, times
 from lightning_hp.batchnorm.rules_state import bad_channels, is_untouched
 from lightning_hp.batchnorm.snapshot import LayerData, LayerState, Snapshot
-from lightning_hp.batchnorm.statistics import Moments, debiased, effective_rows, mean_error, variance_error
+from lightning_hp.batchnorm.statistics import (
+    Averaging,
+    Moments,
+    effective_rows,
+    mean_error,
+    variance_error,
+    without_start,
+)
 
 __all__ = [
     "bn04_domains",
@@ -161,11 +168,11 @@ def bn06_bn07_statistics(snapshot: Snapshot, limits: Limits) -> list[Finding]:
             mean, var = ("WARN", var) if mean and (by_mean or not var) else (mean, "WARN")
         numbers = {"d": d, "ratio_d": ratio_d, "lv": lv, "ratio_lv": ratio_lv}
         if mean:
-            sentence = f"The running mean is {d:.2f} standard deviations off, {ratio_d:.1f} times the expected noise."
+            sentence = f"The running mean is {d:.2f} standard deviations off, {times(ratio_d)} the expected noise."
             found.append(Finding("BN06", mean, name, "running_mean", sentence, fix, numbers))
         if var:
             sentence = (
-                f"The running variance is off by a factor {math.exp(lv):.2f}, {ratio_lv:.1f} times expected noise."
+                f"The running variance is off by a factor {math.exp(lv):.2f}, {times(ratio_lv)} the expected noise."
             )
             found.append(Finding("BN07", var, name, "running_var", sentence, fix, numbers))
     return found
@@ -247,14 +254,15 @@ def bn10_warmup(snapshot: Snapshot, limits: Limits) -> list[Finding]:
         updates = state.updates - before
         if state.momentum is None or not 0 < state.momentum < 1 or updates < 1 or is_untouched(state):
             continue
-        left = (1.0 - state.momentum) ** updates
+        # as observed, else as if the momentum had always been this one
+        left = snapshot.facts.averaging.get(name, Averaging().after(updates, state.momentum)).left
         variance = data.train.variance()
         off_mean = mean_error(initial_mean, data.train.mean, variance, state.eps)
         off_var = float(((initial_var.double() - variance) / (variance + state.eps)).abs().clamp_max(1e3).mean())
-        if left * max(off_mean, off_var) < limits["warmup_warn"]:
+        if left >= 1.0 or left * max(off_mean, off_var) < limits["warmup_warn"]:
             continue
-        fixed_mean = debiased(state.running_mean, initial_mean.double(), state.momentum, updates)
-        fixed_var = debiased(state.running_var, initial_var.double(), state.momentum, updates).clamp_min(0)
+        fixed_mean = without_start(state.running_mean, initial_mean.double(), left)
+        fixed_var = without_start(state.running_var, initial_var.double(), left).clamp_min(0)
         then = _score(state.running_mean, state.running_var, data.train, state.eps)
         now = _score(fixed_mean, fixed_var, data.train, state.eps)
         if now > 0.7 * then:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from lightning_hp.batchnorm.statistics import (
+    Averaging,
     Moments,
     is_instance_norm,
     mean_error,
@@ -88,6 +89,7 @@ class Facts:
     """What only a running training can tell. Every field has a value that triggers no rule.
 
     Attributes:
+        averaging: how each layer's running average weighs its start value and its batches, momenta as they were.
         updates_per_step: updates of each layer per training batch, as observed (mean), by layer.
         eval_updates: updates of each layer seen between start and end of validation, test or prediction.
         nonfinite: layer -> step of the first non-finite or negative statistic.
@@ -98,6 +100,7 @@ class Facts:
         validation: layer -> moments of its inputs in validation.
     """
 
+    averaging: dict[str, Averaging] = field(default_factory=dict)
     updates_per_step: dict[str, float] = field(default_factory=dict)
     eval_updates: dict[str, int] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
@@ -132,6 +135,13 @@ class Snapshot:
     facts: Facts = field(default_factory=Facts)
     unmeasured: frozenset[str] = frozenset()
 
+    def noise(self, name: str) -> float:
+        """Variance of a layer's running average over that of one batch moment."""
+        state, averaging = self.layers[name], self.facts.averaging.get(name)
+        if averaging is not None and averaging.left < 1.0:
+            return averaging.noise
+        return noise_factor(state.momentum, max(state.updates, 1))
+
     def errors(self, name: str) -> tuple[float, float, float, float] | None:
         """`(d, R_d, lv, R_lv)` of a layer: errors of running mean and variance, each also over its expected noise."""
         state, data = self.layers[name], self.data.get(name)
@@ -146,7 +156,7 @@ class Snapshot:
         d = mean_error(state.running_mean[alive], mean, variance, state.eps)
         lv = variance_error(state.running_var[alive], variance, state.eps)
         # The pooled moments are themselves a sample of `steps` batches.
-        factor = noise_factor(state.momentum, max(state.updates, 1)) + 1.0 / max(data.steps, 1)
+        factor = self.noise(name) + 1.0 / max(data.steps, 1)
         noise, noise_var = data.batch_noise * factor**0.5, data.batch_noise_var * factor**0.5
         return d, d / max(noise, 1e-12), lv, lv / max(noise_var, 1e-12)
 

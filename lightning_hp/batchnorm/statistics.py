@@ -22,6 +22,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 __all__ = [
+    "Averaging",
     "LayerNames",
     "Moments",
     "debiased",
@@ -31,6 +32,7 @@ __all__ = [
     "recover_batch_moments",
     "sum_over_ranks",
     "variance_error",
+    "without_start",
 ]
 
 LayerNames = dict[str, _NormBase]
@@ -205,6 +207,35 @@ def noise_factor(momentum: float | None, updates: int) -> float:
     return m / (2.0 - m) * (1.0 - (1.0 - m) ** (2 * updates))
 
 
+@dataclass(frozen=True)
+class Averaging:
+    """How a running average weighs what it has seen, whatever momenta it was updated with.
+
+    Attributes:
+        left: weight of the start value, in [0, 1].
+        noise: variance of the average over the variance of one batch moment (see `noise_factor`).
+    """
+
+    left: float = 1.0
+    noise: float = 0.0
+
+    def after(self, updates: int, momentum: float | None, counted: int = 0) -> Averaging:
+        """The same after more updates with one momentum.
+
+        Args:
+            updates: how many.
+            momentum: PyTorch's momentum in [0, 1], or None for a cumulative average.
+            counted: `num_batches_tracked` before them; a cumulative average weighs by it.
+        """
+        if updates <= 0:
+            return self
+        if momentum is None:
+            keep = counted / (counted + updates)
+            return Averaging(self.left * keep, keep**2 * self.noise + (1.0 - keep) ** 2 / updates)
+        keep = (1.0 - min(max(momentum, 0.0), 1.0)) ** updates
+        return Averaging(self.left * keep, keep**2 * self.noise + noise_factor(momentum, updates))
+
+
 def effective_rows(values_per_batch: float, momentum: float | None, updates: int) -> float:
     """Effective number of values behind a running statistic: `n (2 - m) / m` once warmed up."""
     factor = noise_factor(momentum, updates)
@@ -230,8 +261,12 @@ def debiased(running: Tensor, initial: Tensor | float, momentum: float, updates:
         raise ValueError(f"`updates` must be at least 1, got {updates!r}")
     if not 0.0 < momentum <= 1.0:
         raise ValueError(f"`momentum` must be in (0, 1], got {momentum!r}")
-    keep = (1.0 - momentum) ** updates
-    return (running.double() - keep * initial) / (1.0 - keep)
+    return without_start(running, initial, (1.0 - momentum) ** updates)
+
+
+def without_start(running: Tensor, initial: Tensor | float, left: float) -> Tensor:
+    """The same for a start value of known weight, in [0, 1): `(r - left r_0) / (1 - left)`."""
+    return (running.double() - left * initial) / (1.0 - left)
 
 
 def mean_error(running_mean: Tensor, mean: Tensor, variance: Tensor, eps: float) -> float:

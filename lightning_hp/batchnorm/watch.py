@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_hp.batchnorm.observe import CallRecorder, Step
 from lightning_hp.batchnorm.rules_state import bad_channels
 from lightning_hp.batchnorm.snapshot import Facts, LayerState, state_of
-from lightning_hp.batchnorm.statistics import Moments, find_layers, recover_batch_moments
+from lightning_hp.batchnorm.statistics import Averaging, Moments, find_layers, noise_factor, recover_batch_moments
 
 __all__ = ["TrainingWatch"]
 
@@ -74,9 +74,15 @@ class TrainingWatch:
             n: layer.weight.detach().abs().median().item() for n, layer in self.layers.items() if layer.affine
         }
         self._find_buffers()
-        self._counters = [x.num_batches_tracked for x in self.layers.values() if x.num_batches_tracked is not None]
         self._counted = [name for name, x in self.layers.items() if x.num_batches_tracked is not None]
+        self._counting = [self.layers[name] for name in self._counted]
+        self._find_counters()
         self._last_counts = self._counts()
+        self._momenta = [layer.momentum for layer in self._counting]
+        self.averaging = {
+            name: Averaging(1.0, noise_factor(momentum, count))
+            for name, momentum, count in zip(self._counted, self._momenta, self._last_counts, strict=True)
+        }
         self._grown = dict.fromkeys(self._counted, 0)
         self._batches = self._attempts = self._covered = self._counted_at = 0
         self._count_every = max(every_n_steps, _COUNT_EVERY)
@@ -91,6 +97,9 @@ class TrainingWatch:
         self._buffers = [b.detach() for pair in pairs for b in pair if b is not None]
         self._quick = self._buffers[-2] if self._buffers and self._buffers[-2].device.type == "cpu" else None
         self._one_device = len({b.device for b in self._buffers}) <= 1
+
+    def _find_counters(self) -> None:
+        self._counters = [x.num_batches_tracked for x in self._counting if x.num_batches_tracked is not None]
 
     @property
     def steps(self) -> list[Step]:
@@ -148,6 +157,9 @@ class TrainingWatch:
         self._batches += 1
         if not self.layers:
             return False
+        momenta = [layer.momentum for layer in self._counting]
+        if momenta != self._momenta:  # a schedule: the batches before ran with the old ones
+            self.count(momenta=momenta)
         if self._batches % self._count_every == 0:
             self.count()
         if self._batches % self.every_n_steps:
@@ -164,16 +176,31 @@ class TrainingWatch:
             self.recorder.stop(keep=False)
         self._recording, self._before = False, None
 
-    def count(self, modes: bool = True) -> None:
+    def count(self, modes: bool = True, momenta: list[float | None] | None = None) -> None:
         """Read counters and modes; the growth since the last time belongs to the training batches in between.
 
         Args:
             modes: False where the model is no longer as it was in training (validation has begun).
+            momenta: new momenta, from the last batch on; None while they are as before.
         """
-        now = self._counts()
-        for name, new, old in zip(self._counted, now, self._last_counts, strict=True):
+        self._find_counters()
+        now, batches = self._counts(), max(self._batches - self._counted_at, 1)
+        for place, (name, new, old) in enumerate(zip(self._counted, now, self._last_counts, strict=True)):
+            if new < old:  # reset_running_stats(), as weight averaging does before it collects statistics anew
+                usual = self._grown[name] / self._covered if self._covered else 1.0
+                self._grown[name] += round(usual * batches) - new  # those before the reset left no trace
+                self.averaging[name], old = Averaging(), 0
+                start = self._initial[name]
+                self._initial[name] = (torch.zeros_like(start[0]), torch.ones_like(start[1]), 0)
+                last = new if momenta is not None else 0
+            else:
+                last = round((new - old) / batches) if momenta is not None else 0
             self._grown[name] += new - old
+            weights = self.averaging[name].after(new - old - last, self._momenta[place], old)
+            self.averaging[name] = weights.after(last, (momenta or self._momenta)[place], new - last)
         self._last_counts = now
+        if momenta is not None:
+            self._momenta = momenta
         self._covered += self._batches - self._counted_at
         self._counted_at = self._batches
         self._find_buffers()
@@ -246,6 +273,7 @@ class TrainingWatch:
         }
         seen = max(self._covered, 1)
         return Facts(
+            averaging=dict(self.averaging),
             updates_per_step={name: grown / seen for name, grown in self._grown.items()} if self._covered else {},
             nonfinite=dict(self.nonfinite),
             initial=dict(self._initial),

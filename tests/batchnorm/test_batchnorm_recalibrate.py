@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_hp.batchnorm.observe import CallRecorder, Step, call_of
 from lightning_hp.batchnorm.recalibrate import (
+    constant_momentum,
     debias,
     population_statistics,
     recalibrate,
@@ -154,7 +155,7 @@ def test_debias_brings_a_short_run_to_the_data() -> None:
     for part in x.split(256):
         with recorder.recording():
             layer(part)
-    assert debias(layer) == ("",)
+    assert debias(layer, constant_momentum(layer)) == ("",)
     torch.testing.assert_close(layer.running_mean, x.mean(0), rtol=0.0, atol=0.05)
     torch.testing.assert_close(layer.running_var, x.var(0), rtol=0.03, atol=0.0)
 
@@ -163,7 +164,9 @@ def test_debias_leaves_alone_what_it_cannot_help() -> None:
     fresh, cumulative, full = nn.BatchNorm1d(2), nn.BatchNorm1d(2, momentum=None), nn.BatchNorm1d(2, momentum=1.0)
     for layer in (cumulative, full):
         layer(torch.randn(8, 2))
-    assert debias(nn.Sequential(fresh, cumulative, full)) == ()
+    net = nn.Sequential(fresh, cumulative, full)
+    assert debias(net, constant_momentum(net)) == ()
+    assert debias(net, {}) == ()
 
 
 def test_debias_starts_from_where_training_started() -> None:
@@ -175,5 +178,5 @@ def test_debias_starts_from_where_training_started() -> None:
     x = data(4096)
     for part in x.split(256):
         layer(part)
-    debias(layer, start)
+    debias(layer, constant_momentum(layer, start), start)
     torch.testing.assert_close(layer.running_mean, x.mean(0), rtol=0.0, atol=0.1)

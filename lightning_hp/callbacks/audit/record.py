@@ -11,7 +11,6 @@ import torch
 
 from lightning_hp.batchnorm.findings import Finding, counts
 from lightning_hp.batchnorm.snapshot import Snapshot
-from lightning_hp.batchnorm.statistics import noise_factor
 
 __all__ = ["SCHEMA", "history_row", "result_of", "shift_result", "table_of", "text_of"]
 
@@ -50,7 +49,7 @@ def layer_row(snapshot: Snapshot, name: str) -> dict[str, Any]:
     data, errors = snapshot.data.get(name), snapshot.errors(name)
     if data is None or errors is None:
         return row
-    factor = noise_factor(state.momentum, max(state.updates, 1)) ** 0.5
+    factor = snapshot.noise(name) ** 0.5
     row.update(
         d=_number(errors[0]),
         ratio_d=_number(errors[1]),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
@@ -28,10 +28,11 @@ def last_epoch(trainer: pl.Trainer) -> bool:
 
 
 def late_averaging(trainer: pl.Trainer, auditor: Callback) -> bool:
-    """True when a weight-averaging callback puts its model in after the auditor's `on_train_end`."""
+    """True when a callback puts averaged weights, or the momenta it had changed, in after our `on_train_end`."""
     callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
     place = callbacks.index(auditor)
-    return any(isinstance(callback, WeightAveraging) for callback in callbacks[place + 1 :])
+    late = (WeightAveraging, StochasticWeightAveraging)
+    return any(isinstance(callback, late) for callback in callbacks[place + 1 :])
 
 
 def trainer_facts(trainer: pl.Trainer, watch: TrainingWatch, eval_updates: Mapping[str, int]) -> Facts:

@@ -330,11 +330,26 @@ def test_weight_averaging_is_judged_on_the_averaged_model(first: bool) -> None:
     )
 
 
-def test_stochastic_weight_averaging_gets_through() -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_stochastic_weight_averaging_is_judged_when_its_momenta_are_back(first: bool) -> None:
     auditor = BatchNormAuditor(on_finding="log", dirpath="")
-    fit(auditor, StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=2), epochs=4)
+    averaging = StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=2)
+    module = fit(*([auditor, averaging] if first else [averaging, auditor]), epochs=4)
     assert auditor.result()["pass_error"] is None
-    assert len(auditor.result()["layers"]) == 2
+    assert [row["momentum"] for row in auditor.result()["layers"]] == [0.1, 0.1]
+    assert "cumulative_average" not in [finding["topic"] for finding in auditor.result()["findings"]]
+    assert module.net[1].momentum == 0.1
+    # 20 batches, all with the same weight
+    row = auditor.result()["layers"][0]
+    assert row["noise_mean"] * row["values_per_batch"] ** 0.5 == pytest.approx(20**-0.5, rel=0.5)
+
+
+def test_one_batch_gets_no_absurd_number() -> None:
+    auditor = BatchNormAuditor(on_finding="log", dirpath="")
+    fit(auditor, fast_dev_run=True)
+    ratios = [row[key] for row in auditor.result()["layers"] for key in ("ratio_d", "ratio_lv")]
+    assert len(ratios) == 4
+    assert max(ratios) < 100
 
 
 def test_model_that_cannot_be_replayed_is_judged_from_its_buffers() -> None:
