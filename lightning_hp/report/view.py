@@ -19,11 +19,11 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.presets import OPENS_FROM
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage, stage_at
 from lightning_hp.study.description import Description, describe
+from lightning_hp.study.results import sampler_for
 
 _log = logging.getLogger(__name__)
 #: tier -> hue; distinguishable with the common colour deficiencies, and on white as well as on near-black
@@ -208,14 +208,7 @@ def _ask_sampler(study: optuna.Study, description: Description) -> list[Stage] |
     """The stages as recomputed from storage, None where that is not possible."""
     sampler = study.sampler
     if not isinstance(sampler, CoarseToFineSampler):
-        sampler = CoarseToFineSampler(
-            description.space,
-            n_trials=description.n_trials,
-            max_steps=description.max_steps,
-            seed=description.seed,
-            plan=description.plan,
-            opens_from=OPENS_FROM.get(description.preset or ""),
-        )
+        sampler = sampler_for(description)
     try:
         return sampler.stages(study)
     except Exception:  # a picture without boxes is better than no report

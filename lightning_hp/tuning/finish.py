@@ -139,8 +139,6 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
         record = {**record, "event": "retuned", "previous_study": str(lineage.root)}
     record = _date(lineage.ledger, record)
     found["ledger"] = {"tuned_at": record["tuned_at"], "retest_at": record["retest_at"]}
-    runner.study.set_user_attr("stale_after", min(record["retest_at"].values())[:10])
-    runner.study.set_user_attr("best", f"{found['monitor']}={best.value:.6g} (trial {best.number})")
     write_text(paths.result, json.dumps(found, indent=1))
     write_reports(runner.study, paths, now)
     if runner.description.previous is not None:

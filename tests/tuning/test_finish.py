@@ -66,6 +66,15 @@ def test_the_clock_given_dates_the_record_the_result_and_the_report(winner):
     assert winner.study.user_attrs["stale_after"] == "2031-03-02"
 
 
+def test_every_short_attribute_is_written_once_in_one_format(winner):
+    lines = [json.loads(line) for line in (winner.folder / "journal.log").read_text().splitlines()]
+    attributes = [attribute for line in lines for attribute in line.get("user_attr", {}).items()]
+    assert [value for name, value in attributes if name == "best"] == [
+        f"val_loss {winner.value:.4g} (trial {winner.trial})"
+    ]
+    assert [value for name, value in attributes if name == "stale_after"] == ["2031-03-02"]
+
+
 def test_a_clock_without_a_time_zone_is_refused(studies):
     with pytest.raises(ValueError, match="`now` must be a datetime with a time zone"):
         studies.run(trials=1, now=datetime(2031, 1, 31))
