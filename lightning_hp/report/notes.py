@@ -133,7 +133,7 @@ def _errors(trial: FrozenTrial) -> int:
 
 
 def _attributes(study: optuna.Study, view: StudyView, lineage: Lineage | None) -> None:
-    """The study's short attributes ``best``, ``stage`` and ``stale_after``: their only home. Only changes are written."""
+    """The study's short attributes ``best``, ``stage`` and ``stale_after``: their only home; changes are written."""
     wanted: dict[str, str] = {}
     if view.best is not None:
         wanted["best"] = f"{view.description.monitor} {number_text(value_of(view.best))} (trial {view.best.number})"
