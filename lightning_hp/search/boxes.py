@@ -77,7 +77,7 @@ def positions(space: SearchSpace, trials: Sequence[FrozenTrial]) -> NDArray[np.f
         name, wide = parameter.stored_name, parameter.distribution
         held = [(i, t.params[name]) for i, t in enumerate(trials) if name in t.params]
         if isinstance(parameter, Choice):
-            held = [(i, v) for i, v in held if v in parameter.choices]
+            held = [(i, v) for i, v in held if v in parameter.labels]
         else:
             held = [(i, v) for i, v in held if type(trials[i].distributions[name]) is type(wide)]
         if held:

@@ -247,7 +247,7 @@ def _coordinate(parameter: Parameter, unit: float) -> float | int:
     if isinstance(parameter, Float) or ((parameter.cardinality or 1) > FEW_VALUES and not parameter.is_categorical):
         return float(unit)
     value = parameter.at(unit)
-    return parameter.choices.index(value) if isinstance(parameter, Choice) else int(value) - parameter.low
+    return parameter.labels.index(value) if isinstance(parameter, Choice) else int(value) - parameter.low
 
 
 @contextmanager

@@ -7,7 +7,7 @@ continue it, to draw it or to refresh it, gets the same sampler from what was ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +58,24 @@ class SearchPlan:
         self.sampler()  # checks all other fields; it takes a fraction of a millisecond
 
     @classmethod
-    def of(cls, space: SearchSpace | Mapping[str, Any] | str, *, paths: bool = False, **fields: Any) -> SearchPlan:
+    def of(
+        cls,
+        space: SearchSpace | Mapping[str, Any] | str,
+        *,
+        paths: bool = False,
+        takes: Iterable[str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> SearchPlan:
         """A plan for a space in any of the forms that a person writes.
 
         Args:
             space: A space, the mapping that :meth:`SearchSpace.from_dict` takes, or the name of a preset. A preset may
                 bring its own ``opens_from``.
             paths: Whether a preset's keys are LightningCLI paths instead of argument names.
+            takes: What the model and the data take, which a preset's names are matched with, see :func:`.preset`.
+            defaults: The values of the user's own configuration, by key: where the study starts. A space that is
+                already made keeps its own.
             **fields: The other fields of the plan.
 
         Raises:
@@ -72,9 +83,12 @@ class SearchPlan:
             TypeError: If the space, or an entry of it, is no mapping.
         """
         if isinstance(space, str):
-            mapping = preset(space, paths=paths)
-            return cls(space=SearchSpace.from_dict(mapping), **{"opens_from": OPENS_FROM.get(space), **fields})
-        return cls(space=space if isinstance(space, SearchSpace) else SearchSpace.from_dict(space), **fields)
+            mapping = preset(space, paths=paths, takes=takes, values=defaults)
+            own = {"opens_from": OPENS_FROM.get(space), **fields}
+            return cls(space=SearchSpace.from_dict(mapping, defaults=defaults), **own)
+        if isinstance(space, SearchSpace):
+            return cls(space=space, **fields)
+        return cls(space=SearchSpace.from_dict(space, defaults=defaults), **fields)
 
     def sampler(self, base: BaseSampler | None = None) -> CoarseToFineSampler:
         """The sampler of this plan.

@@ -1,66 +1,17 @@
-"""What is known about hyperparameters before any measurement: their tier, scale, range and default.
+"""Spaces for well-known optimizers and models.
 
-Tiers after the importance order usual for networks trained by mini-batch gradient descent: A the learning rate; B
-momentum, hidden units, mini-batch size; C number of layers, learning-rate decay; D Adam's beta1, beta2, epsilon.
-``playbook`` orders by trial budget instead (Godbole et al., Deep Learning Tuning Playbook, section on Adam): below 10
-trials only the learning rate; from 10 also beta1; from 25 also epsilon; beta2 later.
+``playbook`` orders by trial budget (Godbole et al., Deep Learning Tuning Playbook, section on Adam): below 10 trials
+only the learning rate; from 10 also beta1; from 25 also epsilon; beta2 later. The others order by :mod:`.known`.
 
-A preset holds argument names; a mapping with dotted paths is made by :func:`preset` with ``paths``.
+A preset holds argument names; :func:`preset` makes LightningCLI paths of them, or fits them to what a project takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Known:
-    """What a name tells.
-
-    Attributes:
-        tier: The usual tier.
-        scale: The usual scale.
-        numeric: Whether choices given as text are numbers.
-    """
-
-    tier: str = "B"
-    scale: str = "linear"
-    numeric: bool = False
-
-    def scale_for(self, kind: str, low: float, high: float) -> str:
-        """The usual scale where it fits the bounds, else linear."""
-        if self.scale == "log" and low <= 0:
-            return "linear"
-        if self.scale == "one_minus_log" and (high >= 1 or kind == "int"):
-            return "linear"
-        return self.scale
-
-
-_KNOWN = {
-    "learning_rate": Known("A", "log"),
-    "lr": Known("A", "log"),
-    "momentum": Known("B", "one_minus_log"),
-    "hidden_units": Known("B", "linear"),
-    "batch_size": Known("B", "log", numeric=True),
-    "batch_growth": Known("C", "linear"),
-    "num_layers": Known("C", "linear"),
-    "learning_rate_decay": Known("C", "log"),
-    "lr_decay": Known("C", "log"),
-    "weight_decay": Known("C", "log"),
-    "dropout": Known("C", "linear"),
-    "beta1": Known("D", "one_minus_log"),
-    "beta2": Known("D", "one_minus_log"),
-    "epsilon": Known("D", "log"),
-    "eps": Known("D", "log"),
-}
-
-
-def guess(name: str) -> Known:
-    """What is known of a parameter by the last part of its name; tier B and a linear scale where nothing is."""
-    return _KNOWN.get(name.rsplit(".", 1)[-1], Known())
-
+from lightning_hp.search.known import canonical, guess
 
 _LEARNING_RATE = {"low": 1e-4, "high": 1.0, "scale": "log", "tier": "A", "default": 1e-2}
 _ADAM_RATE = {"low": 1e-5, "high": 1e-1, "scale": "log", "tier": "A", "default": 1e-3}
@@ -125,24 +76,83 @@ OPENS_FROM: dict[str, dict[str, int]] = {"playbook": {"A": 0, "B": 10, "C": 25, 
 _DATA_ARGUMENTS = ("batch_size", "batch_growth")
 
 
-def preset(name: str, paths: bool = False, only: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+def preset(
+    name: str,
+    paths: bool = False,
+    only: Iterable[str] | None = None,
+    takes: Iterable[str] | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
     """A preset as the mapping that :meth:`SearchSpace.from_dict` takes.
 
     Args:
         name: One of ``PRESETS``.
         paths: Whether keys are LightningCLI paths (``model.init_args.learning_rate``) instead of argument names.
         only: Keep only these argument names, None for all.
+        takes: What the model and the data take, as argument names or as paths: the preset's names are matched with
+            these, also where they say ``lr``, ``eps`` or ``betas.0``; what nothing takes is left out. None to keep the
+            preset's own names.
+        values: The values of the user's own configuration, by the keys of ``takes`` (or of the result): they become
+            the defaults, and where one lies outside the preset's range, the range is the one around it (:mod:`.known`).
 
     Raises:
-        ValueError: If there is no such preset.
+        ValueError: If there is no such preset, a name could mean several arguments, or nothing takes a learning rate.
     """
     if name not in PRESETS:
         raise ValueError(f"`space` must be a mapping or one of the presets {', '.join(PRESETS)}, got {name!r}")
     chosen: Mapping[str, dict[str, Any]] = PRESETS[name]
     if only is not None:
         wanted = set(only)
-        chosen = {k: v for k, v in chosen.items() if k in wanted}
-    return {_path(k) if paths else k: dict(v) for k, v in chosen.items()}
+        chosen = {argument: entry for argument, entry in chosen.items() if argument in wanted}
+    if takes is not None:
+        keys = _matched(name, chosen, list(takes))
+    else:
+        keys = {argument: _path(argument) if paths else argument for argument in chosen}
+    counter = keys.get("num_layers")
+    return {
+        keys[argument]: _with_value(argument, entry, (values or {}).get(keys[argument]), counter)
+        for argument, entry in chosen.items()
+        if argument in keys
+    }
+
+
+def _matched(name: str, arguments: Iterable[str], takes: Sequence[str]) -> dict[str, str]:
+    """The key that takes each argument of a preset; what nothing takes is left out."""
+    matched: dict[str, str] = {}
+    for argument in arguments:
+        keys = [key for key in takes if canonical(key) == argument]
+        depth = min((key.count(".") for key in keys), default=0)
+        nearest = [key for key in keys if key.count(".") == depth]
+        if len(nearest) > 1:
+            raise ValueError(
+                f"`space` must name its parameters: {argument} of the preset {name!r} could be "
+                f"{' or '.join(sorted(nearest))}; write a mapping from paths to ranges instead of {name!r}"
+            )
+        if nearest:
+            matched[argument] = nearest[0]
+    if "learning_rate" in arguments and "learning_rate" not in matched:
+        raise ValueError(
+            f"`space` must name its parameters: nothing takes the learning rate of the preset {name!r} "
+            f"(learning_rate or lr), there is {', '.join(takes) or 'nothing'}"
+        )
+    return matched
+
+
+def _with_value(argument: str, entry: Mapping[str, Any], value: Any, counter: str | None) -> dict[str, Any]:
+    """An entry of a preset, starting at the user's own value; a list has a value for each of ``counter`` layers."""
+    if value is None:
+        return dict(entry)
+    if "choices" in entry:
+        fits = value in entry["choices"]
+    else:
+        fits = isinstance(value, int | float) and entry["low"] <= value <= entry["high"]
+    fields = dict(entry)
+    if not fits:
+        around = guess(argument).range_for(value)
+        kept = ("tier",) if "choices" in around else ("tier", "scale")
+        fields = {**around, **{field: entry[field] for field in kept if field in entry}}
+    layers = {"per_layer": counter} if isinstance(value, list) and counter is not None else {}
+    return {**fields, **layers, "default": value}
 
 
 def _path(argument: str) -> str:

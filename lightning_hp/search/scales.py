@@ -13,6 +13,7 @@ On [0.9, 0.999] a plain log is almost uniform: 91% of its draws are below 0.99, 
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Literal
 
@@ -21,13 +22,33 @@ from numpy.typing import ArrayLike, NDArray
 
 Scale = Literal["linear", "log", "one_minus_log"]
 SCALES: tuple[Scale, ...] = ("linear", "log", "one_minus_log")
-#: distance from 1 is kept to this many decimals, since 1 - 0.999 is 0.0010000000000000009 in binary
+#: Distance from 1 is kept to this many decimals, since 1 - 0.999 is 0.0010000000000000009 in binary.
 ONE_MINUS_DECIMALS = 12
+#: Ranges that come very near to 1 keep more, up to this many: 1 - value is exact to 1.1e-16.
+MOST_DECIMALS = 15
 
 
-def one_minus(value: float) -> float:
-    """``1 - value`` without the binary noise, so that converting twice gives the value back."""
-    return round(1.0 - value, ONE_MINUS_DECIMALS)
+def one_minus(value: float, decimals: int = ONE_MINUS_DECIMALS) -> float:
+    """``1 - value`` without the binary noise, so that converting twice gives the value back.
+
+    Args:
+        value: A natural value, or a distance from 1.
+        decimals: How many decimals are kept at most, see :func:`decimals_for`; 15 digits in all.
+    """
+    distance = 1.0 - value
+    before_the_point = math.floor(math.log10(abs(distance))) + 1 if abs(distance) >= 1 else 0
+    return round(distance, min(decimals, MOST_DECIMALS - before_the_point))
+
+
+def decimals_for(high: float) -> int:
+    """How many decimals of the distance from 1 are kept on a range: six digits of its least distance, if there are.
+
+    Args:
+        high: Upper bound of the range, a natural value below 1.
+    """
+    if high >= 1:
+        return ONE_MINUS_DECIMALS
+    return min(max(ONE_MINUS_DECIMALS, 6 + math.ceil(-math.log10(1.0 - high))), MOST_DECIMALS)
 
 
 def check_bounds(low: float, high: float, scale: str, name: str = "low, high") -> None:
@@ -49,6 +70,8 @@ def check_bounds(low: float, high: float, scale: str, name: str = "low, high") -
         raise ValueError(f"`{name}` must have finite bounds, got low={low!r}, high={high!r}")
     if low >= high:
         raise ValueError(f"`{name}` must have low < high, got low={low!r}, high={high!r}")
+    if not np.isfinite(float(high) - float(low)):
+        raise ValueError(f"`{name}` must have bounds less than 1.8e308 apart, got low={low!r}, high={high!r}")
     if scale == "log" and low <= 0:
         raise ValueError(f"`{name}` must have low > 0 on the log scale, got low={low!r}")
     if scale == "one_minus_log" and high >= 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,10 +21,11 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 
-from lightning_hp.search.parameters import TIERS, Choice, Condition, Float, Int, Parameter, number_or_text
-from lightning_hp.search.presets import guess
-
-_FIELDS = ("low", "high", "scale", "tier", "default", "type", "choices", "active_if", "per_layer")
+from lightning_hp.search.activity import activated, check_order, inactive_names, resolved
+from lightning_hp.search.conditions import Condition
+from lightning_hp.search.entries import read_fields, read_layers, read_parameter, short_names
+from lightning_hp.search.fields import is_number
+from lightning_hp.search.parameters import Choice, Float, Int, Parameter
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,20 @@ class SearchSpace:
     entries: tuple[Entry, ...]
 
     @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any], where: str = "space") -> SearchSpace:
+    def from_dict(
+        cls, mapping: Mapping[str, Any], where: str = "space", defaults: Mapping[str, Any] | None = None
+    ) -> SearchSpace:
         """Read what ``tune.yaml`` takes under ``space``.
 
         Args:
             mapping: Key to fields: ``low`` and ``high``, or ``choices``; and optionally ``scale``, ``tier``,
-                ``default``, ``type`` (``int`` or ``float``), ``active_if`` (parameter name to ``">= 3"``),
-                ``per_layer`` (name of the parameter that counts the layers). Scale and tier of well-known names need
-                not be given; a default that is not given is the middle of the range on its scale.
+                ``default``, ``type`` (``int`` or ``float``), ``active_if`` (a parameter's name or key to ``">= 3"``),
+                ``per_layer`` (name or key of the parameter that counts the layers). Well-known names need no scale, no
+                tier, and no range: ``auto`` in place of the fields is enough (:mod:`.known`).
             where: What errors call the mapping.
+            defaults: The values of the user's own configuration, by key; other keys are passed over, and None says
+                nothing. They are the defaults of the entries that write none, and what ``auto`` ranges lie around.
+                Without them a default is the middle of the range on its scale.
 
         Raises:
             ValueError: Naming the key, what was expected and what was given.
@@ -72,39 +79,54 @@ class SearchSpace:
             raise TypeError(f"`{where}` must be a mapping from parameters to ranges, got {mapping!r}")
         if not mapping:
             raise ValueError(f"`{where}` must have at least one parameter, got {mapping!r}")
+        own = defaults or {}
         names = short_names(list(mapping))
+        fields = {key: read_fields(mapping[key], f"{where}.{key}") for key in names}
+        single = {
+            key: read_parameter(key, name, fields[key], f"{where}.{key}", own.get(key))
+            for key, name in names.items()
+            if fields[key].get("per_layer") is None
+        }
         parameters: list[Parameter] = []
         entries: list[Entry] = []
         for key, name in names.items():
-            fields = _check_fields(mapping[key], f"{where}.{key}")
-            single = _parameter(name, fields, f"{where}.{key}")
-            counter = fields.get("per_layer")
-            if counter is None:
-                parameters.append(single)
+            if key in single:
+                parameters.append(single[key])
                 entries.append(Entry(key, (name,)))
-            else:
-                layers = _most_layers(counter, names, mapping, f"{where}.{key}")
-                made = [_for_layer(single, i, counter) for i in range(1, layers + 1)]
-                parameters.extend(made)
-                entries.append(Entry(key, tuple(p.name for p in made), counter))
-        space = cls(tuple(parameters), tuple(entries))
-        space._check(where)
-        return space
+                continue
+            counter = next((p for k, p in single.items() if fields[key]["per_layer"] in (k, p.name)), None)
+            if counter is None:
+                raise ValueError(
+                    f"`{where}.{key}.per_layer` must name another parameter of the space, "
+                    f"got {fields[key]['per_layer']!r}"
+                )
+            layers = read_layers(key, name, fields[key], f"{where}.{key}", counter, own.get(key))
+            parameters.extend(layers)
+            entries.append(Entry(key, tuple(p.name for p in layers), counter.name))
+        return cls(tuple(parameters), tuple(entries))._checked(names, where)
 
-    def _check(self, where: str) -> None:
+    def _checked(self, keys: Mapping[str, str], where: str) -> SearchSpace:
+        """The space with its conditions resolved; names are unique, and conditions are about other parameters."""
         names = [p.name for p in self.parameters]
         stored = [p.stored_name for p in self.parameters]
         twice = sorted({n for n in names + stored if names.count(n) > 1 or stored.count(n) > 1})
         if twice:
             raise ValueError(f"`{where}` must give each parameter a name of its own, got {', '.join(twice)} twice")
+        parameters: list[Parameter] = []
         for parameter in self.parameters:
+            conditions = []
             for condition in parameter.active_if:
                 place = f"{where}.{parameter.name}.active_if"
-                if condition.name not in names or condition.name == parameter.name:
+                decider = keys.get(condition.name, condition.name)
+                if decider not in names or decider == parameter.name:
                     raise ValueError(
                         f"`{place}` must name another parameter ({', '.join(names)}), got {condition.name!r}"
                     )
-                _check_condition(condition, self[condition.name], f"{place}.{condition.name}")
+                named = replace(condition, name=decider)
+                conditions.append(resolved(named, self[decider], f"{place}.{condition.name}"))
+            parameters.append(replace(parameter, active_if=tuple(conditions)))
+        check_order(parameters, where)
+        return replace(self, parameters=tuple(parameters))
 
     # --- looking things up ---
 
@@ -144,35 +166,59 @@ class SearchSpace:
         return {p.name: p.natural(stored[p.stored_name]) for p in self.parameters if p.stored_name in stored}
 
     def arguments(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """Stored values to what the model and data are given, keyed as in the mapping; layers become a list."""
+        """Stored values to what the model and data are given, keyed as in the mapping.
+
+        A key whose parameter is inactive is left out: what is built in this trial may not know it. A ``per_layer``
+        entry is a list with one value a layer.
+        """
         natural = self.natural(stored)
-        given: dict[str, Any] = {}
+        inactive = inactive_names(self.parameters, natural)
+        arguments: dict[str, Any] = {}
         for entry in self.entries:
+            if entry.names[0] in inactive:
+                continue
             values = [natural[name] for name in entry.names]
-            given[entry.key] = values[0] if entry.per_layer is None else values[: int(natural[entry.per_layer])]
-        return given
+            arguments[entry.key] = values[0] if entry.per_layer is None else values[: int(natural[entry.per_layer])]
+        return arguments
 
-    def stored(self, natural: Mapping[str, Any]) -> dict[str, Any]:
-        """Natural values, by parameter name or by key (lists for layers), to stored ones.
+    def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Natural values to stored ones: what ``create_trial`` takes, and what stands in a trial's ``params``.
 
-        What is not given is at its default.
+        What is not given is at its default; a number outside its range is moved to the range's end, and a value that is
+        no choice becomes the default. To have values tried, see :meth:`enqueue`.
+
+        Args:
+            values: By parameter name or by key, a list for layers; also by stored name, then stored values.
+
+        Returns:
+            Stored name to stored value, for every parameter of the space.
 
         Raises:
-            ValueError: If a name is neither a parameter nor a key.
+            ValueError: If a name is neither a parameter nor a key, or a value is not of its parameter's kind.
         """
-        by_name: dict[str, Any] = {}
-        by_key = {entry.key: entry for entry in self.entries}
+        natural = self._by_parameter(values)
         for name, value in natural.items():
-            if name in self._by_name:
-                by_name[self._by_name[name].name] = value
-            elif name in by_key:
-                several = isinstance(value, Sequence) and not isinstance(value, str)
-                layers = by_key[name].names
-                by_name.update(zip(layers, value if several else [value] * len(layers), strict=False))
+            if not isinstance(self[name], Choice) and not is_number(value):
+                raise ValueError(f"`{name}` must be a number, got {value!r}")
+        return {p.stored_name: p.store(natural.get(p.name, p.default)) for p in self.parameters}
+
+    def _by_parameter(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Natural values by parameter name, from those by name, key or stored name."""
+        natural: dict[str, Any] = {}
+        keys = {entry.key: entry for entry in self.entries}
+        for name, value in values.items():
+            if name in self._by_name and name not in keys:
+                parameter = self[name]
+                transformed = name == parameter.stored_name != parameter.name
+                natural[parameter.name] = parameter.natural(value) if transformed and is_number(value) else value
+            elif name in keys:
+                entry = keys[name]
+                several = entry.per_layer is not None and isinstance(value, list | tuple)
+                natural.update(zip(entry.names, value if several else [value] * len(entry.names), strict=False))
             else:
-                known = ", ".join(p.name for p in self.parameters)
-                raise ValueError(f"`{name}` must be a parameter of the space ({known})")
-        return {p.stored_name: p.store(by_name.get(p.name, p.default)) for p in self.parameters}
+                parameters = ", ".join(p.name for p in self.parameters)
+                raise ValueError(f"`{name}` must be a parameter of the space ({parameters})")
+        return natural
 
     def unit(self, points: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
         """Stored values of n points to the unit cube, shape (n, d); every point must hold every parameter."""
@@ -187,14 +233,35 @@ class SearchSpace:
 
     def active(self, stored: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Which parameters have an effect at a point, shape (d,); what hangs on an inactive one is inactive too."""
-        natural = self.natural(stored)
-        off: set[str] = set()
-        for _ in self.parameters:  # conditions may hang on each other; the longest chain has d links
-            found = {p.name for p in self.parameters if any(c.name in off or not c.holds(natural) for c in p.active_if)}
-            if found == off:
-                break
-            off = found
-        return np.array([p.name not in off for p in self.parameters])
+        inactive = inactive_names(self.parameters, self.natural(stored))
+        return np.array([p.name not in inactive for p in self.parameters])
+
+    def examples(self) -> list[dict[str, Any]]:
+        """A few points, stored, in which together every key is handed on; the defaults come first.
+
+        A check of the keys against a model and its data needs more than the defaults: where an optimizer is chosen,
+        each key has to be tried with a class that takes it.
+        """
+        by_name = {p.name: p for p in self.parameters}
+        points = [self.defaults()]
+        for entry in self.entries:
+            if all(entry.key not in self.arguments(point) for point in points):
+                point = self.stored(activated(by_name, self.natural(points[0]), entry.names[0]))
+                if entry.key in self.arguments(point):
+                    points.append(point)
+        return points
+
+    def deciders(self, key: str) -> list[str]:
+        """The keys that decide whether a key is handed on, those that they hang on in turn included."""
+        keys = {name: entry.key for entry in self.entries for name in entry.names}
+        deciders: list[str] = []
+        waiting = [entry.names[0] for entry in self.entries if entry.key == key]
+        while waiting:
+            for condition in self[waiting.pop()].active_if:
+                if keys[condition.name] not in deciders:
+                    deciders.append(keys[condition.name])
+                    waiting.append(condition.name)
+        return deciders
 
     # --- in a study ---
 
@@ -202,14 +269,17 @@ class SearchSpace:
         """Ask a trial for every parameter.
 
         Also writes the trial's user attributes: each natural value that is stored transformed, ``inactive`` (names),
-        and, where the study's sampler knows it, ``stage``, ``stage_index`` and ``tier``.
+        and, where the study's sampler knows it, ``stage``, ``stage_index`` and ``tier``. Warns if values were enqueued
+        under names that the trial does not ask for.
 
         Args:
             trial: A live, fixed or frozen Optuna trial.
 
         Returns:
-            Natural values, keyed as in the mapping; a ``per_layer`` entry is a list with one value a layer.
+            Natural values, keyed as in the mapping; a key whose parameter is inactive is left out, and a ``per_layer``
+            entry is a list with one value a layer.
         """
+        self._warn_of_ignored(trial)
         stored = {p.stored_name: _suggest(trial, p) for p in self.parameters}
         for p in self.parameters:
             if p.stored_name != p.name:
@@ -223,25 +293,70 @@ class SearchSpace:
                 trial.set_user_attr(name, value)
         return self.arguments(stored)
 
+    def enqueue(self, study: optuna.Study, values: Mapping[str, Any], **options: Any) -> None:
+        """Have natural values tried by one of the next trials; the sampler adds what is not given.
+
+        Optuna's own ``enqueue_trial`` takes stored values (``one_minus_momentum``), passes over names that no trial
+        asks for, and takes numbers outside a range with no more than a warning.
+
+        Args:
+            study: The study.
+            values: By parameter name or by key, a list for layers: it decides how many, where that is not given.
+            **options: Passed on to ``study.enqueue_trial``: ``user_attrs``, ``skip_if_exists``.
+
+        Raises:
+            ValueError: If a name is neither a parameter nor a key, or a value is not one of its parameter's.
+        """
+        natural = self._by_parameter(values)
+        for entry in self.entries:
+            layers = values.get(entry.key)
+            if entry.per_layer is None or not isinstance(layers, list | tuple):
+                continue
+            if natural.setdefault(entry.per_layer, len(layers)) != len(layers):
+                raise ValueError(
+                    f"`{entry.key}` must have a value for each of {natural[entry.per_layer]} layers, got {layers!r}"
+                )
+        for name, value in natural.items():
+            if not self[name].holds(value):
+                raise ValueError(f"`{name}` must be {self[name].expected}, got {value!r}")
+        study.enqueue_trial({self[n].stored_name: self[n].store(v) for n, v in natural.items()}, **options)
+
+    def _warn_of_ignored(self, trial: optuna.trial.BaseTrial) -> None:
+        """Warn of values that were enqueued under a natural name or a key where the trial asks for another name."""
+        enqueued = getattr(trial, "_fixed_params", None) or {}
+        names = {p.name for p in self.parameters} | {entry.key for entry in self.entries}
+        ignored = {n: v for n, v in enqueued.items() if n in names and n not in self.distributions}
+        if ignored:
+            warnings.warn(
+                f"enqueued {', '.join(f'`{name}`' for name in ignored)} is ignored: trials ask for the stored names "
+                f"{', '.join(self.distributions)}; write space.enqueue(study, {ignored!r})",
+                stacklevel=3,
+            )
+
     # --- identity ---
 
     def to_dict(self) -> dict[str, Any]:
         """The space as plain JSON types, in a canonical form; two spaces are the same if these are equal."""
         described = {p.name: {"kind": type(p).__name__, **asdict(p)} for p in self.parameters}
+        for parameter in self.parameters:
+            if isinstance(parameter, Choice) and parameter.labels == parameter.choices:
+                del described[parameter.name]["labels"]
         keys = {e.key: {"names": list(e.names), "per_layer": e.per_layer} for e in self.entries}
-        return json.loads(json.dumps({"parameters": described, "keys": keys}))
+        plain: dict[str, Any] = json.loads(json.dumps({"parameters": described, "keys": keys}))
+        return plain
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> SearchSpace:
         """The space that :meth:`to_dict` described."""
-        kinds = {"Float": Float, "Int": Int, "Choice": Choice}
+        kinds: dict[str, type[Float] | type[Int] | type[Choice]] = {"Float": Float, "Int": Int, "Choice": Choice}
         parameters = []
-        for fields in described["parameters"].values():
-            given = {k: v for k, v in fields.items() if k != "kind"}
-            given["active_if"] = tuple(Condition(**c) for c in given["active_if"])
-            if "choices" in given:
-                given["choices"] = tuple(given["choices"])
-            parameters.append(kinds[fields["kind"]](**given))
+        for described_fields in described["parameters"].values():
+            fields = {k: v for k, v in described_fields.items() if k != "kind"}
+            fields["active_if"] = tuple(Condition(**c) for c in fields["active_if"])
+            for several in ("choices", "labels"):
+                if several in fields:
+                    fields[several] = tuple(fields[several])
+            parameters.append(kinds[described_fields["kind"]](**fields))
         entries = (Entry(key, tuple(e["names"]), e["per_layer"]) for key, e in described["keys"].items())
         return cls(tuple(parameters), tuple(entries))
 
@@ -267,122 +382,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if not said and old != new:
         said.append("the paths of the parameters differ")
     return said
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key's shortest suffix of dotted parts that no other key shares."""
-    names: dict[str, str] = {}
-    for key in keys:
-        parts = key.split(".")
-        for take in range(1, len(parts) + 1):
-            suffix = parts[-take:]
-            if sum(other.split(".")[-take:] == suffix for other in keys) == 1:
-                break
-        names[key] = ".".join(suffix)
-    return names
-
-
-def _check_fields(given: Any, where: str) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise TypeError(f"`{where}` must be a mapping such as {{low: 1.0e-4, high: 1.0, scale: log}}, got {given!r}")
-    for field in given:
-        if field not in _FIELDS:
-            raise ValueError(f"`{where}.{field}` is not a known key; expected one of {', '.join(_FIELDS)}")
-    fields = dict(given)
-    tier = fields.get("tier")
-    if tier is not None and tier not in TIERS:
-        raise ValueError(f"`{where}.tier` must be one of {', '.join(TIERS)}, got {tier!r}")
-    if "choices" in fields:
-        extra = [f for f in ("low", "high", "scale", "type") if f in fields]
-        if extra:
-            raise ValueError(f"`{where}` must have either choices or a range, got choices and {', '.join(extra)}")
-    else:
-        for bound in ("low", "high"):
-            if bound not in fields:
-                raise ValueError(f"`{where}.{bound}` is missing; expected a number (or `choices`)")
-            value = number_or_text(fields[bound])
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"`{where}.{bound}` must be a number, got {fields[bound]!r}")
-            fields[bound] = value
-    return fields
-
-
-def _parameter(name: str, fields: Mapping[str, Any], where: str) -> Parameter:
-    known = guess(name)
-    tier = fields.get("tier") or known.tier
-    conditions = _conditions(fields.get("active_if"), f"{where}.active_if")
-    default = number_or_text(fields["default"]) if "default" in fields else None
-    made: Parameter
-    if "choices" in fields:
-        choices = fields["choices"]
-        if not isinstance(choices, Sequence) or isinstance(choices, str):
-            raise ValueError(f"`{where}.choices` must be a list, got {choices!r}")
-        values = tuple(number_or_text(c) if not isinstance(c, str) or known.numeric else c for c in choices)
-        middle = values[(len(values) - 1) // 2] if values else None
-        made = Choice(name, values, tier, fields.get("default", middle), conditions)
-    else:
-        low, high = fields["low"], fields["high"]
-        kind = fields.get("type") or ("int" if isinstance(low, int) and isinstance(high, int) else "float")
-        if kind not in ("int", "float"):
-            raise ValueError(f"`{where}.type` must be int or float, got {kind!r}")
-        if kind == "int" and not (float(low).is_integer() and float(high).is_integer()):
-            raise ValueError(f"`{where}` must have whole bounds for type int, got low={low!r}, high={high!r}")
-        scale = fields.get("scale") or known.scale_for(kind, low, high)
-        if default is not None and (isinstance(default, bool) or not isinstance(default, int | float)):
-            raise ValueError(f"`{where}.default` must be a number, got {fields['default']!r}")
-        if kind == "int":
-            start = int(low) if default is None else _whole(default)
-            made = Int(name, int(low), int(high), scale, tier, start, conditions)
-        else:
-            start = float(low if default is None else default)
-            made = Float(name, float(low), float(high), scale, tier, start, conditions)
-    made.check(where)
-    if default is None and isinstance(made, Float):
-        return replace(made, default=made.natural(made.at(0.5)))
-    if default is None and isinstance(made, Int):
-        return replace(made, default=made.at(0.5))
-    return made
-
-
-def _whole(value: float) -> Any:
-    return int(value) if float(value).is_integer() else value
-
-
-def _conditions(given: Any, where: str) -> tuple[Condition, ...]:
-    if given is None:
-        return ()
-    if not isinstance(given, Mapping) or not given:
-        raise ValueError(f"`{where}` must be a mapping such as {{num_layers: '>= 3'}}, got {given!r}")
-    return tuple(Condition.parse(str(name), text, f"{where}.{name}") for name, text in given.items())
-
-
-def _check_condition(condition: Condition, decider: Parameter, where: str) -> None:
-    equality = condition.operator in ("==", "!=")
-    if equality and isinstance(decider, Choice) and condition.value not in decider.choices:
-        raise ValueError(f"`{where}` must be one of {list(decider.choices)}, got {condition.value!r}")
-    try:
-        condition.holds({decider.name: decider.default})
-    except TypeError:
-        raise ValueError(
-            f"`{where}` must be comparable with the values of {decider.name}, "
-            f"got {condition.operator} {condition.value}"
-        ) from None
-
-
-def _most_layers(counter: Any, names: Mapping[str, str], mapping: Mapping[str, Any], where: str) -> int:
-    key = next((k for k, n in names.items() if n == counter), None)
-    if key is None:
-        raise ValueError(f"`{where}.per_layer` must name another parameter of the space, got {counter!r}")
-    fields = mapping[key] if isinstance(mapping[key], Mapping) else {}
-    layers = [number_or_text(v) for v in fields.get("choices", [fields.get("low"), fields.get("high")])]
-    if not layers or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in layers):
-        raise ValueError(f"`{where}.per_layer` must name a whole number of at least 1, got {counter!r} = {fields!r}")
-    return max(layers)
-
-
-def _for_layer(single: Parameter, layer: int, counter: str) -> Parameter:
-    conditions = (*single.active_if, Condition(counter, ">=", layer))
-    return replace(single, name=f"{single.name}_{layer}", active_if=conditions)
 
 
 def _suggest(trial: optuna.trial.BaseTrial, parameter: Parameter) -> Any:

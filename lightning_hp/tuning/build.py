@@ -101,16 +101,20 @@ class CliBuilder:
             self._cli(unseeded, [], instantiate=False)
         except ConfigError as error:
             raise ConfigError(f"`config` must be a LightningCLI file, got {str(self.config)!r}: {error}") from None
-        arguments = space.arguments(space.defaults())
-        with contextlib.suppress(ConfigError):
-            self._cli({**arguments, **unseeded}, [], instantiate=False)
-            return
-        for key, value in arguments.items():
-            try:
-                self._cli({key: value, **unseeded}, [], instantiate=False)
-            except ConfigError as error:
-                hint = self._hint(key)
-                raise ConfigError(f"`space.{key}` must be something that {self.config} takes{hint}: {error}") from None
+        for point in space.examples():
+            arguments = space.arguments(point)
+            with contextlib.suppress(ConfigError):
+                self._cli({**arguments, **unseeded}, [], instantiate=False)
+                continue
+            for key in arguments:
+                alone = {k: v for k, v in arguments.items() if k in (key, *space.deciders(key))}
+                try:
+                    self._cli({**alone, **unseeded}, [], instantiate=False)
+                except ConfigError as error:
+                    hint = self._hint(key)
+                    raise ConfigError(
+                        f"`space.{key}` must be something that {self.config} takes{hint}: {error}"
+                    ) from None
 
     @property
     def classes(self) -> dict[str, str]:
@@ -236,7 +240,8 @@ class PythonBuilder:
         Raises:
             ConfigError: Naming the key and the arguments there are.
         """
-        self._split(space.arguments(space.defaults()))
+        for point in space.examples():
+            self._split(space.arguments(point))
 
     def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         takers = {"module": _accepted(self.module), "data": _accepted(self.data) if callable(self.data) else Taken()}

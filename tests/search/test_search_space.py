@@ -7,9 +7,11 @@ import numpy as np
 import optuna
 import pytest
 
+from lightning_hp.search.entries import short_names
+from lightning_hp.search.known import guess
 from lightning_hp.search.parameters import Choice, Float, Int
-from lightning_hp.search.presets import PRESETS, guess, preset
-from lightning_hp.search.space import SearchSpace, differences, short_names
+from lightning_hp.search.presets import PRESETS, preset
+from lightning_hp.search.space import SearchSpace, differences
 
 SMALL = {
     "model.init_args.learning_rate": {"low": 1e-4, "high": 1.0, "default": 0.01},

@@ -330,3 +330,61 @@ def test_a_folder_of_a_study_shows_where_it_belongs(studies):
         StudyError, match=r"`study` must be a study folder or the name of one in .* \(there: toy\), got 'x'"
     ):
         find_study("x", studies.folder)
+
+
+def test_a_chosen_optimizer_is_given_its_own_arguments(project):
+    """The file's optimizer is another class than some trials choose; each takes arguments of its own."""
+    train = yaml.safe_load(toy.TRAIN_YAML)
+    train["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+    space = {
+        "optimizer.class_path": {"choices": ["torch.optim.SGD", "torch.optim.Adam"], "default": "torch.optim.SGD"},
+        "optimizer.init_args.momentum": {"low": 0.5, "high": 0.99, "active_if": {"class_path": "SGD"}},
+        "optimizer.init_args.eps": {"low": 1e-9, "high": 1e-3, "active_if": {"class_path": "Adam"}},
+    }
+    project(train)
+    builder = CliBuilder(Path("train.yaml"))
+    builder.check(SearchSpace.from_dict(space))
+    wrong = {**space, "optimizer.init_args.eps": {"low": 1e-9, "high": 1e-3, "active_if": {"class_path": "SGD"}}}
+    with pytest.raises(
+        ConfigError, match=r"`space\.optimizer\.init_args\.eps` must be something that train\.yaml takes"
+    ):
+        builder.check(SearchSpace.from_dict(wrong))
+    hidden = {**space, "optimizer.init_args.momentun": {"low": 0.5, "high": 0.9, "active_if": {"class_path": "Adam"}}}
+    with pytest.raises(ConfigError, match=r"`space\.optimizer\.init_args\.momentun` must be something"):
+        builder.check(SearchSpace.from_dict(hidden))
+    optimizers = []
+    for point in SearchSpace.from_dict(space).examples():
+        with pytest.warns(UserWarning, match="`Toy.configure_optimizers` will be overridden"):
+            built = builder.build(SearchSpace.from_dict(space).arguments(point), Path("t"), 0)
+        optimizer = built.model.configure_optimizers()
+        optimizers.append((type(optimizer).__name__, optimizer.defaults.get("momentum"), optimizer.defaults.get("eps")))
+    defaults = SearchSpace.from_dict(space).natural(SearchSpace.from_dict(space).defaults())
+    assert optimizers == [("SGD", defaults["momentum"], None), ("Adam", None, defaults["eps"])]
+
+
+def test_a_chosen_block_arrives_whole(project):
+    train = yaml.safe_load(toy.TRAIN_YAML)
+    train["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.3}}
+    blocks = [
+        {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.2, "momentum": 0.5}},
+        {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01, "betas": [0.8, 0.99]}},
+    ]
+    project(train)
+    builder = CliBuilder(Path("train.yaml"))
+    space = SearchSpace.from_dict({"optimizer": {"choices": blocks, "default": "SGD(lr=0.2, momentum=0.5)"}})
+    builder.check(space)
+    for label, expected in zip(space["optimizer"].labels, ({"momentum": 0.5}, {"betas": [0.8, 0.99]}), strict=True):
+        with pytest.warns(UserWarning, match="`Toy.configure_optimizers` will be overridden"):
+            built = builder.build(space.arguments({"optimizer": label}), Path("t"), 0)
+        optimizer = built.model.configure_optimizers()
+        assert {name: json.loads(json.dumps(optimizer.defaults[name])) for name in expected} == expected
+
+
+def test_python_classes_are_checked_with_every_key_handed_on():
+    space = {
+        "learning_rate": {"low": 0.1, "high": 1.0},
+        "depth": {"low": 1, "high": 4, "default": 1, "active_if": {"learning_rate": "> 0.9"}},
+        "momentun": {"low": 0.1, "high": 1.0, "active_if": {"depth": ">= 3"}},
+    }
+    with pytest.raises(ConfigError, match=r"`space\.momentun` must be an argument of the module \(depth, learn"):
+        PythonBuilder(Routed, toy.ToyData, TRAINER).check(SearchSpace.from_dict(space))
