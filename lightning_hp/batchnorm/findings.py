@@ -93,7 +93,7 @@ THRESHOLDS: dict[str, Threshold] = {
 
 PRIORITY: tuple[str, ...] = (
     *("BN01", "BN03", "BN13", "BN11", "BN02", "BN05", "BN04", "BN14", "BN12"),
-    *("BN09", "BN10", "BN15", "BN17", "BN06", "BN07", "BN08", "BN18", "DR01", "DR02", "BN19", "BN16"),
+    *("BN09", "BN10", "BN15", "BN17", "BN20", "BN06", "BN07", "BN08", "BN18", "DR01", "DR02", "BN19", "BN16"),
 )
 """Causes before symptoms.
 

@@ -25,6 +25,7 @@ knows what to change.
 | BN17 | inputs that differ between train and eval mode on the same data |
 | BN18 | validation inputs unlike training inputs |
 | BN19 | layers whose normalisation cannot be seen |
+| BN20 | statistics of the training weights under other weights in validation |
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from lightning_hp.batchnorm.rules_data import (
     bn09_noise,
     bn10_warmup,
     bn15_channels,
+    bn20_other_weights,
 )
 from lightning_hp.batchnorm.rules_inputs import bn14_independence, bn17_modes, bn18_validation
 from lightning_hp.batchnorm.rules_state import (
@@ -77,6 +79,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("BN17",), bn17_modes),
     (("BN18",), bn18_validation),
     (("BN19",), bn19_unmeasured),
+    (("BN20",), bn20_other_weights),
 )
 """The ids a function can return, and the function."""
 

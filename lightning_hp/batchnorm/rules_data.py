@@ -31,6 +31,7 @@ __all__ = [
     "bn09_noise",
     "bn10_warmup",
     "bn15_channels",
+    "bn20_other_weights",
     "suspects",
 ]
 
@@ -208,6 +209,42 @@ def bn08_outputs(snapshot: Snapshot, limits: Limits) -> list[Finding]:
             f"{gap.disagreement:.1%} of the predicted classes). The first suspect layer is named.",
             "Recalibrate, validate again, keep the better.",
             {"kl": gap.kl, "relative": gap.relative, "disagreement": gap.disagreement},
+        )
+    ]
+
+
+def bn20_other_weights(snapshot: Snapshot, limits: Limits) -> list[Finding]:
+    """Statistics of the training weights under the weights of validation: train loss fine, validation loss bad."""
+    other = snapshot.facts.evaluation
+    if other is None:
+        return []
+    if other.repaired:
+        sentence = (
+            f"Validation runs with other weights than training (put in by {other.cause}). The statistics were taken "
+            "anew for them before the first batch of each validation, and stay until the next training batch."
+        )
+        return [Finding("BN20", "INFO", "", "repaired", sentence, "Save and export while those weights are in place.")]
+    suspect = suspects(other.snapshot, limits)
+    first = _first_suspect(other.snapshot, suspect)
+    if first is None:
+        return []
+    grades = {grade for pair in suspect.values() for grade in pair}
+    severity = _damage(other.snapshot, limits) or ("WARN" if grades & {"WARN", "ERROR"} else "INFO")
+    errors, gap = other.snapshot.errors(first), other.snapshot.gap
+    assert errors is not None
+    changed = "" if gap is None else f" and the outputs by {gap.relative:.2f} of their spread (KL {gap.kl:.3g} nats)"
+    return [
+        Finding(
+            "BN20",
+            severity,
+            first,
+            "other_weights",
+            f"Validation runs with other weights than training (put in by {other.cause}), but the running statistics "
+            f"are averages under the training weights. Under those of validation this layer's mean is off by "
+            f"{errors[0]:.2f} sd, its variance by a factor {math.exp(errors[2]):.2f}{changed}.",
+            'BatchNormAuditor(recalibrate="validation") takes them anew before each validation, and before what is '
+            "saved after it.",
+            {"d": errors[0], "lv": errors[2], "kl": gap.kl if gap else 0.0, "relative": gap.relative if gap else 0.0},
         )
     ]
 

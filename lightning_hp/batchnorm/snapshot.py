@@ -16,7 +16,7 @@ from lightning_hp.batchnorm.statistics import (
 )
 from lightning_hp.batchnorm.structure import Structure
 
-__all__ = ["Facts", "FunctionalGap", "LayerData", "LayerState", "Snapshot", "state_of"]
+__all__ = ["Facts", "FunctionalGap", "LayerData", "LayerState", "OtherWeights", "Snapshot", "state_of"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,21 @@ class FunctionalGap:
     disagreement: float = 0.0
 
 
+@dataclass(frozen=True)
+class OtherWeights:
+    """Validation runs with other weights than training.
+
+    Attributes:
+        cause: who puts them in.
+        repaired: whether the statistics were taken anew for them.
+        snapshot: of the model with these weights, after that repair if there was one.
+    """
+
+    cause: str
+    repaired: bool
+    snapshot: Snapshot
+
+
 @dataclass
 class Facts:
     """What only a running training can tell. Every field has a value that triggers no rule.
@@ -98,6 +113,7 @@ class Facts:
         gamma_shrink: layer -> share of the median |gamma| lost since the start of training.
         any_decay, early_stopping, augmented: None when not known.
         validation: layer -> moments of its inputs in validation.
+        evaluation: what was measured with the weights of validation, where they are others than those of training.
     """
 
     averaging: dict[str, Averaging] = field(default_factory=dict)
@@ -119,6 +135,7 @@ class Facts:
     val_metric: float | None = None
     trained_steps: int | None = None
     validation: dict[str, Moments] = field(default_factory=dict)
+    evaluation: OtherWeights | None = None
 
 
 @dataclass

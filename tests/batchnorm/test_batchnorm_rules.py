@@ -328,7 +328,7 @@ def test_every_threshold_has_a_source_and_a_finding_needs_a_known_severity() -> 
     assert resolve({"mean_warn": 0.3})["mean_warn"] == 0.3
     with pytest.raises(ValueError, match="`severity` must be one of"):
         Finding("BN01", "BAD", "", "", "", "")
-    assert len({name for ids, _ in RULES for name in ids}) == 19
+    assert len({name for ids, _ in RULES for name in ids}) == 20
 
 
 def test_snapshot_without_data_still_reports_states() -> None:

@@ -26,20 +26,20 @@ from torch import nn
 from lightning_hp.batchnorm.buffer_moments import recovered_snapshot
 from lightning_hp.batchnorm.findings import Finding, counts
 from lightning_hp.batchnorm.measure import measure
-from lightning_hp.batchnorm.recalibrate import recalibrate as recalibrate_model
 from lightning_hp.batchnorm.reference import Reference
 from lightning_hp.batchnorm.rules import audit
 from lightning_hp.batchnorm.snapshot import Snapshot
 from lightning_hp.batchnorm.watch import TrainingWatch
+from lightning_hp.callbacks.audit.evaluation_weights import EvaluationWeights
 from lightning_hp.callbacks.audit.files import SHIFT_FILE, log_scalars, write_audit
 from lightning_hp.callbacks.audit.notifier import REACTIONS, Teller
 from lightning_hp.callbacks.audit.notifier import BatchNormAuditError as BatchNormAuditError
 from lightning_hp.callbacks.audit.notifier import BatchNormWarning as BatchNormWarning
 from lightning_hp.callbacks.audit.record import history_row, result_of, shift_result
 from lightning_hp.callbacks.audit.reference import weights_fingerprint
-from lightning_hp.callbacks.audit.repair import repair_at_end
+from lightning_hp.callbacks.audit.repair import NOT_VALIDATED, repair_at_end
 from lightning_hp.callbacks.audit.shift import EvaluationWatch, informative
-from lightning_hp.callbacks.audit.trainer_facts import last_epoch, late_averaging, trainer_facts
+from lightning_hp.callbacks.audit.trainer_facts import doubling_epoch, last_epoch, late_averaging, trainer_facts
 
 __all__ = ["BatchNormAuditError", "BatchNormAuditor", "BatchNormWarning"]
 
@@ -114,6 +114,7 @@ class BatchNormAuditor(Callback):
         self._clock = clock or (lambda: datetime.now(UTC))
         self._watch: TrainingWatch | None = None
         self._evaluation: EvaluationWatch | None = None
+        self._weights: EvaluationWeights | None = None
         self._reference: Reference | None = None
         self._history: list[dict[str, Any]] = []
         self._result: dict[str, Any] = {}
@@ -176,6 +177,7 @@ class BatchNormAuditor(Callback):
         # A compiled LightningModule traces its whole training step: hooks must stay away from it.
         compiled = getattr(pl_module, "_compiler_ctx", None) is not None
         self._watch = TrainingWatch(pl_module, self.every_n_steps, self.data_pass, self.max_rows, hooks=not compiled)
+        self._weights = EvaluationWeights(pl_module, self._watch)
         self._evaluation = EvaluationWatch(pl_module, self.reference, self.max_rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -200,13 +202,14 @@ class BatchNormAuditor(Callback):
             if batch_idx == 0 and trainer.current_epoch == 0:  # lazy layers have their shapes only now
                 self._begin(trainer, pl_module)
             return
+        if self._weights is not None:
+            self._weights.after_batch(trainer, batch_idx)
         if watch.after_batch(trainer.global_step):
             self._tell(trainer, self._audit(trainer, Snapshot(watch.states(), facts=watch.facts())), early=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After epochs 1, 2, 4, 8, ...: the data pass, for the history."""
-        epoch = trainer.current_epoch + 1
-        if self._idle() or not self.history or epoch & (epoch - 1):
+        if self._idle() or not self.history or not doubling_epoch(trainer):
             return
         snapshot = self._measure(trainer, pl_module)
         findings = self._audit(trainer, snapshot)
@@ -235,7 +238,7 @@ class BatchNormAuditor(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the model."""
-        self._watch = self._evaluation = None
+        self._watch = self._evaluation = self._weights = None
 
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._idle() or self._finished:
@@ -246,8 +249,9 @@ class BatchNormAuditor(Callback):
         findings = self._audit(trainer, snapshot)
         self._history.append(history_row(snapshot, findings, trainer.current_epoch, trainer.global_step))
         if self.recalibrate == "end" and self._watch.steps:
+            elsewhere = self._weights is not None and self._weights.elsewhere()
             with trainer.precision_plugin.forward_context():
-                done = repair_at_end(pl_module, self._watch, self._evaluation, findings)
+                done = NOT_VALIDATED if elsewhere else repair_at_end(pl_module, self._watch, self._evaluation, findings)
             if done is not None:
                 self._repairs.append(done)
         log_scalars(trainer, self._history)
@@ -264,11 +268,12 @@ class BatchNormAuditor(Callback):
     ) -> None:
         """Repair (if asked for) before the first batch; collect input moments."""
         first = batch_idx == 0 and dataloader_idx == 0 and not trainer.sanity_checking
-        if first and self.recalibrate == "validation" and self._watch is not None and self._watch.steps:
-            # Here, not at on_validation_start: weight averaging has swapped its model in by now.
-            with trainer.precision_plugin.forward_context():
-                written = recalibrate_model(pl_module, self._watch.steps, self._watch.trainable_layers())
-            self._repairs.append({"when": "validation", "epoch": trainer.current_epoch, "layers": list(written)})
+        if first and self._weights is not None:
+            # Here, not at on_validation_start: other weights have been swapped in by now.
+            due = self._last_epoch or (self.history and doubling_epoch(trainer))
+            written = self._weights.before_validation(trainer, self.recalibrate == "validation", due)
+            if written is not None:
+                self._repairs.append({"when": "validation", "epoch": trainer.current_epoch, "layers": written})
         self._evaluation_batch(trainer, batch)
 
     def on_test_batch_start(
@@ -299,8 +304,10 @@ class BatchNormAuditor(Callback):
     def _evaluation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._evaluation is None or self._evaluation.model is not pl_module:
             self._evaluation = EvaluationWatch(pl_module, self.reference, self.max_rows)
-        if self._watch is not None:
+        if self._watch is not None and self._weights is not None:
             self._watch.count(modes=False)
+            if trainer.state.fn == "fit" and not trainer.sanity_checking:
+                self._weights.at_start(trainer)
         self._shifted = None
         standalone = trainer.state.fn != "fit"
         if standalone and self._reference is None and self._offered is not None:
@@ -353,6 +360,9 @@ class BatchNormAuditor(Callback):
             facts.validation = self._reference.moments()
         if not self.data_pass:
             return Snapshot(watch.states(), facts=facts)
+        other = self._weights.judged(facts) if self._weights is not None else None
+        if other is not None:
+            return other
         if watch.recorder is not None:
             try:
                 with trainer.precision_plugin.forward_context():

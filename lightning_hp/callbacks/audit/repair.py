@@ -22,7 +22,17 @@ from lightning_hp.batchnorm.statistics import find_layers, sum_over_ranks
 from lightning_hp.batchnorm.watch import TrainingWatch
 from lightning_hp.callbacks.audit.shift import EvaluationWatch
 
-__all__ = ["repair_at_end"]
+__all__ = ["NOT_VALIDATED", "repair_at_end"]
+
+NOT_VALIDATED = {
+    "when": "end",
+    "kept": False,
+    "before": None,
+    "after": None,
+    "layers": [],
+    "reason": 'validation judges other weights than those at hand after training: use recalibrate="validation"',
+}
+"""The record of a repair that was not made."""
 
 _REPAIRABLE = ("BN02", "BN06", "BN07", "BN08", "BN09", "BN10", "BN11")
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_hp.batchnorm.snapshot import Facts
 from lightning_hp.batchnorm.watch import TrainingWatch
 
-__all__ = ["last_epoch", "late_averaging", "trainer_facts"]
+__all__ = ["doubling_epoch", "last_epoch", "late_averaging", "trainer_facts"]
 
 
 def last_epoch(trainer: pl.Trainer) -> bool:
@@ -25,6 +25,12 @@ def last_epoch(trainer: pl.Trainer) -> bool:
         return False
     steps = trainer.num_training_batches / max(trainer.accumulate_grad_batches, 1)
     return trainer.global_step + steps >= trainer.max_steps
+
+
+def doubling_epoch(trainer: pl.Trainer) -> bool:
+    """True in epochs 1, 2, 4, 8, ... (the first is 1)."""
+    epoch = trainer.current_epoch + 1
+    return epoch & (epoch - 1) == 0
 
 
 def late_averaging(trainer: pl.Trainer, auditor: Callback) -> bool:
