@@ -8,7 +8,7 @@ Shapes: N rows of a mini-batch, F features, C classes, T targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +26,7 @@ from lightning_hp.training.optimizers import (
     check_optimizer_arguments,
     check_schedule_arguments,
 )
+from lightning_hp.training.stacked.modules import StackedClassifier, StackedRegressor, mlp_key
 
 Batch = Sequence[Tensor]
 
@@ -156,7 +157,7 @@ _OPTIMIZER_ARGUMENTS = (
 )
 
 
-class BatchNormClassifier(_BatchNormModule):
+class BatchNormClassifier(StackedClassifier, _BatchNormModule):
     """A BatchNorm MLP that predicts one of C classes, trained with cross-entropy.
 
     Logs ``train_loss`` (mean over the epoch's mini-batches, in train mode), ``val_loss``, ``val_accuracy``,
@@ -169,6 +170,10 @@ class BatchNormClassifier(_BatchNormModule):
     """
 
     _outputs_name = "num_classes"
+
+    def stack_key(self) -> Hashable:
+        """Return what models that are trained as one have in common: see `lightning_hp.training.stacked`."""
+        return mlp_key(self)
 
     def __init__(
         self,
@@ -252,7 +257,7 @@ class BatchNormClassifier(_BatchNormModule):
         return self(x).softmax(dim=1)
 
 
-class BatchNormRegressor(_BatchNormModule):
+class BatchNormRegressor(StackedRegressor, _BatchNormModule):
     """A BatchNorm MLP that predicts T real numbers, trained with the squared error of standardised targets.
 
     The network learns ``(target - target_mean) / target_scale``, so that a good learning rate does not depend on the
@@ -262,6 +267,10 @@ class BatchNormRegressor(_BatchNormModule):
     """
 
     _outputs_name = "num_targets"
+
+    def stack_key(self) -> Hashable:
+        """Return what models that are trained as one have in common: see `lightning_hp.training.stacked`."""
+        return mlp_key(self)
 
     def __init__(
         self,

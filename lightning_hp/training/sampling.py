@@ -156,6 +156,11 @@ class BatchSampler(DistributedSampler[Tensor]):
         return grown_batch_size(self._batch_size, self._growth, self._every, self.epoch, self._share)
 
     @property
+    def plan_key(self) -> tuple[float, ...]:
+        """What decides the sizes of the mini-batches in every epoch."""
+        return self._batch_size, self._growth, self._every, self.drop_last
+
+    @property
     def _share(self) -> int:
         """Rows of one process; in evaluation the first ranks take one row more."""
         extra = 0 if self._training else int(self.rank < self._rows % self.num_replicas)
