@@ -33,6 +33,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from lightning_hp.report.notes import decorate
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.presets import preset
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
@@ -48,7 +49,7 @@ def build(url: str, folder: Path, trials: int, steps: int) -> None:
     """A finished study: three stages in shape, curves of ``steps`` validations, one failed trial in fifty."""
     space = SearchSpace.from_dict(preset("batchnorm_mlp"))
     paths = StudyPaths(folder)
-    described = Description(space, trials, steps, "val_loss", "min", 0)
+    described = Description(SearchPlan(space=space, n_trials=trials, max_steps=steps), "val_loss", "min")
     study = open_study("big", open_storage(url, paths), described, paths)
     sampler = CoarseToFineSampler(space, n_trials=trials, max_steps=steps)
     rng = np.random.default_rng(0)

@@ -41,11 +41,13 @@ from optuna.trial import FrozenTrial
 from torch.utils.data import TensorDataset
 
 from lightning_hp.callbacks.pruning import TrialPruning
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.retune import retune
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,18 +139,23 @@ def again(move: str, space: SearchSpace, trial: FrozenTrial, folder: Path) -> fl
     """Mean value of a configuration on seeds that no study has used."""
     values: list[float] = []
     for seed in range(AGAIN):
-        curve: list[float] = []
-        pruning = TrialPruning("val_loss", lambda value, step, curve=curve: bool(curve.append(value)))
-        built = builder(move).build(space.arguments(trial.params), folder / "again", 900 + seed, [pruning], EPOCHS)
+        pruning = TrialPruning(optuna.trial.FixedTrial({}), "val_loss")
+        arguments = space.arguments(trial.params)
+        built = builder(move).build(arguments, folder / "again", 900 + seed, [pruning], TrainingLength(EPOCHS))
         built.trainer.fit(built.model, datamodule=built.data)
-        values.append(min(curve))
+        values.append(pruning.best() or 0.0)
     return statistics.fmean(values)
 
 
 def one_seed(seed: int, moves: list[str], folder: Path) -> Iterator[dict[str, Any]]:
     space = SearchSpace.from_dict(read_space())
     first = TuneConfig(
-        f"s{seed}", None, space, budget=Budget(TRIALS, EPOCHS), folder=folder / f"s{seed}", seed=seed, audit=False
+        f"s{seed}",
+        None,
+        SearchPlan(space=space, n_trials=TRIALS, seed=seed),
+        budget=Budget(TrainingLength(EPOCHS)),
+        folder=folder / f"s{seed}",
+        audit=False,
     )
     spent = epochs_of(run(first, builder("")).study)[-1][0]
     for move in moves:

@@ -23,9 +23,12 @@ from torch.utils.data import TensorDataset
 from lightning_hp import BatchNormClassifier, DigitsDataModule, SearchSpace
 from lightning_hp.callbacks import BatchNormAuditor, StalenessTracker
 from lightning_hp.commands.status import status_command
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.length import TrainingLength
+from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.retune import retune
 
 FOLDER = Path("runs/life")
@@ -79,9 +82,11 @@ def status(title, now):
     status_command([FOLDER.parent / "life"], now=now)
 
 
-def say(event):
-    if event.kind == "said":
-        print("   ", event.text)
+class Say(SilentListener):
+    """Prints what a study says in words."""
+
+    def message(self, text):
+        print("   ", text)
 
 
 def main():
@@ -91,8 +96,10 @@ def main():
     warnings.filterwarnings("ignore", module="lightning")
     for folder in FOLDER.parent.glob(f"{FOLDER.name}*"):
         shutil.rmtree(folder)
-    config = TuneConfig("life", None, SPACE, budget=Budget(4, EPOCHS), folder=FOLDER)
-    found = run(config, builder(DigitsDataModule), say, now=START)
+    config = TuneConfig(
+        "life", None, SearchPlan(space=SPACE, n_trials=4), budget=Budget(TrainingLength(EPOCHS)), folder=FOLDER
+    )
+    found = run(config, builder(DigitsDataModule), Say(), now=START)
     print(f"tuned: val_loss {found.value:.4f}, {found.test}")
     for days in (29, 31):
         status(f"{days} days later", START + timedelta(days=days))
@@ -112,10 +119,10 @@ def main():
 
     now = START + timedelta(days=4)
     print(f"\n{now:%Y-%m-%d}, lightning-hp retune life:")
-    config = replace(config, budget=Budget(12, EPOCHS))
-    done = retune(str(FOLDER), config, builder(NewScanner), trials=8, listen=say, now=now)
+    config = replace(config, search=replace(config.search, n_trials=12))
+    done = retune(str(FOLDER), config, builder(NewScanner), trials=8, listener=Say(), now=now)
     if done.result is None:  # still the best: the dates moved on; a refresh can be asked for all the same
-        done = retune(str(FOLDER), config, builder(NewScanner), trials=8, test=False, listen=say, now=now)
+        done = retune(str(FOLDER), config, builder(NewScanner), trials=8, test=False, listener=Say(), now=now)
     print(f"refreshed: val_loss {done.result.value:.4f}, {done.result.test}")
     status("refreshed", now)
     print(f"\nBefore and after, side by side: {done.result.report}")

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from lightning_hp.training import BatchNormRegressor as BatchNormRegressor
     from lightning_hp.training import DigitsDataModule as DigitsDataModule
     from lightning_hp.training import TabularDataModule as TabularDataModule
-    from lightning_hp.tuning.config import ConfigError as ConfigError
     from lightning_hp.tuning.config import TuneConfig as TuneConfig
     from lightning_hp.tuning.finish import Result as Result
     from lightning_hp.tuning.tune import tune as tune
     from lightning_hp.tuning.tune import tune_file as tune_file
+    from lightning_hp.tuning.yaml_file import ConfigError as ConfigError
 
 _HOMES = {
     "preset": "lightning_hp.search.presets",
@@ -37,7 +37,7 @@ _HOMES = {
     "BatchNormRegressor": "lightning_hp.training",
     "DigitsDataModule": "lightning_hp.training",
     "TabularDataModule": "lightning_hp.training",
-    "ConfigError": "lightning_hp.tuning.config",
+    "ConfigError": "lightning_hp.tuning.yaml_file",
     "TuneConfig": "lightning_hp.tuning.config",
     "Result": "lightning_hp.tuning.finish",
     "StudyError": "lightning_hp.study.storage",

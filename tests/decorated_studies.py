@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from lightning_hp.dashboard.server import make_server
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.presets import preset
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
@@ -51,7 +52,8 @@ def objective(trial: optuna.Trial) -> float:
 
 def describe_as(mode: str = "min", n_trials: int = 40, space: SearchSpace = SPACE) -> Description:
     """What a study says of itself."""
-    return Description(space, n_trials, STEPS, "val_loss" if mode == "min" else "val_acc", mode, 3)
+    plan = SearchPlan(space=space, n_trials=n_trials, max_steps=STEPS, seed=3)
+    return Description(plan, "val_loss" if mode == "min" else "val_acc", mode)
 
 
 def run(place: StudyPaths, name: str = "digits", n_trials: int = 40) -> optuna.Study:

@@ -29,6 +29,14 @@ def parser() -> ArgumentParser:
     tune.add_argument("--folder", type=str, help="where the study's files go")
     tune.add_argument("--storage", type=str, help="journal, or an Optuna URL")
     tune.add_argument("--seed", type=int, help="seed of the study")
+    tune.add_argument(
+        "--accept-changes",
+        dest="accept_changes",
+        action="store_true",
+        help="continue a study although the project has changed since its first trial",
+    )
+    tune.add_argument("--restart", action="store_true", help="move the old study aside, and start a new one")
+    tune.add_argument("--max_steps", type=int, help="length of a complete training, optimiser steps")
     tune.add_argument("--worker", action="store_true", help="run trials only: one more worker of a study")
 
     verb("fit", "Train a LightningCLI file such as best.yaml; further options go to LightningCLI.").add_argument(

@@ -27,8 +27,8 @@ from lightning_hp.batchnorm.reference import InputMoments, Reference
 from lightning_hp.batchnorm.statistics import find_layers
 from lightning_hp.callbacks.audit.files import REFERENCE_FILE
 from lightning_hp.tuning.build import Built, CliBuilder
-from lightning_hp.tuning.config import ConfigError
 from lightning_hp.tuning.quiet import quiet_lightning
+from lightning_hp.tuning.yaml_file import ConfigError
 
 FAILED, USAGE = 1, 2
 

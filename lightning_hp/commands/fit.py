@@ -27,8 +27,8 @@ def fit_verb(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
 
     from lightning_hp.tuning.build import lightning_cli
-    from lightning_hp.tuning.config import ConfigError, read_yaml
     from lightning_hp.tuning.quiet import quiet_lightning_cli
+    from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 
     file, *rest = arguments
     read_yaml(Path(file), "config")

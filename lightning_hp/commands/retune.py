@@ -12,10 +12,11 @@ from jsonargparse import Namespace
 from lightning_hp.commands.output import write_line
 from lightning_hp.commands.tune import show_end
 from lightning_hp.study.storage import find_study
-from lightning_hp.tuning.config import ConfigError, TuneConfig
+from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.progress import StudyDisplay
 from lightning_hp.tuning.retune import retune
 from lightning_hp.tuning.tune import cli_builder
+from lightning_hp.tuning.yaml_file import ConfigError
 
 
 def retune_verb(options: Namespace) -> int:
@@ -34,7 +35,7 @@ def retune_verb(options: Namespace) -> int:
     config = TuneConfig.from_file(Path(source))
     if "OMP_NUM_THREADS" not in os.environ:  # as the workers that tuned it had: the same sums in the same order
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.caviar.workers))
-    with StudyDisplay(config.name, config.budget.trials, config.monitor, config.mode) as display:
+    with StudyDisplay(config.name, config.search.n_trials, config.monitor, config.mode) as display:
         retuned = retune(
             str(paths.root),
             config,
@@ -43,7 +44,7 @@ def retune_verb(options: Namespace) -> int:
             trials=options.trials,
             test=not options.force,
             search=not options.retest_only,
-            listen=display,
+            listener=display,
         )
     if retuned.test is not None:
         write_line(retuned.test.summary)

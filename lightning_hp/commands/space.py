@@ -12,10 +12,11 @@ from rich.text import Text
 from lightning_hp.commands.output import output_console
 from lightning_hp.report.text import number
 from lightning_hp.search.parameters import Choice, Parameter
-from lightning_hp.search.presets import OPENS_FROM, PRESETS, preset
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.search.plan import SearchPlan
+from lightning_hp.search.presets import PRESETS
 from lightning_hp.search.stages import plan_stages
-from lightning_hp.tuning.config import ConfigError, TuneConfig
+from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.yaml_file import ConfigError
 
 
 def space_verb(options: Namespace) -> int:
@@ -40,15 +41,13 @@ def show_space(given: str, trials: int | None, console: Console) -> None:
         ConfigError: If there is no such file or preset, or the file does not fit.
     """
     if given in PRESETS:
-        space, planned_for, opens = SearchSpace.from_dict(preset(given)), trials or 60, OPENS_FROM.get(given)
-        plan = "default"
+        search = SearchPlan.of(given)
     elif Path(given).is_file():
-        config = TuneConfig.from_file(given)
-        space, planned_for, plan = config.space, trials or config.budget.trials, config.plan
-        opens = OPENS_FROM.get(config.preset or "")
+        search = TuneConfig.from_file(given).search
     else:
         raise ConfigError(f"`config` must be a file or one of the presets {', '.join(PRESETS)}, got {given!r}")
-    stages = plan_stages(space, planned_for, opens, plan)
+    space, planned_for = search.space, trials or search.n_trials
+    stages = plan_stages(space, planned_for, search.opens_from, search.plan)
     first = {tier: next((s for s in stages if tier in s.tiers), None) for tier in space.tiers}
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("tier", "hyperparameter", "scale", "range", "default", "opens"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ from lightning_hp.commands.output import output_console, write_line
 from lightning_hp.report.text import show_result
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.results import read_result
-from lightning_hp.tuning.config import ConfigError, TuneConfig, read_yaml
+from lightning_hp.study.storage import move_aside
+from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.progress import StudyDisplay
-from lightning_hp.tuning.runner import Event, StudyRunner
+from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.tune import cli_builder
+from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 
 #: options that replace a key of ``tune.yaml``, and where the key is
 _OVERRIDES = {
     "trials": ("budget", "trials"),
     "max_epochs": ("budget", "max_epochs"),
+    "max_steps": ("budget", "max_steps"),
     "time": ("budget", "time"),
     "workers": ("caviar", "workers"),
     "name": ("name",),
@@ -43,21 +47,19 @@ def tune_verb(options: Namespace) -> int:
     mapping = read_yaml(path, "config")
     overrides = _apply_overrides(mapping, options)
     config = TuneConfig.from_dict(mapping, base=path.parent, source=path)
+    if options.accept_changes:
+        config = replace(config, accept_changes=True)
+        overrides.append("--accept-changes")
     builder = cli_builder(config)
     if options.worker:
         StudyRunner(config, builder).work()
         return 0
-    shown: list[StudyDisplay] = []
-
-    def listen(event: Event) -> None:
-        for display in shown:
-            display(event)
-
+    if options.restart and (aside := move_aside(config.folder, config.name, config.storage)) is not None:
+        write_line(f"the old study is now {aside}")
     workers = config.caviar.workers
     command = [sys.executable, "-m", "lightning_hp", "tune", str(path), *overrides, "--worker"]
-    with StudyDisplay(config.name, config.budget.trials, config.monitor, config.mode, workers) as display:
-        shown.append(display)
-        result = run(config, builder, listen, command)
+    with StudyDisplay(config.name, config.search.n_trials, config.monitor, config.mode, workers) as display:
+        result = run(config, builder, display, command)
     show_end(result)
     return 0
 

@@ -114,7 +114,7 @@ def _tiles(view: StudyView, result: Mapping[str, Any]) -> str:
     counts = [f"{len(view.complete)} complete"]
     counts += [f"{len(view.pruned)} pruned"] if view.pruned else []
     counts += [f"{len(view.failed)} failed"] if view.failed else []
-    tiles.append((f"{len(view.trials)} of {view.description.n_trials}", "trials: " + ", ".join(counts)))
+    tiles.append((f"{len(view.trials)} of {view.description.plan.n_trials}", "trials: " + ", ".join(counts)))
     took = result.get("seconds")
     if took is None:
         took = sum(t.duration.total_seconds() for t in view.trials if t.duration is not None)
@@ -188,6 +188,6 @@ def _foot(view: StudyView, now: datetime) -> str:
     said = ", ".join(f"{name} {number}" for name, number in versions.items())
     return (
         f"<footer>Written {html.escape(dates.to_text(now))} on Python {platform.python_version()}. "
-        f"Seed {description.seed}. First run with {html.escape(said)}. "
+        f"Seed {description.plan.seed}. First run with {html.escape(said)}. "
         f"Space {view.space.fingerprint[:12]}.</footer>"
     )

@@ -52,12 +52,12 @@ def head(view: StudyView, verdict: dates.Verdict | None) -> str:
         pill = f'<span class="pill {tone}" title="{title}"{due}>{status}</span>'
     description = view.description
     said = f"{'Minimise' if view.minimises else 'Maximise'} {html.escape(description.monitor)}"
-    steps = f", {description.max_steps} validations a trial" if description.max_steps else ""
+    steps = f", {description.plan.max_steps} validations a trial" if description.plan.max_steps else ""
     stage = next((s for s in reversed(view.stages) if view.trials and s.first <= view.trials[-1].number), None)
     now = f" Last stage: {html.escape(stage.name).replace(' ', '&nbsp;')}." if stage else ""
     return (
         f"<header><h1>{html.escape(view.name)}</h1>{pill}</header>"
-        f'<p class="sub">{said} over {len(view.space)} parameters in {description.n_trials} planned trials{steps}.'
+        f'<p class="sub">{said} over {len(view.space)} parameters in {description.plan.n_trials} planned trials{steps}.'
         f"{now}</p>"
     )
 

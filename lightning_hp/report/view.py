@@ -23,7 +23,6 @@ from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage, stage_at
 from lightning_hp.study.description import Description, describe
-from lightning_hp.study.results import sampler_for
 
 _log = logging.getLogger(__name__)
 #: tier -> hue; distinguishable with the common colour deficiencies, and on white as well as on near-black
@@ -206,9 +205,7 @@ def faded(colour: str, alpha: float) -> str:
 
 def _ask_sampler(study: optuna.Study, description: Description) -> list[Stage] | None:
     """The stages as recomputed from storage, None where that is not possible."""
-    sampler = study.sampler
-    if not isinstance(sampler, CoarseToFineSampler):
-        sampler = sampler_for(description)
+    sampler = study.sampler if isinstance(study.sampler, CoarseToFineSampler) else description.plan.sampler()
     try:
         return sampler.stages(study)
     except Exception:  # a picture without boxes is better than no report

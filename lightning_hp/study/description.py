@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -11,7 +11,8 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from lightning_hp.search.space import SearchSpace, differences
+from lightning_hp.search.plan import SearchPlan
+from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, quiet_optuna
 
@@ -25,90 +26,88 @@ class Description:
     """What a study says of itself, so that anybody can continue or read it from storage alone.
 
     Attributes:
-        space: The search space.
-        n_trials: Planned total of trials.
-        max_steps: Number of validations in a complete training, None without curves.
+        plan: How it searches: space, number of trials, seed, stage plan; makes its sampler.
         monitor: Name of the metric.
         mode: ``min`` or ``max``.
-        seed: The study's seed.
-        plan: Name of the stage plan.
-        preset: Name of the preset that the space came from, None for a mapping.
+        length: The length of a complete training, as arguments of the Trainer (``max_epochs``, ``max_steps``); empty in
+            studies that were written before it was kept.
+        fixed: What all trials share: the resolved configuration without the tuned keys, and the signatures of the
+            classes; empty where it is not known.
         versions: Package name to version, as of the first run.
         created: UTC, ISO 8601.
-        older: Curves of the study that this one refreshes, see :class:`.CoarseToFineSampler`.
-        opens_from: Tier to the number of trials from which it opens, None for the usual plan or the preset's.
         previous: Folder of the study that this one refreshes, None for a first study.
     """
 
-    space: SearchSpace
-    n_trials: int
-    max_steps: int | None
+    plan: SearchPlan
     monitor: str
     mode: str
-    seed: int
-    plan: str = "default"
-    preset: str | None = None
-    versions: Mapping[str, str] | None = None
+    length: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
-    older: tuple[Mapping[str, Any], ...] = ()
-    opens_from: Mapping[str, int] | None = None
     previous: str | None = None
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        return self.plan.space
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
             "schema": SCHEMA,
-            "space": self.space.to_dict(),
-            "n_trials": self.n_trials,
-            "max_steps": self.max_steps,
+            **self.plan.to_json(),
             "monitor": self.monitor,
             "mode": self.mode,
-            "seed": self.seed,
-            "plan": self.plan,
-            "preset": self.preset,
-            "versions": dict(self.versions or {}),
+            "length": dict(self.length),
+            "fixed": dict(self.fixed),
+            "versions": dict(self.versions),
             "created": self.created,
-            "older": [dict(curve) for curve in self.older],
-            "opens_from": None if self.opens_from is None else dict(self.opens_from),
             "previous": self.previous,
         }
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> Description:
-        """The inverse of :meth:`to_json`.
+    def from_json(cls, stored: Mapping[str, Any]) -> Description:
+        """The inverse of :meth:`to_json`; descriptions of earlier versions are read too.
 
         Raises:
             StudyError: If the schema is newer than this version reads.
         """
-        if given.get("schema", 0) > SCHEMA:
+        if stored.get("schema", 0) > SCHEMA:
             raise StudyError(
-                f"the study was written by a newer lightning_hp (schema {given['schema']}, this version reads "
+                f"the study was written by a newer lightning_hp (schema {stored['schema']}, this version reads "
                 f"{SCHEMA}); upgrade lightning_hp"
             )
-        fields = {k: v for k, v in given.items() if k != "schema"}
-        space = SearchSpace.from_description(given["space"])
-        return cls(**{**fields, "space": space, "older": tuple(given.get("older", ()))})
+        return cls(
+            plan=SearchPlan.from_json(stored),
+            monitor=stored["monitor"],
+            mode=stored["mode"],
+            length=stored.get("length") or {},
+            fixed=stored.get("fixed") or {},
+            versions=stored.get("versions") or {},
+            created=stored.get("created") or "",
+            previous=stored.get("previous"),
+        )
 
 
 def open_study(
-    name: str,
-    storage: BaseStorage,
-    wanted: Description,
-    paths: StudyPaths,
+    name: str, storage: BaseStorage, wanted: Description, paths: StudyPaths, accept_changes: bool = False
 ) -> optuna.Study:
-    """Create a study, or continue it if its space, metric, seed and plan are the same.
+    """Create a study, or continue it if nothing has changed that its result depends on.
 
-    Another study that has not finished a single trial is nothing to lose: it makes way, so that a mistake that the
-    first trial showed can be mended and the command given again. The study's ask lock must be held.
+    An existing study without finished trials is deleted and begun anew, so that a mistake that the first trial showed
+    can be mended and the command given again. The study's ask lock must be held.
 
     Args:
         name: Study name.
         storage: An open storage.
         wanted: What the study is to be; written where the study is new. A changed total of trials is taken over.
         paths: The study folder, where running trials are claimed.
+        accept_changes: Continue although the fixed part or the length of a training differs; what is wanted now is
+            kept with the study from then on.
 
     Raises:
-        StudyError: If a study of this name exists with another space, metric, seed or plan.
+        StudyError: If a study of this name exists with another space, metric, seed, plan, fixed part or length.
     """
     direction = StudyDirection.MINIMIZE if wanted.mode == "min" else StudyDirection.MAXIMIZE
     with quiet_optuna():
@@ -116,32 +115,83 @@ def open_study(
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:
             study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
-    found = study.user_attrs.get(ATTRIBUTE)
-    advice = "choose another `name`, or delete the study folder to start anew"
-    if found is None:
+    stored = study.user_attrs.get(ATTRIBUTE)
+    if stored is None:
         if study.get_trials(deepcopy=False):
             raise StudyError(f"a study named {name!r} exists that lightning_hp did not make; choose another `name`")
         with quiet_optuna():
             study.set_metric_names([wanted.monitor])
         study.set_user_attr(ATTRIBUTE, wanted.to_json())
         return study
-    had = Description.from_json(found)
-    changed = differences(found["space"], wanted.space.to_dict())
+    before = Description.from_json(stored)
+    advice = "choose another `name`, or move the study aside with `--restart`"
+    changed = wanted.plan.changes(before.plan)
     changed += [
-        f"{field} was {getattr(had, field)!r}, is {getattr(wanted, field)!r}"
-        for field in ("monitor", "mode", "seed", "plan")
-        if getattr(had, field) != getattr(wanted, field)
+        f"{attribute} was {getattr(before, attribute)!r}, is {getattr(wanted, attribute)!r}"
+        for attribute in ("monitor", "mode")
+        if getattr(before, attribute) != getattr(wanted, attribute)
     ]
-    if changed:
+    moved = fixed_part_changes(before, wanted)
+    if (changed or moved) and not (accept_changes and not changed):
         if _nothing_to_lose(study, paths):
             optuna.delete_study(study_name=name, storage=storage)
             return open_study(name, storage, wanted, paths)
-        raise StudyError(f"study {name!r} exists with another configuration: {'; '.join(changed)}; {advice}")
+        if changed:
+            raise StudyError(f"study {name!r} exists with another configuration: {'; '.join(changed)}; {advice}")
+        raise StudyError(
+            f"study {name!r} was tuned with another project: {'; '.join(moved)}; {advice}, or go on with "
+            "`--accept-changes`"
+        )
     if study.direction != direction:
         raise StudyError(f"study {name!r} exists with direction {study.direction.name.lower()}; {advice}")
-    if (had.n_trials, had.max_steps) != (wanted.n_trials, wanted.max_steps):
-        study.set_user_attr(ATTRIBUTE, {**found, "n_trials": wanted.n_trials, "max_steps": wanted.max_steps})
+    now = replace(
+        before,
+        plan=replace(before.plan, n_trials=wanted.plan.n_trials, max_steps=wanted.plan.max_steps),
+        length=wanted.length,
+        fixed=wanted.fixed,
+    )
+    if now != before:
+        study.set_user_attr(ATTRIBUTE, now.to_json())
     return study
+
+
+def fixed_part_changes(before: Description, now: Description, most: int = 5) -> list[str]:
+    """What differs between two projects of one study: a short sentence for each value; empty where it is not known.
+
+    Args:
+        before: The description that was stored.
+        now: That of today's project.
+        most: At most so many values are named.
+    """
+    changes: list[str] = []
+    if before.length and now.length and dict(before.length) != dict(now.length):
+        changes.append(f"the length of a training was {_length_text(before.length)}, is {_length_text(now.length)}")
+    if before.fixed and now.fixed:
+        old, new = _flat(before.fixed), _flat(now.fixed)
+        for key in dict.fromkeys([*old, *new]):
+            if old.get(key, _MISSING) != new.get(key, _MISSING):
+                was, value = (repr(part[key]) if key in part else "not set" for part in (old, new))
+                changes.append(f"{key} was {was}, is {value}")
+    more = [f"and {len(changes) - most} more"] if len(changes) > most else []
+    return changes[:most] + more
+
+
+_MISSING = object()
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _length_text(length: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in length.items())
 
 
 def _nothing_to_lose(study: optuna.Study, paths: StudyPaths) -> bool:

@@ -97,13 +97,15 @@ class TrialPaths:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of ``best.ckpt`` and ``last.ckpt``."""
+        """Folder of the checkpoint of the best validation."""
         return self.root / "checkpoints"
 
     @property
     def best_checkpoint(self) -> Path:
-        """Checkpoint of the best validation."""
-        return self.checkpoints / "best.ckpt"
+        """Checkpoint of the best validation, under a name that no checkpoint of the user's own has."""
+        earlier = self.checkpoints / "best.ckpt"  # as studies before version 0.2 have it
+        own = self.checkpoints / "lightning_hp-best.ckpt"
+        return earlier if earlier.is_file() and not own.is_file() else own
 
     @property
     def error(self) -> Path:

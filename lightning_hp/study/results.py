@@ -9,23 +9,8 @@ from typing import Any
 import optuna
 
 from lightning_hp.search.evidence import evidence
-from lightning_hp.search.presets import OPENS_FROM
-from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.study.description import Description, describe
+from lightning_hp.study.description import describe
 from lightning_hp.study.paths import StudyPaths
-
-
-def sampler_for(description: Description) -> CoarseToFineSampler:
-    """The sampler that a study was described with."""
-    return CoarseToFineSampler(
-        description.space,
-        n_trials=description.n_trials,
-        max_steps=description.max_steps,
-        seed=description.seed,
-        plan=description.plan,
-        opens_from=description.opens_from or OPENS_FROM.get(description.preset or ""),
-        older=description.older,
-    )
 
 
 def read_result(paths: StudyPaths) -> dict[str, Any] | None:
@@ -41,7 +26,7 @@ def compute_evidence(study: optuna.Study) -> dict[str, Any]:
     """The evidence of a study: what mattered in each stage, which tiers disagree, which ranges to widen."""
     description = describe(study)
     direction = "minimize" if description.mode == "min" else "maximize"
-    stages = sampler_for(description).stages(study)
+    stages = description.plan.sampler().stages(study)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return evidence(description.space, study.get_trials(deepcopy=False), direction, stages)

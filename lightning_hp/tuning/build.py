@@ -1,7 +1,8 @@
 """From natural values to module, data and Trainer: by a LightningCLI file, or by Python classes.
 
 Both builders offer the same calls: ``build`` makes the objects of one trial, ``check`` says before the first trial
-which name of the space nobody takes, ``max_epochs`` gives the length of a training where the study does not set one.
+which name of the space nobody takes, ``trainer_settings`` gives the Trainer's arguments, which say how long a training
+is where the study does not, ``fixed_part`` gives what all trials share.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.tuning.config import ConfigError, read_yaml
+from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.quiet import quiet_lightning, quiet_lightning_cli
+from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 
 
 @dataclass
@@ -58,7 +60,7 @@ class CliBuilder:
         folder: Path,
         seed: int,
         callbacks: Sequence[pl.Callback] = (),
-        max_epochs: int | None = None,
+        length: TrainingLength = TrainingLength(),  # noqa: B008 - frozen
     ) -> Built:
         """Make the objects of one trial.
 
@@ -67,7 +69,7 @@ class CliBuilder:
             folder: ``default_root_dir``, and where the CSV log goes.
             seed: For ``seed_everything``.
             callbacks: Added to those of the file.
-            max_epochs: Replaces the file's where given.
+            length: Its limits replace the file's.
 
         Raises:
             ConfigError: If the file or a value does not fit.
@@ -79,16 +81,26 @@ class CliBuilder:
             "trainer.enable_checkpointing": True,
             "trainer.logger": _csv_logger(folder),
         }
-        if max_epochs is not None:
-            trainer["trainer.max_epochs"] = max_epochs
+        trainer |= {f"trainer.{name}": limit for name, limit in length.to_json().items()}
         made = self._cli({**arguments, **trainer, "seed_everything": seed}, list(callbacks))
         return Built(made.model, made.datamodule, made.trainer)
 
-    def max_epochs(self) -> int | None:
-        """``trainer.max_epochs`` of the file, None if it has none."""
-        trainer = read_yaml(self.config, "config").get("trainer") or {}
-        epochs = trainer.get("max_epochs") if isinstance(trainer, Mapping) else None
-        return epochs if isinstance(epochs, int) and epochs > 0 else None
+    def trainer_settings(self) -> Mapping[str, Any]:
+        """The arguments that the file gives the Trainer."""
+        trainer = read_yaml(self.config, "config").get("trainer")
+        return trainer if isinstance(trainer, Mapping) else {}
+
+    def fixed_part(self, space: SearchSpace) -> dict[str, Any]:
+        """What all trials share, as plain JSON: the file without the tuned keys."""
+        fixed: dict[str, Any] = json.loads(json.dumps(read_yaml(self.config, "config"), default=str))
+        for entry in space.entries:
+            *parents, last = entry.key.split(".")
+            place: Any = fixed
+            for part in parents:
+                place = place.get(part) if isinstance(place, dict) else None
+            if isinstance(place, dict):
+                place.pop(last, None)
+        return {"config": fixed, **self.classes}
 
     def check(self, space: SearchSpace) -> None:
         """Check that the file loads, and that every key of the space is something it takes.
@@ -209,7 +221,7 @@ class PythonBuilder:
         folder: Path,
         seed: int,
         callbacks: Sequence[pl.Callback] = (),
-        max_epochs: int | None = None,
+        length: TrainingLength = TrainingLength(),  # noqa: B008 - frozen
     ) -> Built:
         """Make the objects of one trial; see :meth:`CliBuilder.build`."""
         for_module, for_data = self._split(arguments)
@@ -221,18 +233,26 @@ class PythonBuilder:
             "default_root_dir": str(folder),
             "enable_checkpointing": True,
         }
-        if max_epochs is not None:
-            options["max_epochs"] = max_epochs
+        options |= length.to_json()
         options["callbacks"] = [*deepcopy(list(options.get("callbacks") or [])), *callbacks]
         with quiet_lightning():
             pl.seed_everything(seed, workers=True)
             data = self.data(**for_data) if callable(self.data) else deepcopy(self.data)
             return Built(self.module(**for_module), data, pl.Trainer(**options))
 
-    def max_epochs(self) -> int | None:
-        """``max_epochs`` of the Trainer's arguments, None if there is none."""
-        epochs = (self.trainer or {}).get("max_epochs")
-        return epochs if isinstance(epochs, int) and epochs > 0 else None
+    def trainer_settings(self) -> Mapping[str, Any]:
+        """The arguments of the Trainer."""
+        return self.trainer or {}
+
+    def fixed_part(self, space: SearchSpace) -> dict[str, Any]:
+        """What all trials share, as plain JSON: the callables with their defaults, and the Trainer's arguments."""
+        tuned = {entry.key.split(".")[-1] for entry in space.entries}
+        trainer = {k: v for k, v in (self.trainer or {}).items() if k not in ("callbacks", "logger")}
+        return {
+            "module": _signature(self.module, tuned),
+            "data": _signature(self.data, tuned),
+            "trainer": json.loads(json.dumps(trainer, default=_plain_text)),
+        }
 
     def check(self, space: SearchSpace) -> None:
         """Check that every key of the space is an argument of the module or of the data module.
@@ -268,6 +288,25 @@ class Taken:
 
     names: frozenset[str] = frozenset()
     anything: bool = False
+
+
+def _signature(source: Any, tuned: set[str]) -> dict[str, Any] | None:
+    """What tells two modules or data modules apart: name, and defaults of the arguments that are not tuned."""
+    if source is None:
+        return None
+    kind = source if callable(source) else type(source)
+    name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', repr(kind))}"
+    parameters = inspect.signature(kind).parameters.values()
+    defaults = {
+        p.name: p.default for p in parameters if p.name not in tuned and p.default is not inspect.Parameter.empty
+    }
+    plain = json.loads(json.dumps(defaults, default=_plain_text))
+    return {"name": name.replace(".<locals>", ""), "defaults": plain}
+
+
+def _plain_text(value: Any) -> str:
+    """A value that JSON does not know: its kind, since its text may hold an address in memory."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _accepted(made: Callable[..., Any]) -> Taken:

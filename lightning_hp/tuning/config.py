@@ -1,4 +1,4 @@
-"""``tune.yaml``: the only reader of YAML. Every error is one line with the path of the key at fault.
+"""``tune.yaml``, checked. Every error is one line with the path of the key at fault.
 
 Relative ``config`` is looked for beside the file that names it; ``folder`` (``runs/NAME``) is relative to where the
 command runs, as are the paths inside the LightningCLI file itself.
@@ -11,14 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
-
-import yaml
+from typing import Any
 
 from lightning_hp.ledger.dates import intervals_by_tier
-from lightning_hp.search.presets import preset
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.curve_store import FEWEST, POINTS
+from lightning_hp.tuning.length import TrainingLength
+from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 
 #: seconds that a person has for an answer unless told otherwise
 GATE_TIMEOUT = 1800.0
@@ -48,22 +48,16 @@ _KEYS = (
 )
 
 
-class ConfigError(ValueError):
-    """A key of ``tune.yaml``, or an argument of ``tune``, is not what it must be; one line."""
-
-
 @dataclass(frozen=True)
 class Budget:
-    """How much a study may cost.
+    """How much a study may cost, its number of trials apart.
 
     Attributes:
-        trials: Total number of trials, also when resumed.
-        max_epochs: Length of a complete training in epochs; None takes the LightningCLI file's ``trainer.max_epochs``.
+        length: Limits of a complete training that replace the Trainer's own; empty to keep those.
         seconds: No new trial starts after so many seconds of a run; None for no limit.
     """
 
-    trials: int = 60
-    max_epochs: int | None = None
+    length: TrainingLength = field(default_factory=TrainingLength)
     seconds: float | None = None
 
 
@@ -87,16 +81,13 @@ class TuneConfig:
     Attributes:
         name: Study name.
         config: The LightningCLI file; None for a study of Python classes.
-        space: The search space.
+        search: The search space, the number of trials, the seed and the stage plan.
         monitor: Name of the metric, as the model logs it.
         mode: ``min`` or ``max``.
         budget: See :class:`Budget`.
         caviar: See :class:`Caviar`.
         folder: Where the study's files are.
         storage: ``journal`` or an Optuna URL.
-        seed: Seed of the study; each trial's seed follows from it and the trial's number.
-        plan: Stage plan.
-        preset: Name of the preset that the space came from.
         prune: Whether hopeless trials are stopped.
         curve_points: How many points of a learning curve are stored, see :mod:`lightning_hp.tuning.curve_store`.
         gate: Seconds that a person has between two stages to decide about the next one; None for no questions.
@@ -107,23 +98,19 @@ class TuneConfig:
         data: Class path for LightningCLI files that name no data class.
         cli: Class path of the project's own LightningCLI subclass.
         source: The file that this was read from.
-        older: Of a study that refreshes another, see :class:`lightning_hp.study.storage.Description`; not in the file.
-        opens_from: Likewise.
-        previous: Likewise.
+        previous: Folder of the study that this one refreshes; not in the file.
+        accept_changes: Whether to continue a study although the project has changed; not in the file.
     """
 
     name: str
     config: Path | None
-    space: SearchSpace
+    search: SearchPlan
     monitor: str = "val_loss"
     mode: str = "min"
     budget: Budget = field(default_factory=Budget)
     caviar: Caviar = field(default_factory=Caviar)
     folder: Path = Path("runs")
     storage: str = "journal"
-    seed: int = 0
-    plan: str = "default"
-    preset: str | None = None
     prune: bool = True
     curve_points: int = POINTS
     gate: float | None = None
@@ -134,9 +121,13 @@ class TuneConfig:
     data: str | None = None
     cli: str | None = None
     source: Path | None = None
-    older: tuple[Mapping[str, Any], ...] = ()
-    opens_from: Mapping[str, int] | None = None
     previous: str | None = None
+    accept_changes: bool = False
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        return self.search.space
 
     @classmethod
     def from_file(cls, path: str | Path) -> TuneConfig:
@@ -149,65 +140,67 @@ class TuneConfig:
         return cls.from_dict(read_yaml(path, "config"), base=path.parent, source=path)
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any], base: Path = Path("."), source: Path | None = None) -> TuneConfig:
+    def from_dict(cls, mapping: Mapping[str, Any], base: Path = Path("."), source: Path | None = None) -> TuneConfig:
         """Check the mapping of ``tune.yaml``.
 
         Args:
-            given: The mapping.
+            mapping: The mapping.
             base: Folder that a relative ``config`` is looked for in.
             source: The file that the mapping comes from.
 
         Raises:
             ConfigError: See :meth:`from_file`.
         """
-        _known(given, _KEYS, "")
-        config = base / _text(given, "config", None)
+        _check_keys(mapping, _KEYS, "")
+        config = base / _text(mapping, "config", None)
         if not config.is_file():
             raise ConfigError(f"`config` must be a LightningCLI file, got {str(config)!r}: no such file")
-        if "space" not in given:
+        if "space" not in mapping:
             raise ConfigError("`space` is missing; expected a preset name or a mapping from parameters to ranges")
-        space = given["space"]
+        budget = mapping.get("budget", {})
         return cls(
             config=config,
-            space=_space(space, paths=True),
-            preset=space if isinstance(space, str) else None,
-            budget=_budget(given.get("budget", {})),
-            caviar=_caviar(given.get("caviar", {})),
-            model=_text(given, "model", "") or None,
-            data=_text(given, "data", "") or None,
-            cli=_text(given, "cli", "") or None,
+            budget=_budget(budget),
+            search=_search(mapping["space"], _trials(budget), mapping, paths=True),
+            caviar=_caviar(mapping.get("caviar", {})),
+            model=_text(mapping, "model", "") or None,
+            data=_text(mapping, "data", "") or None,
+            cli=_text(mapping, "cli", "") or None,
             source=source,
-            **_settings(given),
+            **_settings(mapping),
         )
 
     @classmethod
     def from_arguments(
-        cls, space: SearchSpace | Mapping[str, Any] | str, trials: int, max_epochs: int | None, given: Mapping[str, Any]
+        cls, space: SearchSpace | Mapping[str, Any] | str, budget: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> TuneConfig:
         """Check the arguments of :func:`lightning_hp.tune`; there is no file.
+
+        Args:
+            space: As for ``tune``.
+            budget: ``trials``, and ``max_epochs`` and ``max_steps`` where they are given.
+            settings: The other arguments, under the names of the keys of ``tune.yaml``.
 
         Raises:
             ConfigError: Naming the argument, what was expected and what was given.
         """
-        budget = {"trials": trials} if max_epochs is None else {"trials": trials, "max_epochs": max_epochs}
         return cls(
             config=None,
-            space=_space(space, paths=False),
-            preset=space if isinstance(space, str) else None,
             budget=_budget(budget, ""),
-            **_settings(given),
+            search=_search(space, _trials(budget, ""), settings, paths=False),
+            **_settings(settings),
         )
 
 
-def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """What a file and a call of ``tune`` say in the same words."""
-    name = _text(given, "name", None)
+    name = _text(mapping, "name", None)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"`name` must be letters, digits, '.', '_' or '-', got {name!r}")
-    storage = _text(given, "storage", "journal")
+    storage = _text(mapping, "storage", "journal")
     if storage != "journal" and "://" not in storage:
         raise ConfigError(f"`storage` must be journal or an Optuna URL such as sqlite:///study.db, got {storage!r}")
-    retune_after = given.get("retune_after")
+    retune_after = mapping.get("retune_after")
     if retune_after is not None:
         try:
             intervals_by_tier(retune_after)
@@ -215,78 +208,32 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(str(error)) from error
     return {
         "name": name,
-        "monitor": _text(given, "monitor", "val_loss"),
-        "mode": _one_of(given, "mode", ("min", "max"), "min"),
-        "folder": Path(_text(given, "folder", f"runs/{name}")),
+        "monitor": _text(mapping, "monitor", "val_loss"),
+        "mode": _one_of(mapping, "mode", ("min", "max"), "min"),
+        "folder": Path(_text(mapping, "folder", f"runs/{name}")),
         "storage": storage,
-        "seed": _whole(given, "seed", 0, 0, "seed"),
-        "plan": _one_of(given, "plan", PLANS, "default"),
-        "prune": _switch(given, "prune", True),
-        "curve_points": _whole(given, "curve_points", POINTS, FEWEST, "curve_points"),
-        "gate": _gate(given.get("gate", False)),
-        "audit": _switch(given, "audit", True),
-        "keep_checkpoints": _whole(given, "keep_checkpoints", 3, 1, "keep_checkpoints"),
+        "prune": _switch(mapping, "prune", True),
+        "curve_points": _whole(mapping, "curve_points", POINTS, FEWEST, "curve_points"),
+        "gate": _gate(mapping.get("gate", False)),
+        "audit": _switch(mapping, "audit", True),
+        "keep_checkpoints": _whole(mapping, "keep_checkpoints", 3, 1, "keep_checkpoints"),
         "retune_after": retune_after,
+        "accept_changes": _switch(mapping, "accept_changes", False),
     }
 
 
-def _space(given: Any, paths: bool) -> SearchSpace:
-    if isinstance(given, SearchSpace):
-        return given
+def _search(
+    space: SearchSpace | Mapping[str, Any] | str, n_trials: int, mapping: Mapping[str, Any], paths: bool
+) -> SearchPlan:
+    seed = _whole(mapping, "seed", 0, 0, "seed")
+    plan = _one_of(mapping, "plan", PLANS, "default")
     try:
-        return SearchSpace.from_dict(preset(given, paths=paths) if isinstance(given, str) else given)
+        return SearchPlan.of(space, paths=paths, n_trials=n_trials, seed=seed, plan=plan)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of everyday: 1e-4 is one, and 1:00:00:00 is a time, not a number to the base of 60."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        first: [(tag, found) for tag, found in pairs if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"([-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|\.[0-9_]+([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Args:
-        path: The file.
-        what: What errors call it.
-
-    Raises:
-        ConfigError: If there is no such file, it cannot be read, it is no YAML, or no mapping.
-    """
-    try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError as error:
-        raise ConfigError(f"`{what}` must be a file that exists, got {str(path)!r}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"`{what}` must be a readable text file, got {str(path)!r}: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise ConfigError(f"`{what}` must be YAML, got {str(path)!r}{where}: {problem}") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"`{what}` must hold keys and values, got {str(path)!r} with {type(loaded).__name__}")
-    return loaded
-
-
-def _known(given: Any, keys: tuple[str, ...], where: str) -> None:
+def _check_keys(given: Any, keys: tuple[str, ...], where: str) -> None:
     if not isinstance(given, Mapping):
         raise ConfigError(f"`{where or 'tune.yaml'}` must be a mapping with the keys {', '.join(keys)}, got {given!r}")
     for key in given:
@@ -327,13 +274,16 @@ def _whole(given: Mapping[str, Any], key: str, default: int, least: int, path: s
     return value
 
 
-def _budget(given: Any, where: str = "budget.") -> Budget:
-    _known(given, ("trials", "max_epochs", "time"), "budget")
-    epochs = None
-    if "max_epochs" in given:
-        epochs = _whole(given, "max_epochs", 1, 1, f"{where}max_epochs")
-    seconds = _seconds(given["time"]) if "time" in given else None
-    return Budget(_whole(given, "trials", 60, 1, f"{where}trials"), epochs, seconds)
+def _budget(budget: Any, where: str = "budget.") -> Budget:
+    _check_keys(budget, ("trials", "max_epochs", "max_steps", "time"), "budget")
+    limits = {n: _whole(budget, n, 1, 1, f"{where}{n}") for n in ("max_epochs", "max_steps") if n in budget}
+    seconds = _seconds(budget["time"]) if "time" in budget else None
+    return Budget(TrainingLength(**limits), seconds)
+
+
+def _trials(budget: Any, where: str = "budget.") -> int:
+    """The planned total number of trials."""
+    return _whole(budget if isinstance(budget, Mapping) else {}, "trials", 60, 1, f"{where}trials")
 
 
 def _seconds(given: Any, path: str = "budget.time", more: str = "") -> float:
@@ -352,7 +302,7 @@ def _gate(given: Any) -> float | None:
         return GATE_TIMEOUT if given else None
     if not isinstance(given, Mapping):
         raise ConfigError(f"`gate` must be true, false or a mapping such as {{timeout: 30m}}, got {given!r}")
-    _known(given, ("timeout",), "gate")
+    _check_keys(given, ("timeout",), "gate")
     timeout = given.get("timeout", GATE_TIMEOUT)
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", timeout) if isinstance(timeout, str) else None
     if parts and float(parts[1]) > 0:
@@ -361,7 +311,7 @@ def _gate(given: Any) -> float | None:
 
 
 def _caviar(given: Any) -> Caviar:
-    _known(given, ("engine", "workers"), "caviar")
+    _check_keys(given, ("engine", "workers"), "caviar")
     engine = given.get("engine", "in_process")
     if engine not in ENGINES:
         raise ConfigError(f"`caviar.engine` must be one of {', '.join(ENGINES)}, got {engine!r}")

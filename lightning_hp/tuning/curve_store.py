@@ -22,10 +22,10 @@ POINTS, FEWEST = 30, 12
 
 
 def kept_steps(max_steps: int, points: int) -> frozenset[int]:
-    """The steps that are stored as they come; all where there are no more than ``points``.
+    """The steps that are stored as they come, or the first validation after them; all where there are few.
 
     Args:
-        max_steps: Number of validations in a complete training.
+        max_steps: The step of a complete training.
         points: How many to keep, at least ``FEWEST``; two of them are for the best and the worst, known at the end.
 
     Raises:
@@ -50,35 +50,34 @@ class ThinCurve:
 
     Args:
         trial: The live trial; what it has of a curve, from a run that was interrupted, stays.
-        max_steps: Number of validations in a complete training, None where it is not known: then all is stored.
+        max_steps: The step of a complete training, None where it is not known: then all is stored.
         points: See :func:`kept_steps`.
+        prune: Whether the study's pruner is asked.
     """
 
-    def __init__(self, trial: optuna.Trial, max_steps: int | None, points: int = POINTS) -> None:
+    def __init__(self, trial: optuna.Trial, max_steps: int | None, points: int = POINTS, *, prune: bool = True) -> None:
         self._trial = trial
         self._stored = dict(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
         self._curve = dict(self._stored)
-        self._max_steps = max_steps
-        self._kept = frozenset() if max_steps is None else kept_steps(max_steps, points)
-        self._points = points
+        self._due = None if max_steps is None else sorted(kept_steps(max_steps, points))
+        self._prune = prune
 
     def report(self, value: float, step: int) -> None:
-        """Take in the next point."""
-        self._curve.setdefault(step, value)
-        if self._is_kept(step):
-            self._store(step)
+        """Take in the next point.
 
-    def _is_kept(self, step: int) -> bool:
-        if self._max_steps is None or step in self._kept:
-            return True
-        if step <= self._max_steps:
-            return False
-        # several validations an epoch: twice as far apart whenever the curve has grown twice as long
-        doubled = ((step - 1) // self._max_steps).bit_length()
-        return step % (math.ceil(self._max_steps / self._points) * 2**doubled) == 0
+        Args:
+            value: Of the metric.
+            step: Later than all before.
+        """
+        before = max((s for s in self._curve if s < step), default=0)
+        self._curve.setdefault(step, value)
+        if self._due is None or any(before < due <= step for due in self._due):
+            self._store(step)
 
     def should_prune(self) -> bool:
         """Whether the study's pruner would stop the trial, shown the whole curve."""
+        if not self._prune:
+            return False
         if len(self._curve) == len(self._stored):
             return self._trial.should_prune()
         study = self._trial.study

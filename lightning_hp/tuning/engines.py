@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
+from optuna.trial import FrozenTrial
+
+from lightning_hp.report.notes import decorate
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import ConfigError, TuneConfig
+from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.finish import Result, finish
-from lightning_hp.tuning.runner import Event, StudyRunner, interruptible
+from lightning_hp.tuning.listener import SilentListener, StudyListener
+from lightning_hp.tuning.runner import StudyRunner, interruptible
+from lightning_hp.tuning.yaml_file import ConfigError
 
 #: exit codes of a worker that was told to stop by SIGINT or SIGTERM
 _STOPPED = (130, 143)
@@ -31,7 +35,7 @@ FIRST_DECORATED = 5
 def run(
     config: TuneConfig,
     builder: CliBuilder | PythonBuilder,
-    listen: Callable[[Event], None] = lambda event: None,
+    listener: StudyListener | None = None,
     worker_command: Sequence[str] = (),
     now: datetime | None = None,
 ) -> Result:
@@ -40,7 +44,7 @@ def run(
     Args:
         config: What to do.
         builder: Makes the objects of a trial.
-        listen: Is told what happens.
+        listener: Is told what happens.
         worker_command: The command that starts one worker of the ``local`` engine.
         now: The clock at the end of the study, which dates the ledger; None is the current time then.
 
@@ -50,8 +54,8 @@ def run(
         KeyboardInterrupt: After the running trial, if Ctrl-C was pressed; the study can be continued.
     """
     builder.check(config.space)
-    runner = StudyRunner(config, builder, listen)
-    runner.listen = partial(_tell_and_decorate, runner, listen, now)
+    runner = StudyRunner(config, builder)
+    runner.listener = _DecoratingListener(listener or SilentListener(), runner, now)
     runner.catch_up()
     while True:
         if config.caviar.engine == "local":
@@ -66,15 +70,19 @@ def run(
             raise KeyboardInterrupt
 
 
-def _tell_and_decorate(
-    runner: StudyRunner, listen: Callable[[Event], None], now: datetime | None, event: Event
-) -> None:
-    """Pass an event on; between trials, now and then, bring the dashboard's notes and figures up to date."""
-    listen(event)
-    if event.kind == "finished" and event.trial is not None and event.trial.number >= FIRST_DECORATED:
-        from lightning_hp.report.notes import decorate
+class _DecoratingListener:
+    """Passes everything on; between trials, now and then, brings the dashboard's notes and figures up to date."""
 
-        decorate(runner.study, runner.paths, now=now)
+    def __init__(self, listener: StudyListener, runner: StudyRunner, now: datetime | None) -> None:
+        self._listener, self._runner, self._now = listener, runner, now
+        self.study_planned, self.trial_known = listener.study_planned, listener.trial_known
+        self.trial_started, self.trial_resumed = listener.trial_started, listener.trial_resumed
+        self.message = listener.message
+
+    def trial_finished(self, trial: FrozenTrial) -> None:
+        self._listener.trial_finished(trial)
+        if trial.number >= FIRST_DECORATED:
+            decorate(self._runner.study, self._runner.paths, now=self._now)
 
 
 def _work_in_processes(runner: StudyRunner, command: Sequence[str]) -> None:
@@ -91,7 +99,7 @@ def _work_in_processes(runner: StudyRunner, command: Sequence[str]) -> None:
         for process in processes:
             process.kill()
 
-    with interruptible(runner.stopping, runner.listen, kill):
+    with interruptible(runner.stopping, runner.listener.message, kill):
         try:
             for i, log in enumerate(logs):
                 with log.open("wb") as out:
@@ -128,20 +136,20 @@ def _follow(runner: StudyRunner, processes: Sequence[subprocess.Popen[bytes]]) -
     """Tell the display what storage shows, until all workers have ended."""
     started: set[int] = set()
     finished = runner.catch_up()
-    heard = None if runner.gate is None else runner.gate.told()
+    heard = None if runner.gate is None else runner.gate.last_message()
     running = True
     while running:
         running = any(process.poll() is None for process in processes)
-        if runner.gate is not None and (said := runner.gate.told()) is not None and said != heard:
-            heard = said  # workers have no display of their own
-            runner.listen(Event("said", text=said))
+        if runner.gate is not None and (text := runner.gate.last_message()) is not None and text != heard:
+            heard = text  # workers have no display of their own
+            runner.listener.message(text)
         for trial in runner.study.get_trials(deepcopy=False):
             if trial.number not in started and not trial.state.is_finished() and trial.params:
                 started.add(trial.number)
-                runner.listen(Event("started", trial))
+                runner.listener.trial_started(trial)
             if trial.number not in finished and trial.state.is_finished():
                 finished.add(trial.number)
-                runner.listen(Event("finished", trial))
+                runner.listener.trial_finished(trial)
         if running:
             time.sleep(POLL)
 
@@ -158,11 +166,11 @@ def _check(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], r
         code = process.returncode
         if code < 0 or code in _STOPPED:
             killed += 1
-            runner.listen(Event("said", text=f"a worker was stopped from outside (exit code {code}); see {log}"))
+            runner.listener.message(f"a worker was stopped from outside (exit code {code}); see {log}")
         elif code:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            said = lines[-1] if lines else f"exit code {code}"
-            raise StudyError(f"{said.removeprefix('error: ')} (worker log: {log})")
+            error = lines[-1] if lines else f"exit code {code}"
+            raise StudyError(f"{error.removeprefix('error: ')} (worker log: {log})")
     if killed == len(processes):
         raise StudyError(
             f"all workers were stopped from outside; the same command goes on from here (logs: {logs[0].parent})"

@@ -31,7 +31,7 @@ from lightning_hp.study.results import read_result
 from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.study.trials import best_trials, count_states, no_best
 from lightning_hp.tuning.build import Built, CliBuilder
-from lightning_hp.tuning.runner import Event, StudyRunner, suppress_repeated_warnings
+from lightning_hp.tuning.runner import StudyRunner, suppress_repeated_warnings
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
         for tier in space.tiers
     }
     checkpoint = paths.trial(best.number).best_checkpoint
-    runner.listen(Event("said", text=f"evaluating trial {best.number}"))
+    runner.listener.message(f"evaluating trial {best.number}")
     measured = _evaluate(runner, best, checkpoint)
     found = {
         "study": runner.study.study_name,
@@ -171,17 +171,17 @@ def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[
     seed = runner.seed_of(best)
     measured: dict[str, Any] = {"validation": {}, "test": {}, "model_fingerprint": None, "data_fingerprint": None}
     with suppress_repeated_warnings():
-        built = runner.builder.build(arguments, runner.paths.root / "evaluation", seed, [], runner.max_epochs)
+        built = runner.builder.build(arguments, runner.paths.root / "evaluation", seed, [], runner.length)
         measured["model_fingerprint"] = model_fingerprint(type(built.model))
         for split in ("validation", "test"):
             try:
                 measured[split] = _metrics(built, split, checkpoint)
             except Exception as error:
-                runner.listen(Event("said", text=f"no {split} metrics of the winner: {one_line(error)}"))
+                runner.listener.message(f"no {split} metrics of the winner: {one_line(error)}")
         try:
             measured["data_fingerprint"] = data_fingerprint(built.data or built.model)
         except Exception as error:
-            runner.listen(Event("said", text=f"no fingerprint of the training data: {one_line(error)}"))
+            runner.listener.message(f"no fingerprint of the training data: {one_line(error)}")
     return measured
 
 
@@ -208,7 +208,7 @@ def _has_test(built: Built) -> bool:
 def best_yaml(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found: Mapping[str, Any]) -> str:
     """The LightningCLI file of the winner, headed by where it comes from."""
     values: dict[str, Any] = {"seed_everything": runner.seed_of(best)}
-    values["trainer.max_epochs"] = runner.max_epochs
+    values |= {f"trainer.{name}": limit for name, limit in runner.length.to_json().items()}
     values |= runner.description.space.arguments(best.params)
     tested = "".join(f", {name} {value:.4g}" for name, value in found["test"].items())
     options = "".join(f" --{option} {path}" for option, path in builder.classes.items())

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -33,13 +32,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
-from lightning_hp.callbacks.pruning import TrialPruning
+from lightning_hp.callbacks.pruning import TrialPruning, UnknownMetricError
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.paths import TrialPaths, write_text
 from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import ConfigError
 from lightning_hp.tuning.curve_store import POINTS, ThinCurve
+from lightning_hp.tuning.length import TrainingLength
+from lightning_hp.tuning.yaml_file import ConfigError
 
 #: characters of a traceback kept in the study; the whole is in the trial's error.txt
 TRACEBACK_CHARACTERS = 2000
@@ -112,7 +112,8 @@ def run_trial(
     monitor: str,
     mode: str,
     seed: int,
-    max_epochs: int | None,
+    length: TrainingLength,
+    max_steps: int,
     callbacks: Sequence[pl.Callback] = (),
     prune: bool = True,
     curve_points: int = POINTS,
@@ -127,24 +128,19 @@ def run_trial(
         monitor: Name of the metric.
         mode: ``min`` or ``max``.
         seed: See :func:`trial_seed`.
-        max_epochs: Length of a complete training, in epochs.
+        length: Of a complete training.
+        max_steps: In how many units the curve counts it, see :mod:`.length`.
         callbacks: Further callbacks for the Trainer.
         prune: Whether the study's pruner may stop the trial.
-        curve_points: How many points of the curve are stored, see :mod:`.thinning`.
+        curve_points: How many points of the curve are stored, see :mod:`.curve_store`.
     """
-    curve = ThinCurve(trial, max_epochs, curve_points)
-
-    def report(value: float, step: int) -> bool:
-        curve.report(value, step)
-        return prune and curve.should_prune()
-
-    pruning = TrialPruning(monitor, report)
+    curve = ThinCurve(trial, max_steps, curve_points, prune=prune)
+    pruning = TrialPruning(curve, monitor, max_steps)
     checkpoint = TrialCheckpoint(
         dirpath=paths.checkpoints,
-        filename="best",
+        filename=paths.best_checkpoint.stem,
         monitor=monitor,
         mode=mode,
-        save_last=True,
         enable_version_counter=False,
     )
     started = time.monotonic()
@@ -152,7 +148,7 @@ def run_trial(
     outcome: Outcome
     trainer: pl.Trainer | None = None
     try:
-        built = builder.build(arguments, paths.root, seed, [pruning, checkpoint, *callbacks], max_epochs)
+        built = builder.build(arguments, paths.root, seed, [pruning, checkpoint, *callbacks], length)
         trainer = built.trainer
         _refuse_launchers(trainer)
         before = time.monotonic()
@@ -164,10 +160,9 @@ def run_trial(
         outcome = _finished(pruning, mode)
     except ConfigError as error:
         outcome = Outcome("fail", attributes={"failure": one_line(error)}, stop=error)
-    except ValueError as error:
-        stop = ConfigError(str(error)) if "`monitor` must be" in str(error) else None
+    except UnknownMetricError as error:
         outcome = _crashed(error, paths)
-        outcome.stop = stop
+        outcome.stop = ConfigError(str(error))
     except Exception as error:
         outcome = _crashed(error, paths)
     outcome.attributes |= {
@@ -182,14 +177,21 @@ def run_trial(
 
 
 def _finished(pruning: TrialPruning, mode: str) -> Outcome:
-    finite = [v for v in pruning.curve.values() if math.isfinite(v)]
-    best = (min(finite) if mode == "min" else max(finite)) if finite else None
+    best = pruning.best(mode)
     if pruning.diverged:
         return Outcome("complete", best, diverged=True, attributes={"diverged": True})
     if pruning.pruned:
         return Outcome("pruned", best)
+    if best is None and not pruning.validations:
+        raise UnknownMetricError(
+            f"`monitor` must be logged before training ends, got {pruning.monitor!r}: training ended before its first "
+            "validation; validate sooner (`trainer.check_val_every_n_epoch`, `trainer.val_check_interval`), train "
+            "longer, or monitor a training metric"
+        )
     if best is None:
-        raise ValueError(f"`monitor` must be a metric that the model logs, got {pruning.monitor!r}: nothing was logged")
+        raise UnknownMetricError(
+            f"`monitor` must be a metric that the model logs, got {pruning.monitor!r}: nothing was logged"
+        )
     return Outcome("complete", best)
 
 

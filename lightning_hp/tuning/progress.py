@@ -14,14 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from lightning_hp.tuning.runner import Event
-
 #: rows of the live table
 SHOWN = 8
 
 
 class StudyDisplay:
-    """Shows the events of a study; a context manager.
+    """Shows a study as it runs: a :class:`.StudyListener` and a context manager.
 
     Args:
         name: Study name.
@@ -71,28 +69,32 @@ class StudyDisplay:
         if self.console.is_terminal:
             self._live.stop()
 
-    def __call__(self, event: Event) -> None:
-        """Take in one event."""
-        if event.kind == "said":
-            self.note = event.text
-            self._line(event.text)
-        elif event.kind in ("started", "resumed") and event.trial is not None:
-            self.running[event.trial.number] = event.trial
-            if event.kind == "resumed":
-                self._line(f"trial {event.trial.number} was interrupted: running it again with the same values")
-        elif event.kind == "known" and event.trial is not None:
-            self.done += 1
-            self.running.pop(event.trial.number, None)
-            self._is_best(event.trial)
-            self._bar.update(self._task, completed=self.done, left=self._left())
-        elif event.kind == "finished" and event.trial is not None:
-            self._finished(event.trial)
-        elif event.kind == "planned":
-            self.n_trials, self.done, self.best = int(event.text), 0, None
-            self.trials.clear()
-            self._bar.update(self._task, total=self.n_trials, completed=0, left="")
+    # --- StudyListener ---
 
-    def _finished(self, trial: FrozenTrial) -> None:
+    def study_planned(self, n_trials: int) -> None:
+        """Begin to count anew."""
+        self.n_trials, self.done, self.best = n_trials, 0, None
+        self.trials.clear()
+        self._bar.update(self._task, total=self.n_trials, completed=0, left="")
+
+    def trial_known(self, trial: FrozenTrial) -> None:
+        """Count a trial that is no news."""
+        self.done += 1
+        self.running.pop(trial.number, None)
+        self._is_best(trial)
+        self._bar.update(self._task, completed=self.done, left=self._left())
+
+    def trial_started(self, trial: FrozenTrial) -> None:
+        """Show a trial as running."""
+        self.running[trial.number] = trial
+
+    def trial_resumed(self, trial: FrozenTrial) -> None:
+        """Show a trial as running again."""
+        self.running[trial.number] = trial
+        self._line(f"trial {trial.number} was interrupted: running it again with the same values")
+
+    def trial_finished(self, trial: FrozenTrial) -> None:
+        """Show how a trial ended."""
         self.running.pop(trial.number, None)
         self.trials.append(trial)
         self.done += 1
@@ -106,6 +108,11 @@ class StudyDisplay:
             f"{self.monitor} {cells['value']:<10} {cells['state']:<9} {cells['seconds']:>6}  "
             f"{best}{' *' if new else ''}{'  ' + cells['why'] if cells['why'] else ''}"
         )
+
+    def message(self, text: str) -> None:
+        """Show one line."""
+        self.note = text
+        self._line(text)
 
     def _is_best(self, trial: FrozenTrial) -> bool:
         if trial.state is not TrialState.COMPLETE or trial.value is None or trial.user_attrs.get("diverged"):

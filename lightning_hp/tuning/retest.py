@@ -27,9 +27,10 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import Budget, Caviar, TuneConfig
+from lightning_hp.tuning.config import Caviar, TuneConfig
 from lightning_hp.tuning.curve_store import RETEST_LOOKS
-from lightning_hp.tuning.runner import Event, StudyRunner
+from lightning_hp.tuning.listener import SilentListener, StudyListener
+from lightning_hp.tuning.runner import StudyRunner
 
 #: Neighbours lie this far from the recorded best, in turn: standard deviations in parts of a parameter's range. The
 #: near ones show whether it is still the top of its hill, the far ones whether there is another hill.
@@ -138,7 +139,7 @@ def retest(
     k: int = 4,
     expected: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
     decide: bool = True,
-    listen: Callable[[Event], None] = lambda event: None,
+    listener: StudyListener | None = None,
 ) -> Retest:
     """Train the recorded best against k neighbours and the defaults.
 
@@ -151,18 +152,18 @@ def retest(
         k: How many neighbours.
         expected: See :func:`neighbours`.
         decide: Whether to train a candidate that is ahead on further seeds; without, the record stays unbeaten.
-        listen: Is told what happens.
+        listener: Is told what happens.
 
     Raises:
         StudyError: If the recorded best cannot be trained any more.
         KeyboardInterrupt: After the running trial, if Ctrl-C was pressed.
     """
-    space = config.space
-    candidates = [dict(best), space.defaults(), *neighbours(space, best, k, config.seed, expected)]
+    space, listener = config.space, listener or SilentListener()
+    candidates = [dict(best), space.defaults(), *neighbours(space, best, k, config.search.seed, expected)]
     candidates = [c for i, c in enumerate(candidates) if c not in candidates[:i]]
     plan = [(c, seed_number) for c in candidates]
     # what is left to a new study to decide it learns from better if it was trained to the end
-    study = _race(config, builder, plan, listen, looks=RETEST_LOOKS if decide else RETEST_LOOKS[:-1])
+    study = _race(config, builder, plan, listener, looks=RETEST_LOOKS if decide else RETEST_LOOKS[:-1])
     trials = study.get_trials(deepcopy=False)
     sign = 1.0 if config.mode == "min" else -1.0
     recorded = _value(trials[0])
@@ -178,7 +179,7 @@ def retest(
         for further in range(1, SEEDS):
             rival, number = len(plan), _SEEDS_APART + seed_number + further
             plan += [(candidates[0], number), (candidates[challenger.number], number)]
-            study = _race(config, builder, plan, listen, rival)
+            study = _race(config, builder, plan, listener, rival)
             trials = study.get_trials(deepcopy=False)
             for candidate, trial in ((0, trials[rival]), (challenger.number, trials[rival + 1])):
                 value = _value(trial)
@@ -224,18 +225,17 @@ def _race(
     config: TuneConfig,
     builder: CliBuilder | PythonBuilder,
     plan: Sequence[tuple[Mapping[str, Any], int]],
-    listen: Callable[[Event], None],
+    listener: StudyListener,
     rival: int = 0,
     looks: Sequence[float] = RETEST_LOOKS,
 ) -> optuna.Study:
     """Run (stored values, seed number) one after the other, those that are not yet in the study; see BehindPruner."""
-    budget = Budget(len(plan), config.budget.max_epochs)
-    pruner = BehindPruner(config.budget.max_epochs or builder.max_epochs() or 1, rival, looks)
-    runner = StudyRunner(replace(config, budget=budget, caviar=Caviar()), builder, listen, pruner)
+    planned = replace(config, search=replace(config.search, n_trials=len(plan)), caviar=Caviar())
+    runner = StudyRunner(planned, builder, listener, lambda max_steps: BehindPruner(max_steps, rival, looks))
     there = len(runner.study.get_trials(deepcopy=False))
     for params, seed_number in plan[there:]:
         runner.study.enqueue_trial(dict(params), user_attrs={"seed_number": seed_number})
-    listen(Event("planned", text=str(len(plan))))
+    listener.study_planned(len(plan))
     runner.catch_up()
     runner.work()
     if runner.stopping.is_set():

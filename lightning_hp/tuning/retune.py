@@ -34,18 +34,21 @@ from lightning_hp.ledger.fingerprint import data_fingerprint
 from lightning_hp.report.write import write_reports
 from lightning_hp.search.curves import CurveReader, curves_to_dicts
 from lightning_hp.search.engine import Engine
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace, differences
-from lightning_hp.study.description import describe
+from lightning_hp.study.description import Description, describe
 from lightning_hp.study.paths import StudyPaths, write_text
-from lightning_hp.study.results import sampler_for
 from lightning_hp.study.storage import StudyError, find_study, one_line
 from lightning_hp.study.trials import best_trials, no_best
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import Budget, Caviar, ConfigError, TuneConfig
+from lightning_hp.tuning.config import Budget, Caviar, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
+from lightning_hp.tuning.length import TrainingLength
+from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.retest import Retest, retest
-from lightning_hp.tuning.runner import Event, StudyRunner, suppress_repeated_warnings
+from lightning_hp.tuning.runner import StudyRunner, suppress_repeated_warnings
+from lightning_hp.tuning.yaml_file import ConfigError
 
 #: What a refreshing study adds to the trials of the re-test, in parts of the first study's trials.
 SHARE = 1 / 3
@@ -80,7 +83,7 @@ def retune(
     trials: int | None = None,
     test: bool = True,
     search: bool = True,
-    listen: Callable[[Event], None] = lambda event: None,
+    listener: StudyListener | None = None,
     now: datetime | None = None,
 ) -> Retuned:
     """Re-test a study's best, and refresh the study if it is beaten or the training data moved.
@@ -93,7 +96,7 @@ def retune(
         trials: What a new study adds to those of the re-test; None for a third of the first study's.
         test: Whether to re-test first; without, the new study is run in any case.
         search: Whether to run a new study; without, the re-test alone decides.
-        listen: Is told what happens.
+        listener: Is told what happens.
         now: The clock, with a time zone; None is the current time, at the end of a new study the time then.
 
     Raises:
@@ -101,6 +104,7 @@ def retune(
         StudyError: If there is no such study, or it has no best trial.
         KeyboardInterrupt: After the running trial, if Ctrl-C was pressed; the same call goes on from there.
     """
+    listener = listener or SilentListener()
     named, folder = find_study(study)
     previous = describe(named).previous
     root = folder if previous is None else StudyPaths(Path(previous))
@@ -112,20 +116,27 @@ def retune(
         raise StudyError(no_best(found))
     space = _with_best(config.space, description.space, best[0].params)
     known = space.stored(description.space.natural(best[0].params))
-    epochs = config.budget.max_epochs or builder.max_epochs() or description.max_steps
-    drift, fingerprint = _drift(root, builder, config.space, epochs, listen)
-    listen(Event("said", text=f"training data: {summarise(drift) if drift else 'not moved'}"))
+    # a re-test is as long as the trainings that it tests, unless told otherwise
+    length = _length_of(description).with_limits(config.budget.length)
+    config = replace(config, budget=replace(config.budget, length=length), accept_changes=True)
+    drift, fingerprint = _drift(root, builder, config.space, length, listener)
+    listener.message(f"training data: {summarise(drift) if drift else 'not moved'}")
     begun = _begun(root, config, trials)
     if begun is not None:
-        listen(Event("said", text=f"continuing {begun.name}, which was stopped"))
-        return Retuned(None, drift, _refresh(found, begun, None, builder, listen, now))
+        listener.message(f"continuing {begun.name}, which was stopped")
+        return Retuned(None, drift, _refresh(found, begun, None, builder, listener, now))
     tested: Retest | None = None
     outcome = ""
     if test:
         own = root.root / "retests" / f"{latest.root.name}-{len(list((root.root / 'retests').glob('*/done')))}"
         base = replace(config, name=f"{found.study_name}.retest-{own.name}", folder=own, storage="journal")
         tested = retest(
-            replace(base, seed=description.seed, budget=Budget(1, epochs), caviar=Caviar()),
+            replace(
+                base,
+                search=SearchPlan(space=config.space, n_trials=1, seed=description.plan.seed),
+                budget=Budget(length),
+                caviar=Caviar(),
+            ),
             builder,
             known,
             best[0].value or 0.0,
@@ -133,19 +144,19 @@ def retune(
             k,
             _expected(found, config.space),
             decide=not (drift and search),
-            listen=listen,
+            listener=listener,
         )
         outcome = "beaten" if not tested.confirmed else "undecided" if drift and search else "confirmed"
         _record(tested, outcome, root, found, fingerprint, now or datetime.now(UTC))
         write_reports(found, latest, now)
-        listen(Event("said", text=tested.summary))
+        listener.message(tested.summary)
         if outcome == "undecided":
-            listen(Event("said", text="but the training data moved: a short study looks further"))
+            listener.message("but the training data moved: a short study looks further")
     if not search or outcome == "confirmed":
         return Retuned(tested, drift, None)
     opening = known if tested is None else tested.best
     refreshing = _new_study(found, root, config, space, opening, tested, trials)
-    return Retuned(tested, drift, _refresh(found, refreshing, tested, builder, listen, now))
+    return Retuned(tested, drift, _refresh(found, refreshing, tested, builder, listener, now))
 
 
 def _record(
@@ -175,7 +186,7 @@ def _refresh(
     refreshing: TuneConfig,
     tested: Retest | None,
     builder: CliBuilder | PythonBuilder,
-    listen: Callable[[Event], None],
+    listener: StudyListener,
     now: datetime | None,
 ) -> Result:
     """Run the new study, the trials of the re-test first; one that was stopped goes on."""
@@ -183,14 +194,14 @@ def _refresh(
     if tested is not None:
         runner.study.set_user_attr(RETESTED_IN, str(tested.folder))
     if (retested_in := runner.study.user_attrs.get(RETESTED_IN)) is not None:
-        bring(runner, find_study(retested_in)[0], Path(retested_in))
-    listen(Event("planned", text=str(refreshing.budget.trials)))
-    result = run(refreshing, builder, listen, now=now)
+        copy_retest_trials(runner, find_study(retested_in)[0], Path(retested_in))
+    listener.study_planned(refreshing.search.n_trials)
+    result = run(refreshing, builder, listener, now=now)
     found.set_user_attr("retuned_by", str(result.folder))
     return result
 
 
-def bring(runner: StudyRunner, retested: optuna.Study, folder: Path) -> None:
+def copy_retest_trials(runner: StudyRunner, retested: optuna.Study, folder: Path) -> None:
     """Copy the trials of a re-test into the new study, with their files; those that are there stay.
 
     Their checkpoints come along, since one of them may stay the best; so do curves and seeds. They are trials of the
@@ -241,12 +252,8 @@ def _begun(root: StudyPaths, config: TuneConfig, trials: int | None) -> TuneConf
         config,
         name=study.study_name,
         folder=folder,
-        space=had.space,
-        budget=Budget(had.n_trials if trials is None else brought + trials, had.max_steps, config.budget.seconds),
+        search=had.plan if trials is None else replace(had.plan, n_trials=brought + trials),
         caviar=Caviar(),
-        plan=had.plan,
-        older=had.older,
-        opens_from=had.opens_from,
         previous=had.previous,
     )
 
@@ -278,24 +285,29 @@ def _with_best(space: SearchSpace, older: SearchSpace, best: Mapping[str, Any]) 
     )
 
 
+def _length_of(description: Description) -> TrainingLength:
+    """How long a training of a study is; one that was written before that was kept counted epochs."""
+    return TrainingLength(**description.length) if description.length else TrainingLength(description.plan.max_steps)
+
+
 def _drift(
     root: StudyPaths,
     builder: CliBuilder | PythonBuilder,
     space: SearchSpace,
-    epochs: int | None,
-    listen: Callable[[Event], None],
+    length: TrainingLength,
+    listener: StudyListener,
 ) -> tuple[list[str], dict[str, Any] | None]:
     """How today's training data differ from those of the last tuning, and their fingerprint."""
     tunings = [r for r in records.read(root.ledger).records if r.get("fingerprints", {}).get("data")]
     try:
         with suppress_repeated_warnings():
-            built = builder.build(space.arguments(space.defaults()), root.root / "evaluation", 0, [], epochs)
+            built = builder.build(space.arguments(space.defaults()), root.root / "evaluation", 0, [], length)
             if built.data is not None:
                 built.data.prepare_data()
                 built.data.setup("fit")
             fingerprint = data_fingerprint(built.data or built.model)
     except Exception as error:
-        listen(Event("said", text=f"no fingerprint of the training data: {one_line(error)}"))
+        listener.message(f"no fingerprint of the training data: {one_line(error)}")
         return [], None
     moved = compare(tunings[-1]["fingerprints"]["data"], fingerprint) if tunings else []
     return [column.sentence for column in moved], fingerprint
@@ -306,7 +318,7 @@ def _expected(found: optuna.Study, space: SearchSpace) -> Callable[[NDArray[np.f
     description = describe(found)
     if not _same_ranges(description.space, space):
         return None
-    engine = Engine(description.space, description.max_steps)
+    engine = Engine(description.space, description.plan.max_steps)
     trials = found.get_trials(deepcopy=False, states=_ENDED)
     model = engine.model(engine.curves(found, trials))
     return None if model is None else lambda units: model.final(units)[0]
@@ -330,24 +342,27 @@ def _new_study(
     """The configuration of the study that refreshes ``found``."""
     description = describe(found)
     first = describe(find_study(str(root.root))[0])
-    reader = CurveReader(description.space, description.max_steps, description.mode == "max")
+    reader = CurveReader(description.space, description.plan.max_steps, description.mode == "max")
     older = found.get_trials(deepcopy=False, states=_ENDED)
     natural = space.natural(opening)
-    opened = sampler_for(description).planned[-1].tiers
+    opened = description.plan.sampler().planned[-1].tiers
     brought = 0
     if tested is not None:
         brought = len(tested.study.get_trials(deepcopy=False, states=_ENDED))
-    length = brought + (trials or max(FEWEST, round(SHARE * first.n_trials)))
+    length = brought + (trials or max(FEWEST, round(SHARE * first.plan.n_trials)))
     name = _name(root)
     return replace(
         config,
         name=name,
         folder=root.root.parent / name,
-        space=replace(space, parameters=tuple(replace(p, default=natural[p.name]) for p in space.parameters)),
-        budget=Budget(length, config.budget.max_epochs or description.max_steps, config.budget.seconds),
+        search=SearchPlan(
+            space=replace(space, parameters=tuple(replace(p, default=natural[p.name]) for p in space.parameters)),
+            n_trials=length,
+            seed=config.search.seed,
+            plan="retune",
+            older=curves_to_dicts(reader.read(older)) if _same_ranges(description.space, space) else (),
+            opens_from={tier: 0 if tier in opened else length + 1 for tier in space.tiers},
+        ),
         caviar=Caviar(),
-        plan="retune",
-        older=tuple(curves_to_dicts(reader.read(older))) if _same_ranges(description.space, space) else (),
-        opens_from={tier: 0 if tier in opened else length + 1 for tier in space.tiers},
         previous=str(root.root),
     )

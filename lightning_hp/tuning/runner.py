@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from types import FrameType
@@ -27,14 +27,24 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.results import sampler_for
 from lightning_hp.study.storage import StudyError, open_storage, remember
 from lightning_hp.study.trials import best_trials
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import ConfigError, TuneConfig
-from lightning_hp.tuning.objective import DIVERGED, OUT_OF_MEMORY, Outcome, run_trial, structure, trial_seed
+from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.length import TrainingLength, curve_steps
+from lightning_hp.tuning.listener import SilentListener, StudyListener
+from lightning_hp.tuning.objective import (
+    DIVERGED,
+    OUT_OF_MEMORY,
+    Outcome,
+    is_disk_full,
+    run_trial,
+    structure,
+    trial_seed,
+)
 from lightning_hp.tuning.quiet import quick_collection, suppress_repeated_warnings
 from lightning_hp.tuning.stage_gate import StageGate
+from lightning_hp.tuning.yaml_file import ConfigError
 
 #: this many failures in a row with one cause stop a study: it is the configuration, not the trial
 SAME_FAILURES = 3
@@ -44,30 +54,14 @@ MOST_DEATHS = 5
 MOST_SKIPPED = 20
 
 
-@dataclass(frozen=True)
-class Event:
-    """What a study tells its display.
-
-    Attributes:
-        kind: ``known`` (a trial that was finished before, or by another process), ``started``, ``finished`` (a
-            trial), ``resumed`` (a trial taken over), ``said`` (a sentence), ``planned`` (another study begins).
-        trial: The trial, where the event is about one.
-        text: The sentence of ``said``, the number of trials of ``planned``.
-    """
-
-    kind: str
-    trial: FrozenTrial | None = None
-    text: str = ""
-
-
 class StudyRunner:
     """One process's part in a study.
 
     Args:
         config: What to do.
         builder: Makes the objects of a trial.
-        listen: Is told what happens, in this process.
-        pruner: Stops hopeless trials; None for the one that belongs to the sampler.
+        listener: Is told what happens, in this process.
+        pruner: Makes what stops hopeless trials, from the step of a complete training; None for the sampler's own.
 
     Raises:
         ConfigError: If the space or the length of a training does not fit the project.
@@ -78,48 +72,54 @@ class StudyRunner:
         self,
         config: TuneConfig,
         builder: CliBuilder | PythonBuilder,
-        listen: Callable[[Event], None] = lambda event: None,
-        pruner: optuna.pruners.BasePruner | None = None,
+        listener: StudyListener | None = None,
+        pruner: Callable[[int], optuna.pruners.BasePruner] | None = None,
     ) -> None:
         self.config = config
         self.builder = builder
-        self.listen = listen
+        self.listener: StudyListener = listener or SilentListener()
         self.paths = StudyPaths(config.folder)
-        self.max_epochs = config.budget.max_epochs or builder.max_epochs()
-        if self.max_epochs is None:
-            raise ConfigError("`budget.max_epochs` is missing, and the Trainer has no max_epochs either")
+        settings = builder.trainer_settings()
+        self.length = TrainingLength.of_trainer(settings).with_limits(config.budget.length)
+        if not self.length.is_limited:
+            raise ConfigError(
+                "`budget.max_epochs` (or `budget.max_steps`) is missing, and the Trainer has no max_epochs or max_steps"
+            )
+        self.max_steps = curve_steps(self.length, settings)
         self.wanted = Description(
-            space=config.space,
-            n_trials=config.budget.trials,
-            max_steps=self.max_epochs,
+            plan=replace(config.search, max_steps=self.max_steps),
             monitor=config.monitor,
             mode=config.mode,
-            seed=config.seed,
-            plan=config.plan,
-            preset=config.preset,
+            length=self.length.to_json(),
+            fixed=builder.fixed_part(config.space),
             versions={name: version(name) for name in ("torch", "lightning", "optuna")},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            older=config.older,
-            opens_from=config.opens_from,
             previous=config.previous,
         )
         self.stopping = threading.Event()
-        self._told: set[int] = set()
+        self._announced: set[int] = set()
+        self._cleaned: set[int] = set()
         storage = open_storage(config.storage, self.paths)
         with self.paths.ask_lock():
-            study = open_study(config.name, storage, self.wanted, self.paths)
+            study = open_study(config.name, storage, self.wanted, self.paths, config.accept_changes)
             remember(self.paths, config.name, config.storage, config.source)
         self.description = describe(study)
-        self.sampler = sampler_for(self.description)
+        self.sampler = self.description.plan.sampler()
         self.study = optuna.load_study(
             study_name=config.name,
             storage=storage,
             sampler=self.sampler,
-            pruner=(pruner or self.sampler.pruner()) if config.prune else optuna.pruners.NopPruner(),
+            pruner=self._pruner(pruner),
         )
         self.gate: StageGate | None = None
         if config.gate is not None:
-            self.gate = StageGate(self.study, self.sampler, self.paths, config.gate, self._say, self.stopping)
+            say = self._say
+            self.gate = StageGate(self.study, self.sampler, self.paths, config.gate, say, self.stopping)
+
+    def _pruner(self, pruner: Callable[[int], optuna.pruners.BasePruner] | None) -> optuna.pruners.BasePruner:
+        if not self.config.prune:
+            return optuna.pruners.NopPruner()
+        return self.sampler.pruner() if pruner is None else pruner(self.max_steps)
 
     # --- the loop ---
 
@@ -130,7 +130,7 @@ class StudyRunner:
             ConfigError: If a trial showed that the configuration cannot work.
             StudyError: If three trials in a row failed with the same cause.
         """
-        with interruptible(self.stopping, self.listen), suppress_repeated_warnings(), quick_collection():
+        with interruptible(self.stopping, self._say), suppress_repeated_warnings(), quick_collection():
             seconds = self.config.budget.seconds
             deadline = math.inf if seconds is None else time.monotonic() + seconds
             skipped = 0
@@ -156,7 +156,7 @@ class StudyRunner:
                 )
 
     def _say(self, text: str) -> None:
-        self.listen(Event("said", text=text))
+        self.listener.message(text)
 
     def _next(self, claims: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
         """The next trial to run, claimed; the gate where a person decides first; None when the study is at its end."""
@@ -167,10 +167,10 @@ class StudyRunner:
                     trial = optuna.Trial(self.study, found._trial_id)
                     if self._given_up(trial):
                         continue
-                    self.listen(Event("resumed", found))
+                    self.listener.trial_resumed(found)
                     return trial, self._suggest(trial)
             waiting = any(t.state is TrialState.WAITING for t in trials)
-            if sum(t.state is not TrialState.WAITING for t in trials) >= self.config.budget.trials and not waiting:
+            if sum(t.state is not TrialState.WAITING for t in trials) >= self.config.search.n_trials and not waiting:
                 return None
             if self.gate is not None and not waiting:
                 if self.gate.is_over(trials):
@@ -179,7 +179,7 @@ class StudyRunner:
                     return self.gate
             trial = self.study.ask()
             claims.enter_context(self.paths.trial(trial.number).claim())
-            self.listen(Event("started", trial.study._storage.get_trial(trial._trial_id)))
+            self.listener.trial_started(trial.study._storage.get_trial(trial._trial_id))
             return trial, self._suggest(trial)
 
     def _orphaned(self, found: FrozenTrial, claims: contextlib.ExitStack) -> bool:
@@ -206,9 +206,10 @@ class StudyRunner:
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         try:
             return self.description.space.suggest(trial)
-        except BaseException:
-            # a trial that stays RUNNING without values would be avoided by every sampler for ever
-            self.study.tell(trial, state=TrialState.FAIL)
+        except Exception as error:
+            if not is_disk_full(error):  # after that, as after a kill, the trial is run again
+                # a trial that stays RUNNING without values would be avoided by every sampler for ever
+                self.study.tell(trial, state=TrialState.FAIL)
             raise
 
     def _skip(self, trial: optuna.Trial) -> bool:
@@ -233,7 +234,8 @@ class StudyRunner:
             self.description.monitor,
             self.description.mode,
             self.seed_of(trial),
-            self.max_epochs,
+            self.length,
+            self.max_steps,
             callbacks=[] if auditor is None else [auditor],
             prune=self.config.prune,
             curve_points=self.config.curve_points,
@@ -248,13 +250,13 @@ class StudyRunner:
             outcome.attributes["audit"] = auditor.counts()
         self._tell(trial, outcome)
         self._announce(trial)
-        drop_checkpoints(self.study, self.paths, self.config.keep_checkpoints)
+        drop_checkpoints(self.study, self.paths, self.config.keep_checkpoints, self._cleaned)
 
     def seed_of(self, trial: optuna.Trial | FrozenTrial) -> int:
         """The seed that a trial is or was trained with; a re-test gives several trials one ``seed_number``."""
         if "seed" in trial.user_attrs:  # of a study of another seed, if it was brought from a re-test
             return int(trial.user_attrs["seed"])
-        return trial_seed(self.description.seed, trial.user_attrs.get("seed_number", trial.number))
+        return trial_seed(self.description.plan.seed, trial.user_attrs.get("seed_number", trial.number))
 
     def _auditor(self, number: int) -> BatchNormAuditor:
         """Looks at the BatchNorm layers once, at the end of a trial; writes ``audit.json`` into its folder."""
@@ -284,16 +286,16 @@ class StudyRunner:
         return max(finite) if self.description.mode == "min" else min(finite)
 
     def _announce(self, trial: optuna.Trial) -> None:
-        self._told.add(trial.number)
-        self.listen(Event("finished", self.study._storage.get_trial(trial._trial_id)))
+        self._announced.add(trial.number)
+        self.listener.trial_finished(self.study._storage.get_trial(trial._trial_id))
 
     def catch_up(self) -> set[int]:
         """Announce as known what has been finished by others, or before; gives the numbers of all announced."""
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and trial.number not in self._told:
-                self._told.add(trial.number)
-                self.listen(Event("known", trial))
-        return self._told
+            if trial.state.is_finished() and trial.number not in self._announced:
+                self._announced.add(trial.number)
+                self.listener.trial_known(trial)
+        return self._announced
 
     def _check_failures(self) -> None:
         ended = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and t.datetime_complete]
@@ -314,8 +316,8 @@ class StudyRunner:
         Args:
             poll: Seconds between looks.
         """
-        with interruptible(self.stopping, self.listen):
-            said = False
+        with interruptible(self.stopping, self._say):
+            announced = False
             while not self.stopping.is_set():
                 # under the lock, since between being asked for and being claimed a trial looks like an orphan
                 with self.paths.ask_lock():
@@ -327,32 +329,41 @@ class StudyRunner:
                 self.catch_up()
                 if not running:
                     return True
-                if not said:
-                    said = True
-                    self.listen(
-                        Event("said", text=f"waiting for trial {', '.join(map(str, running))} of another process")
-                    )
+                if not announced:
+                    announced = True
+                    self._say(f"waiting for trial {', '.join(map(str, running))} of another process")
                 time.sleep(poll)
         return False
 
 
-def drop_checkpoints(study: optuna.Study, paths: StudyPaths, keep: int) -> None:
-    """Delete the checkpoints of all finished trials but the best ``keep``, and of failed ones."""
+def drop_checkpoints(study: optuna.Study, paths: StudyPaths, keep: int, cleaned: set[int]) -> None:
+    """Delete the checkpoints of all finished trials but the best ``keep``, and of failed ones.
+
+    Those of the user's own callbacks are in the trial's folder too, and go with ours.
+
+    Args:
+        study: The study.
+        paths: Its folder.
+        keep: How many trials keep theirs.
+        cleaned: Numbers of trials that have none any more; those that lose theirs now are added.
+    """
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     kept = {t.number for t in best_trials(study, keep)}
     for trial in finished:
-        folder = paths.trial(trial.number).checkpoints
-        if trial.number not in kept and folder.is_dir():
-            with contextlib.suppress(FileNotFoundError):  # another process is at it too
-                for file in folder.glob("*.ckpt"):
-                    file.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        root = paths.trial(trial.number).root
+        if trial.number in kept or trial.number in cleaned:
+            continue
+        cleaned.add(trial.number)
+        with contextlib.suppress(FileNotFoundError):  # another process is at it too
+            for file in [*root.rglob("*.ckpt")]:
+                file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    file.parent.rmdir()
 
 
 @contextlib.contextmanager
 def interruptible(
-    stopping: threading.Event, listen: Callable[[Event], None], last: Callable[[], None] = lambda: None
+    stopping: threading.Event, say: Callable[[str], None], last: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
     """The first Ctrl-C asks to stop after the running trial, the second leaves at once.
 
@@ -360,7 +371,7 @@ def interruptible(
 
     Args:
         stopping: Set by the first.
-        listen: Is told of the first.
+        say: Is told of the first, in a sentence.
         last: Called by the second before this process ends.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -375,8 +386,8 @@ def interruptible(
             os._exit(130)
         stopping.set()
         # it may have interrupted a print, and a print inside a print gets lost: a thread waits for its turn
-        said = Event("said", text="stopping after the running trial; Ctrl-C again leaves at once (nothing is lost)")
-        threading.Thread(target=listen, args=(said,)).start()
+        text = "stopping after the running trial; Ctrl-C again leaves at once (nothing is lost)"
+        threading.Thread(target=say, args=(text,)).start()
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -112,9 +112,9 @@ class StageGate:
 
     def _tell(self, text: str) -> None:
         self._study.set_user_attr(ATTRIBUTE, text)
-        self._say(self.told() or text)
+        self._say(self.last_message() or text)
 
-    def told(self) -> str | None:
+    def last_message(self) -> str | None:
         """What was last said at the gate, by whatever process, and where the form is if an answer is waited for."""
         said = self._study._storage.get_study_user_attrs(self._study._study_id).get(ATTRIBUTE)
         if said is None or " waits " not in said:

@@ -27,6 +27,7 @@ def tune(
     mode: str = "min",
     trials: int = 60,
     max_epochs: int | None = None,
+    max_steps: int | None = None,
     trainer: Mapping[str, Any] | None = None,
     name: str = "study",
     folder: str | Path | None = None,
@@ -38,6 +39,7 @@ def tune(
     gate: bool | Mapping[str, Any] = False,
     keep_checkpoints: int = 3,
     retune_after: str | dict[str, str] | None = None,
+    accept_changes: bool = False,
     progress: bool = True,
     now: datetime | None = None,
 ) -> Result:
@@ -55,6 +57,7 @@ def tune(
         mode: ``min`` or ``max``.
         trials: Total number of trials.
         max_epochs: Length of a complete training, in epochs; None takes it from ``trainer``.
+        max_steps: The same in optimiser steps; a training ends at the first of both.
         trainer: Further arguments of ``Trainer``; callbacks in it are copied for every trial.
         name: Study name.
         folder: Where the study's files go; None for ``runs/NAME``.
@@ -67,6 +70,8 @@ def tune(
             long the study waits for the answer.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval.
+        accept_changes: Whether to continue a study although module, data or Trainer arguments have changed; without
+            it that is an error that names the change.
         progress: Whether to show the trials on standard error: a live table on a terminal, elsewhere a line each.
         now: The clock at the end of the study, with a time zone, which dates the ledger; None is the current time then.
 
@@ -77,7 +82,7 @@ def tune(
         ConfigError: If an argument does not fit.
         StudyError: If the study cannot be opened, or has to stop.
     """
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "name": name,
         "monitor": monitor,
         "mode": mode,
@@ -89,10 +94,13 @@ def tune(
         "gate": gate,
         "keep_checkpoints": keep_checkpoints,
         "retune_after": retune_after,
+        "accept_changes": accept_changes,
     }
     if folder is not None:
-        given["folder"] = str(folder)
-    config = TuneConfig.from_arguments(space, trials, max_epochs, given)
+        settings["folder"] = str(folder)
+    limits = {"trials": trials, "max_epochs": max_epochs, "max_steps": max_steps}
+    budget = {limit: value for limit, value in limits.items() if value is not None}
+    config = TuneConfig.from_arguments(space, budget, settings)
     return _shown(config, PythonBuilder(module, datamodule, trainer), progress, now)
 
 
@@ -116,7 +124,7 @@ def _shown(
 ) -> Result:
     if not progress:
         return run(config, builder, now=now)
-    with StudyDisplay(config.name, config.budget.trials, config.monitor, config.mode) as display:
+    with StudyDisplay(config.name, config.search.n_trials, config.monitor, config.mode) as display:
         return run(config, builder, display, now=now)
 
 

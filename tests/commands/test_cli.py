@@ -195,7 +195,7 @@ BAD = {
     "a module that is not there": ({"train": {"model": {"class_path": "no_such_project.Model"}}}, "no_such_project"),
     "no max_epochs": (
         {"budget": {"trials": 2}, "train": {"trainer": {"accelerator": "cpu"}}},
-        "`budget.max_epochs` is missing, and the Trainer has no max_epochs either",
+        "`budget.max_epochs` (or `budget.max_steps`) is missing, and the Trainer has no max_epochs or max_steps",
     ),
     "storage that is no URL": ({"storage": "study.db"}, "`storage` must be journal or an Optuna URL"),
     "storage that does not answer": (
@@ -258,7 +258,7 @@ def test_another_space_is_refused_and_nothing_is_lost(project, run):
     code, _, error = run("tune", "tune.yaml")
     assert (code, error.count("\n")) == (1, 1)
     assert "learning_rate.low was 0.0001, is 0.001" in error
-    assert "choose another `name`, or delete the study folder" in error
+    assert "choose another `name`, or move the study aside with `--restart`" in error
     changed = {p for p, content in files().items() if before.get(p) != content}
     assert changed == {Path("tune.yaml")}
 
@@ -289,7 +289,7 @@ def test_tables_that_cannot_be_read(project, run, path, target, said):
 
 def test_debug_shows_where(project, capsys):
     project(mode="sideways")
-    from lightning_hp.tuning.config import ConfigError
+    from lightning_hp.tuning.yaml_file import ConfigError
 
     with pytest.raises(ConfigError, match="`mode` must be one of min, max") as error:
         cli.main(["tune", "tune.yaml", "--debug"])

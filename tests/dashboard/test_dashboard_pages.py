@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from lightning_hp.report.figures import FEWEST_FOR_LANDSCAPE
 from lightning_hp.report.notes import decorate
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
@@ -54,7 +55,7 @@ def folder(tmp_path_factory):
 
 def _hostile(paths):
     space = SearchSpace.from_dict({"a": {"low": 0.0, "high": 1.0}, "b": {"low": 0.0, "high": 1.0}})
-    described = Description(space, 20, None, EVIL, "min", 0)
+    described = Description(SearchPlan(space=space, n_trials=20), EVIL, "min")
     study = open_study(EVIL, open_storage("journal", paths), described, paths)
     attributes = {"failure": EVIL, "traceback": EVIL, "stage": EVIL, "diverged": False}
     study.add_trials([made_trial(i / 20, i / 20, space=space, user_attrs=attributes) for i in range(20)])

@@ -15,6 +15,7 @@ from lightning_hp.report.before_after import Side
 from lightning_hp.report.html_report import write_report
 from lightning_hp.report.lineage import lineage_of, story
 from lightning_hp.report.notes import decorate
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
@@ -44,9 +45,12 @@ def tuned(study: Path, number: float, values: dict, value: float, mean: float = 
     )  # fmt: skip
 
 
+PLAN = SearchPlan(space=SPACE, n_trials=3, max_steps=9, seed=3)
+
+
 def study_in(folder: Path, previous: str | None = None, value: float = 0.2) -> tuple[optuna.Study, StudyPaths]:
     paths = StudyPaths(folder)
-    description = Description(SPACE, 3, 9, "val_loss", "min", 3, previous=previous)
+    description = Description(PLAN, "val_loss", "min", previous=previous)
     study = open_study(folder.name, open_storage("journal", paths), description, paths)
     remember(paths, folder.name, "journal")
     study.add_trials([made_trial(0.5, value), made_trial(0.4, value + 1)])
@@ -56,9 +60,7 @@ def study_in(folder: Path, previous: str | None = None, value: float = 0.2) -> t
 def retested(folder: Path, value: float) -> None:
     """The study of a re-test: the recorded best comes first."""
     paths = StudyPaths(folder)
-    study = open_study(
-        folder.name, open_storage("journal", paths), Description(SPACE, 3, 9, "val_loss", "min", 3), paths
-    )
+    study = open_study(folder.name, open_storage("journal", paths), Description(PLAN, "val_loss", "min"), paths)
     remember(paths, folder.name, "journal")
     study.add_trials([made_trial(0.5, value), made_trial(0.1, value / 2)])
 

@@ -14,8 +14,9 @@ from lightning.pytorch.cli import LightningCLI
 from lightning_hp import SearchSpace, cli
 from lightning_hp.study.storage import StudyError, find_study
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import ConfigError
+from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.objective import trial_seed
+from lightning_hp.tuning.yaml_file import ConfigError
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
 
@@ -127,7 +128,7 @@ def test_callbacks_and_logger_of_the_file_stay(project):
     }
     project(train)
     built = CliBuilder(Path("train.yaml")).build(
-        {"model.init_args.learning_rate": 0.25}, Path("trial"), 11, [Mine()], 5
+        {"model.init_args.learning_rate": 0.25}, Path("trial"), 11, [Mine()], TrainingLength(5)
     )
     kinds = [type(c) for c in built.trainer.callbacks]
     assert kinds.count(EarlyStopping) == 1
@@ -139,7 +140,7 @@ def test_callbacks_and_logger_of_the_file_stay(project):
     assert Path(built.trainer.logger.log_dir) == Path("trial"), "every trial logs into its own folder"
     assert run("tune", "tune.yaml") == 0
     assert not Path("mine").exists()
-    assert Path("runs/toy/trials", f"{winner()['trial']:04d}", "checkpoints", "best.ckpt").is_file()
+    assert Path("runs/toy/trials", f"{winner()['trial']:04d}", "checkpoints", "lightning_hp-best.ckpt").is_file()
 
 
 class Mine(pl.Callback):
@@ -226,8 +227,8 @@ def test_keys_are_routed_to_module_and_data():
     builder = PythonBuilder(Routed, toy.ToyData, {**TRAINER, "max_epochs": 7})
     built = builder.build({"learning_rate": 0.5, "batch_size": 2, "model.depth": 3}, Path("t"), 0)
     assert (built.model.hparams.learning_rate, built.model.depth, built.data.batch_size) == (0.5, 3, 2)
-    assert builder.max_epochs() == built.trainer.max_epochs == 7
-    assert builder.build({}, Path("t"), 0, max_epochs=2).trainer.max_epochs == 2
+    assert builder.trainer_settings()["max_epochs"] == built.trainer.max_epochs == 7
+    assert builder.build({}, Path("t"), 0, length=TrainingLength(2)).trainer.max_epochs == 2
 
 
 def test_who_names_an_argument_takes_it_before_who_takes_anything():
@@ -293,7 +294,7 @@ def test_callbacks_of_the_trainer_are_each_trials_own():
 # --- checkpoints ---
 
 
-def test_only_the_best_keep_their_checkpoints_and_files_of_others_stay(studies):
+def test_only_the_best_keep_checkpoints_ours_and_the_users_and_other_files_stay(studies):
     class Writing(toy.Toy):
         def on_fit_end(self):
             root = Path(self.trainer.default_root_dir)
@@ -304,9 +305,8 @@ def test_only_the_best_keep_their_checkpoints_and_files_of_others_stay(studies):
     trials = sorted(studies.trials(), key=lambda t: t.value)
     for rank, trial in enumerate(trials):
         folder = studies.paths().trial(trial.number).root
-        kept = sorted(p.name for p in (folder / "checkpoints").glob("*.ckpt"))
-        assert kept == (["best.ckpt", "last.ckpt"] if rank < 2 else [])
-        assert (folder / "mine.ckpt").read_text() == "mine"
+        kept = sorted(p.name for p in folder.rglob("*.ckpt"))
+        assert kept == (["lightning_hp-best.ckpt", "mine.ckpt"] if rank < 2 else [])
         assert (folder / "checkpoints" / "notes.txt").read_text() == "mine"
     assert result.checkpoint == studies.paths().trial(trials[0].number).best_checkpoint
 

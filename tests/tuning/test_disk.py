@@ -10,6 +10,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.storage import StudyError, open_storage, redacted
@@ -245,7 +246,7 @@ def test_a_study_that_others_made_is_left_alone(tmp_path):
     theirs = optuna.create_study(study_name="x", storage=storage)
     theirs.add_trial(optuna.trial.create_trial(value=1.0))
     space = SearchSpace.from_dict({"learning_rate": {"low": 1e-3, "high": 1.0}})
-    wanted = Description(space=space, n_trials=3, max_steps=2, monitor="m", mode="min", seed=0)
+    wanted = Description(SearchPlan(space=space, n_trials=3, max_steps=2), monitor="m", mode="min")
     with pytest.raises(StudyError, match="a study named 'x' exists that lightning_hp did not make"):
         open_study("x", storage, wanted, StudyPaths(tmp_path))
 

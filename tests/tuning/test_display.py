@@ -11,7 +11,6 @@ from rich.console import Console
 from lightning_hp.commands.space import show_space
 from lightning_hp.report.text import show_evidence, show_result
 from lightning_hp.tuning.progress import StudyDisplay
-from lightning_hp.tuning.runner import Event
 
 BRACKETS = "RuntimeError: mat1 [/3, 4] and [bold]mat2[/] [red]"
 
@@ -35,9 +34,9 @@ def show(display):
     for made in TRIALS:
         running = create_trial(state=TrialState.RUNNING, user_attrs={"stage": "x"})
         running.number = made.number
-        display(Event("started", running))
-        display(Event("finished", made))
-    display(Event("said", text=f"waiting [/ for {BRACKETS}"))
+        display.trial_started(running)
+        display.trial_finished(made)
+    display.message(f"waiting [/ for {BRACKETS}")
 
 
 def test_plain_lines_where_there_is_no_terminal():
@@ -65,7 +64,7 @@ def test_the_best_on_a_terminal(mode, best):
     out = io.StringIO()
     console = Console(force_terminal=True, file=out, width=100, color_system=None)
     with StudyDisplay("toy", 12, "val[loss]", mode, workers=2, console=console) as display:
-        display(Event("known", trial(7, 0.4)))
+        display.trial_known(trial(7, 0.4))
         show(display)
         console.print(display._render())
     assert display.best.number == best
@@ -89,9 +88,9 @@ def test_a_display_without_any_event_and_with_an_error_inside():
 def test_trials_that_others_finished_count_without_a_line():
     out = io.StringIO()
     with StudyDisplay("toy", 4, "m", "min", console=Console(file=out)) as display:
-        display(Event("known", trial(0, 0.5)))
-        display(Event("known", trial(1, 0.1)))
-        display(Event("finished", trial(2, 0.3)))
+        display.trial_known(trial(0, 0.5))
+        display.trial_known(trial(1, 0.1))
+        display.trial_finished(trial(2, 0.3))
     assert out.getvalue().splitlines() == [
         line for line in out.getvalue().splitlines() if line.startswith("[3/4] trial 2")
     ]

@@ -229,7 +229,7 @@ def test_a_trial_that_kills_its_process_is_given_up(studies, fork):
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", pytest.param("auto", marks=pytest.mark.slow)])
 def test_two_devices_in_one_trial_are_refused(studies, strategy):
-    from lightning_hp.tuning.config import ConfigError
+    from lightning_hp.tuning.yaml_file import ConfigError
 
     with pytest.raises(
         ConfigError, match=r"`trainer.strategy` must be one that trains in this process .*2 devices"
@@ -249,7 +249,7 @@ def test_max_mode_seeks_the_largest(studies):
 
 
 def test_a_metric_that_is_never_logged_stops_the_study_after_the_first_validation(studies):
-    from lightning_hp.tuning.config import ConfigError
+    from lightning_hp.tuning.yaml_file import ConfigError
 
     with pytest.raises(
         ConfigError, match=r"`monitor` must be a metric that the model logs \(val_loss\), got 'val_los'"

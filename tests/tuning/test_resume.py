@@ -104,7 +104,7 @@ def test_another_study_of_this_name_is_refused_and_untouched(studies, change, sa
     studies.run(trials=2)
     before = studies.paths().journal.read_bytes()
     with pytest.raises(
-        StudyError, match=r"study 'toy' exists with another configuration: .*another `name`, or del"
+        StudyError, match=r"study 'toy' exists with another configuration: .*another `name`, or move the study aside"
     ) as e:
         studies.run(trials=2, **change)
     assert said in str(e.value)

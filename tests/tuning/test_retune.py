@@ -15,16 +15,20 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hp.ledger import records
 from lightning_hp.ledger.dates import verdict
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.description import describe
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.build import PythonBuilder
-from lightning_hp.tuning.config import Budget, ConfigError, TuneConfig
+from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.length import TrainingLength
+from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.objective import trial_seed
 from lightning_hp.tuning.retest import BehindPruner, clearly_better, neighbours
-from lightning_hp.tuning.retune import bring, retune
+from lightning_hp.tuning.retune import copy_retest_trials, retune
 from lightning_hp.tuning.runner import StudyRunner
+from lightning_hp.tuning.yaml_file import ConfigError
 
 SPACE = SearchSpace.from_dict({k: toy_project.SPACE[k] for k in ("learning_rate", "momentum")})
 
@@ -51,9 +55,25 @@ def builder(module=toy_project.Toy, data=toy_project.ToyData):
 
 @pytest.fixture
 def tuned(tmp_path):
-    config = TuneConfig("toy", None, SPACE, budget=Budget(12, 2), folder=tmp_path / "toy", prune=False, audit=False)
+    config = TuneConfig(
+        "toy",
+        None,
+        SearchPlan(space=SPACE, n_trials=12),
+        budget=Budget(TrainingLength(2)),
+        folder=tmp_path / "toy",
+        prune=False,
+        audit=False,
+    )
     run(config, builder())
     return config
+
+
+class Messages(SilentListener):
+    def __init__(self):
+        self.texts = []
+
+    def message(self, text):
+        self.texts.append(text)
 
 
 def events(config):
@@ -76,8 +96,8 @@ def test_an_unmoved_best_is_confirmed_with_its_old_value_and_dates_the_ledger_fo
 
 
 def test_a_moved_optimum_beats_the_recorded_best_and_the_new_study_is_linked(tuned):
-    said = []
-    done = retune(str(tuned.folder), tuned, builder(Moved), k=6, trials=8, listen=lambda e: said.append(e.text))
+    messages = Messages()
+    done = retune(str(tuned.folder), tuned, builder(Moved), k=6, trials=8, listener=messages)
 
     assert done.test is not None
     assert not done.test.confirmed
@@ -88,10 +108,10 @@ def test_a_moved_optimum_beats_the_recorded_best_and_the_new_study_is_linked(tun
     assert (last["name"], last["previous_study"], last["study"]) == ("toy", str(tuned.folder), str(done.result.folder))
     description = describe(done.result.study)
     assert description.previous == str(tuned.folder)
-    assert description.plan == "retune"
-    assert len(description.older) == 12
+    assert description.plan.plan == "retune"
+    assert len(description.plan.older) == 12
     assert len(done.result.study.trials) == len(done.test.study.trials) + 8
-    assert any("beaten" in text for text in said)
+    assert any("beaten" in text for text in messages.texts)
 
     again = retune(str(done.result.folder), tuned, builder(Moved), k=2)  # named by its newest study
     assert again.test is not None
@@ -102,12 +122,13 @@ def test_a_refreshing_study_that_was_stopped_goes_on_without_a_second_retest(tun
     class Stopped(Exception):
         pass
 
-    def stop(event):
-        if event.kind == "finished" and event.trial.number == 3:
-            raise Stopped("by hand")
+    class Stop(SilentListener):
+        def trial_finished(self, trial):
+            if trial.number == 3:
+                raise Stopped("by hand")
 
     with pytest.raises(Stopped, match="by hand"):
-        retune(str(tuned.folder), tuned, builder(Moved), trials=6, test=False, listen=stop)
+        retune(str(tuned.folder), tuned, builder(Moved), trials=6, test=False, listener=Stop())
     done = retune(str(tuned.folder), tuned, builder(Moved))
     assert done.test is None
     assert done.result is not None
@@ -142,7 +163,7 @@ def test_moved_data_are_searched_although_nothing_is_ahead_and_the_retest_is_the
 
 
 def test_the_seed_of_a_brought_trial_is_the_one_it_was_trained_with(tuned):
-    other = replace(tuned, seed=5)
+    other = replace(tuned, search=replace(tuned.search, seed=5))
     done = retune(str(tuned.folder), other, builder(data=MovedData), k=1, trials=1)
     assert done.result is not None
     runner = StudyRunner(replace(other, **_as_described(done.result)), builder())
@@ -152,21 +173,27 @@ def test_the_seed_of_a_brought_trial_is_the_one_it_was_trained_with(tuned):
 
 
 def _as_described(result):
-    had = describe(result.study)
-    fields = {name: getattr(had, name) for name in ("space", "plan", "older", "opens_from", "previous")}
-    return {"name": result.study.study_name, "folder": result.folder, "budget": Budget(had.n_trials, 2), **fields}
+    description = describe(result.study)
+    return {
+        "name": result.study.study_name,
+        "folder": result.folder,
+        "search": description.plan,
+        "previous": description.previous,
+        "accept_changes": True,  # the builder of these tests is another one
+    }
 
 
 def test_a_search_that_was_stopped_goes_on_after_the_trials_of_the_retest(tuned):
     class Stopped(Exception):
         pass
 
-    def stop(event):
-        if event.kind == "finished" and event.trial.number == 5 and "retest" not in event.trial.user_attrs:
-            raise Stopped("by hand")
+    class Stop(SilentListener):
+        def trial_finished(self, trial):
+            if trial.number == 5 and "retest" not in trial.user_attrs:
+                raise Stopped("by hand")
 
     with pytest.raises(Stopped, match="by hand"):
-        retune(str(tuned.folder), tuned, builder(data=MovedData), k=2, trials=6, listen=stop)
+        retune(str(tuned.folder), tuned, builder(data=MovedData), k=2, trials=6, listener=Stop())
     done = retune(str(tuned.folder), tuned, builder(data=MovedData))
     assert done.test is None
     assert done.result is not None
@@ -190,10 +217,10 @@ def test_bringing_that_was_stopped_halfway_goes_on(tuned, monkeypatch):
 
     monkeypatch.setattr(runner.study, "add_trial", break_at_the_third)
     with pytest.raises(OSError, match="disk full"):
-        bring(runner, done.test.study, done.test.folder)
+        copy_retest_trials(runner, done.test.study, done.test.folder)
     monkeypatch.undo()
     for _ in range(2):  # the second time there is nothing left to do
-        bring(runner, done.test.study, done.test.folder)
+        copy_retest_trials(runner, done.test.study, done.test.folder)
     assert [t.user_attrs["retest"] for t in runner.study.trials] == [t.number for t in done.test.study.trials]
 
 
@@ -225,7 +252,8 @@ def test_only_a_retest_runs_no_study(tuned):
 
 
 def test_other_parameters_are_refused_with_what_differs(tuned):
-    other = replace(tuned, space=SearchSpace.from_dict({"learning_rate": toy_project.SPACE["learning_rate"]}))
+    space = SearchSpace.from_dict({"learning_rate": toy_project.SPACE["learning_rate"]})
+    other = replace(tuned, search=replace(tuned.search, space=space))
     with pytest.raises(ConfigError, match=r"`space` must have the parameters of the study.*momentum is gone"):
         retune(str(tuned.folder), other, builder())
 

@@ -11,7 +11,6 @@ from optuna_dashboard import get_note
 from lightning_hp.report.gate_question import gate_name
 from lightning_hp.search.stages import DECIDED
 from lightning_hp.study.description import describe
-from lightning_hp.study.results import sampler_for
 from lightning_hp.study.storage import quiet_optuna
 from lightning_hp.tuning import stage_gate as module
 from lightning_hp.tuning.stage_gate import StageGate
@@ -47,7 +46,7 @@ def answering(studies, monkeypatch):
 
 def boxes(studies, name="toy"):
     study = studies.open(name)
-    return [stage.box for stage in sampler_for(describe(study)).stages(study)]
+    return [stage.box for stage in describe(study).plan.sampler().stages(study)]
 
 
 def run(studies, name="toy", **options):

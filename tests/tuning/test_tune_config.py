@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_hp.search.presets import PRESETS
-from lightning_hp.tuning import config as config_module
-from lightning_hp.tuning.config import Budget, Caviar, ConfigError, TuneConfig, read_yaml
+from lightning_hp.search.presets import OPENS_FROM, PRESETS
+from lightning_hp.tuning import yaml_file
+from lightning_hp.tuning.config import Budget, Caviar, TuneConfig
+from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.tune import tune
+from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 
 SPACE = {"model.init_args.learning_rate": {"low": 1e-4, "high": 1.0, "scale": "log"}}
 
@@ -27,14 +29,14 @@ def read(tmp_path):
 def test_the_least_that_is_needed(read, tmp_path):
     config = read()
     assert config.config == tmp_path / "train.yaml"
-    assert config.budget == Budget(60, None, None)
+    assert (config.budget, config.search.n_trials) == (Budget(), 60)
     assert config.caviar == Caviar("in_process", 1)
     assert config.folder == Path("runs/study")
-    assert (config.monitor, config.mode, config.storage, config.seed) == ("val_loss", "min", "journal", 0)
+    assert (config.monitor, config.mode, config.storage, config.search.seed) == ("val_loss", "min", "journal", 0)
     assert config.curve_points == 30
     assert config.gate is None
-    assert (config.plan, config.prune, config.audit, config.keep_checkpoints) == ("default", True, True, 3)
-    assert (config.preset, config.retune_after, config.model, config.data, config.cli) == (None,) * 5
+    assert (config.search.plan, config.prune, config.audit, config.keep_checkpoints) == ("default", True, True, 3)
+    assert (config.retune_after, config.model, config.data, config.cli) == (None,) * 4
     assert [p.name for p in config.space.parameters] == ["learning_rate"]
 
 
@@ -58,24 +60,24 @@ def test_everything_that_can_be_said(read):
         data="pkg.Data",
         cli="pkg.CLI",
     )
-    assert config.budget == Budget(7, 9, 30.0)
+    assert (config.budget, config.search.n_trials) == (Budget(TrainingLength(9), 30.0), 7)
     assert config.caviar == Caviar("local", 3)
     assert config.folder == Path("elsewhere/x")
     assert config.curve_points == 100
-    assert (config.monitor, config.mode, config.storage, config.seed) == (
+    assert (config.monitor, config.mode, config.storage, config.search.seed) == (
         "val_accuracy",
         "max",
         "sqlite:///study.db",
         5,
     )
-    assert (config.plan, config.prune, config.audit, config.keep_checkpoints) == ("tiers", False, False, 1)
+    assert (config.search.plan, config.prune, config.audit, config.keep_checkpoints) == ("tiers", False, False, 1)
     assert config.retune_after == {"A": "30d", "B": "3mo"}
     assert (config.model, config.data, config.cli) == ("pkg.Model", "pkg.Data", "pkg.CLI")
 
 
 def time_of(text):
     """What a YAML file with this time gives."""
-    return yaml.load(f"time: {text}", Loader=config_module._Loader)
+    return yaml.load(f"time: {text}", Loader=yaml_file._Loader)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_what_is_no_time(read, text):
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_by_name(read, name):
     config = read(space=name)
-    assert config.preset == name
+    assert config.search.opens_from == OPENS_FROM.get(name)
     assert {p.name for p in config.space.parameters} == set(PRESETS[name])
     keys = [entry.key for entry in config.space.entries]
     assert all(key.split(".")[0] in ("model", "data") and key.split(".")[1] == "init_args" for key in keys)
@@ -171,7 +173,7 @@ BAD = [
     ({"bugdet": {}}, r"`bugdet` is not a known key \(did you mean budget\?\); expected one of name, config"),
     ({1: 2}, r"`1` is not a known key; expected one of name"),
     ({"budget": {"trails": 3}}, r"`budget\.trails` is not a known key \(did you mean trials\?\)"),
-    ({"budget": 5}, r"`budget` must be a mapping with the keys trials, max_epochs, time, got 5"),
+    ({"budget": 5}, r"`budget` must be a mapping with the keys trials, max_epochs, max_steps, time, got 5"),
     ({"budget": None}, r"`budget` must be a mapping"),
     ({"budget": {"trials": "ten"}}, r"`budget\.trials` must be a whole number of at least 1, got 'ten'"),
     ({"budget": {"trials": 0}}, r"`budget\.trials` must be a whole number of at least 1, got 0"),
@@ -284,7 +286,7 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path):
         ({"space": "nonsense"}, r"`space` must be a mapping or one of the presets"),
         ({"space": {"x": {"low": 1}}}, r"`space\.x\.high` is missing"),
         ({"plan": "slow"}, r"`plan` must be one of default, .*tiers"),
-        ({}, r"`budget\.max_epochs` is missing, and the Trainer has no max_epochs either"),
+        ({}, r"`budget\.max_epochs` \(or `budget\.max_steps`\) is missing, and the Trainer has no max_epochs or"),
     ],
 )
 def test_arguments_of_tune_are_checked_before_anything_is_trained(tmp_path, arguments, said):

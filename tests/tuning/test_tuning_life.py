@@ -14,9 +14,11 @@ from lightning_hp import BatchNormClassifier, DigitsDataModule, SearchSpace
 from lightning_hp.callbacks import StalenessTracker
 from lightning_hp.commands.status import status_command
 from lightning_hp.ledger import records
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.retune import retune
 
 START = datetime(2031, 1, 31, 9, 30, tzinfo=UTC)
@@ -68,7 +70,9 @@ def status(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_fresh_due_drifted_beaten_refreshed_and_fresh_again(tmp_path, status):
     folder = tmp_path / "digits"
-    config = TuneConfig("digits", None, SPACE, budget=Budget(8, 4), folder=folder, seed=3)
+    config = TuneConfig(
+        "digits", None, SearchPlan(space=SPACE, n_trials=8, seed=3), budget=Budget(TrainingLength(4)), folder=folder
+    )
     first = run(config, builder(DigitsDataModule), now=START)
 
     code, table = status(29)

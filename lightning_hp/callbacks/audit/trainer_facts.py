@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_hp.batchnorm.snapshot import Facts
 from lightning_hp.batchnorm.watch import TrainingWatch
+from lightning_hp.callbacks.pruning import TrialPruning
 
 __all__ = ["doubling_epoch", "last_epoch", "late_averaging", "trainer_facts"]
 
@@ -59,7 +60,9 @@ def trainer_facts(trainer: pl.Trainer, watch: TrainingWatch, eval_updates: Mappi
         facts.dataset_rows and facts.batch_size and trainer.num_training_batches * facts.batch_size < facts.dataset_rows
     ):
         facts.drop_last = True  # limit_train_batches ends the epoch before the remainder
-    facts.early_stopping = any(isinstance(c, EarlyStopping) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    # a pruned trial is given up, which regularises nothing; TrialPruning is an EarlyStopping for its place in line only
+    facts.early_stopping = any(isinstance(c, EarlyStopping) and not isinstance(c, TrialPruning) for c in callbacks)
     facts.train_metric, facts.val_metric = _losses(trainer.callback_metrics)
     return facts
 
