@@ -16,13 +16,14 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lightning_hp.batchnorm.findings import Finding, counts
+from lightning_hp.batchnorm.findings import Finding
 from lightning_hp.batchnorm.measure import measure
 from lightning_hp.batchnorm.reference import absorption, compare, shift_findings
 from lightning_hp.batchnorm.rules import audit
 from lightning_hp.batchnorm.snapshot import Facts
 from lightning_hp.callbacks.audit.files import REFERENCE_FILE
-from lightning_hp.callbacks.audit.record import SCHEMA, history_row, result_of, table_of
+from lightning_hp.callbacks.audit.record import history_row, result_of, shift_result, table_of
+from lightning_hp.callbacks.audit.shift import informative
 from lightning_hp.commands.checkpointed_project import CheckpointedProject, UsageError, exit_code_of, open_project
 
 OK, HAS_ERRORS = 0, 4
@@ -128,13 +129,5 @@ def _shift(project: CheckpointedProject, ckpt: Path, split: str, rows: int, abou
     with project.trainer.precision_plugin.forward_context():
         disagreement = absorption(project.model, listener.recorder.steps)
     findings: list[Finding] = shift_findings(shifts, disagreement)
-    return {
-        "schema": SCHEMA,
-        **about,
-        "counts": counts(findings),
-        "findings": [finding.to_dict() for finding in findings],
-        "layers": [],
-        "history": [],
-        "metrics": metrics,
-        "shift": [asdict(one) for one in shifts],
-    }
+    rows_of = [asdict(one) for one in shifts]
+    return shift_result(findings, rows_of, informative(rows_of, reference), metrics=metrics, **about)

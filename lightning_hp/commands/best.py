@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from jsonargparse import Namespace
 
 from lightning_hp.commands.output import output_console, write_line
@@ -19,7 +21,9 @@ def best_verb(options: Namespace) -> int:
     _, paths = find_study(options.study)
     result = read_result(paths)
     if result is None:
-        raise StudyError(f"study {options.study!r} has not ended yet; see `lightning-hp report {options.study}`")
+        raise StudyError(
+            f"study {options.study!r} has not ended yet; see `lightning-hp report {shlex.quote(options.study)}`"
+        )
     if options.yaml:
         write_line(paths.best.read_text(encoding="utf-8").rstrip())
     elif options.json:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json as json_format
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,8 +84,7 @@ def status_command(
     texts = [str(path) for path in paths] or ["."]
     if write_cron or write_github_action:
         if write_cron:
-            executable = shutil.which("lightning-hp") or "lightning-hp"
-            sys.stdout.write(cron_line(texts, os.getcwd(), fail_on, executable))
+            sys.stdout.write(cron_line(texts, os.getcwd(), fail_on, own_program()))
         if write_github_action:
             sys.stdout.write(github_action(texts, fail_on))
         return FRESH
@@ -145,6 +143,17 @@ def _from_here(verdict: dates.Verdict, ledger: Path) -> dates.Verdict:
         return verdict
     was, now = (f"lightning-hp retune {shlex.quote(str(name))}" for name in (verdict.study, folder))
     return replace(verdict, todo=verdict.todo.replace(was, now))
+
+
+def own_program() -> list[str]:
+    """This very command, for a place where neither PATH nor the environment of today holds.
+
+    The script of the interpreter that runs now, and not the first one on PATH, which may be another installation.
+    """
+    script = Path(sys.executable).with_name("lightning-hp")
+    if script.is_file() and os.access(script, os.X_OK):
+        return [str(script)]
+    return [sys.executable, "-m", "lightning_hp"] if sys.executable else ["lightning-hp"]
 
 
 def error_line(error: Exception) -> str:

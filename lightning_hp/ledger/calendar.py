@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from lightning_hp.ledger.dates import Verdict, as_utc
+from lightning_hp.ledger.dates import LAST, Verdict, as_utc
 
 _PRODUCT = "-//lightning-hp//re-test dates//EN"
 #: Bytes of a content line before it is folded (RFC 5545, 3.1).
@@ -57,13 +57,19 @@ def _events(source: str, verdict: Verdict, now: datetime) -> list[str]:
             # seconds since 2020 fit the 32-bit integer that calendars keep
             f"SEQUENCE:{max(0, int(now.timestamp()) - 1_577_836_800)}",
             f"DTSTART;VALUE=DATE:{key}",
-            f"DTEND;VALUE=DATE:{days[key] + timedelta(days=1):%Y%m%d}",
+            *_end(days[key]),
             f"SUMMARY:{_escape(title)}",
             f"DESCRIPTION:{_escape(text)}",
             "TRANSP:TRANSPARENT",
             "END:VEVENT",
         ]
     return lines
+
+
+def _end(day: datetime) -> list[str]:
+    """The day after; an all-day event without one lasts a day, which is all there is after the last date."""
+    last = f"{day:%Y%m%d}" == f"{LAST:%Y%m%d}"
+    return [] if last else [f"DTEND;VALUE=DATE:{day + timedelta(days=1):%Y%m%d}"]
 
 
 def _escape(text: str) -> str:

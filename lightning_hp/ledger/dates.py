@@ -30,6 +30,8 @@ STALE_AFTER_INTERVALS = 2
 SHIFTED_CHECKS = 2
 #: Difference between the clocks of two machines that is not worth an error (Kerberos allows the same five minutes).
 CLOCK_SKEW = timedelta(minutes=5)
+#: The last date there is; people write it for "never".
+LAST = datetime(9999, 12, 31, tzinfo=UTC)
 STATUSES = ("fresh", "due", "stale", "invalid")
 
 _INTERVAL = re.compile(r"([1-9][0-9]{0,4})(d|w|mo|y)")
@@ -52,14 +54,17 @@ class Interval:
     def after(self, moment: datetime, times: int = 1) -> datetime:
         """The instant ``times`` intervals after ``moment``, same time of day.
 
-        A day that the target month lacks becomes its last day. A date beyond the year 9999 raises OverflowError.
+        A day that the target month lacks becomes its last day. What lies beyond the last date there is becomes that.
         """
         months = moment.year * 12 + moment.month - 1 + self.months * times
         year, month = divmod(months, 12)
-        if year > 9999:
-            raise OverflowError(f"date beyond the year 9999: {moment.isoformat()} and {times} x {self}")
+        if year > LAST.year:
+            return LAST
         day = min(moment.day, calendar.monthrange(year, month + 1)[1])
-        return moment.replace(year=year, month=month + 1, day=day) + timedelta(days=self.days * times)
+        try:
+            return min(moment.replace(year=year, month=month + 1, day=day) + timedelta(days=self.days * times), LAST)
+        except OverflowError:
+            return LAST
 
 
 def parse_interval(text: object, name: str = "retune_after") -> Interval:
@@ -110,7 +115,14 @@ def as_utc(moment: object, name: str = "now") -> datetime:
     """The same instant in UTC. A datetime without a time zone is refused: it names no instant."""
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise ValueError(f"`{name}` must be a datetime with a time zone, got {moment!r}")
-    return moment.astimezone(UTC)
+    return _to_utc(moment, name)
+
+
+def _to_utc(moment: datetime, name: str) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"`{name}` must be a date in UTC from the year 1 to 9999, got {moment.isoformat()}") from None
 
 
 def to_text(moment: datetime) -> str:
@@ -132,7 +144,7 @@ def from_text(text: object, name: str = "at") -> datetime:
         moment = moment.replace(tzinfo=UTC)
     if moment is None or moment.tzinfo is None:
         raise ValueError(f"`{name}` must be a date or a time in ISO 8601 with its offset, got {text!r}")
-    return moment.astimezone(UTC)
+    return _to_utc(moment, name)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,20 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
 
 #: Rows that a class must be expected to have in both samples before its absence in one is more than chance: a class of
 #: that size is missed with probability exp(-12), about 6e-6.
 _EXPECTED_ROWS = 12
+#: Values from which the shape of a column of integers says whether they count.
+_LEAST_COUNTS = 9
+#: Most rows that the upper quarter of the range of a count holds; equally frequent classes have a quarter there.
+_RARE = 0.1
+#: Bins that a count's range is looked at in, and the limit of von Neumann's ratio (sum of squared steps between them
+#: over their sum of squares): 2 where the order means nothing, near 0 where neighbours are alike.
+_BINS, _ORDERED = 24, 1.0
 
 
 @dataclass(frozen=True)
@@ -139,13 +147,48 @@ def _column(
         text = f"{label(name)}: was {old['dtype']}, is {new['dtype']}"
         yield ColumnDrift(name, "layout", math.inf, 1.0, True, text)
         return
-    if "shares" in old and "shares" in new:
+    if "shares" in old and "shares" in new and not is_count(old["shares"]):
         yield from _classes(name, old, new, alpha, tolerance)
         return
     yield from _missing(name, old, new, alpha, tolerance)
     if old["count"] >= 2 and new["count"] >= 2:
         yield from _moments(name, old, new, alpha, tolerance)
         yield from _distribution(name, old, new, alpha, tolerance)
+
+
+def is_count(shares: Mapping[str, float]) -> bool:
+    """Whether the values of an integer column count something, where more is more, and are not names of classes.
+
+    Counts (visits, hours, items sold) thin out towards their largest values, often with gaps, and neighbouring values
+    are about equally frequent. Classes are numbered without gaps, and their last is as frequent as any other.
+
+    Args:
+        shares: Share of the rows by value.
+
+    Returns:
+        True for at least nine values (fewer cannot be told from classes: grades, children) of which the upper ones
+        are rare and neighbours are alike; and for nine of which some are negative.
+    """
+    parts = {int(value): share for value, share in shares.items()}
+    if len(parts) < _LEAST_COUNTS:
+        return False
+    low, high = min(parts), max(parts)
+    if low < 0:
+        return True
+    upper = sum(share for value, share in parts.items() if value >= low + 0.75 * (high - low))
+    if upper > _RARE:
+        return False
+    width = max(1.0, (high - low + 1) / _BINS)  # few rows a value are noise
+    bins = [0.0] * math.ceil((high - low + 1) / width)
+    for value, share in parts.items():
+        bins[int((value - low) / width)] += share
+    return _ordered(bins) or _ordered(bins[1:])  # many a count has a lump at zero
+
+
+def _ordered(bins: Sequence[float]) -> bool:
+    mean = sum(bins) / len(bins)
+    steps = sum((after - before) ** 2 for before, after in pairwise(bins))
+    return steps < _ORDERED * sum((share - mean) ** 2 for share in bins)
 
 
 def _missing(

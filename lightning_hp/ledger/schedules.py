@@ -9,22 +9,24 @@ from collections.abc import Sequence
 WHEN = "17 7 * * 1"
 
 
-def cron_line(paths: Sequence[str], folder: str, fail_on: str = "due", executable: str = "lightning-hp") -> str:
+def cron_line(
+    paths: Sequence[str], folder: str, fail_on: str = "due", program: Sequence[str] = ("lightning-hp",)
+) -> str:
     """A crontab line that is silent while all is fresh, so that cron mails only what needs doing.
 
     Args:
         paths: What ``lightning-hp status`` is given.
         folder: Working folder of the job, absolute.
         fail_on: ``due`` or ``stale``.
-        executable: The command, absolute where cron's short PATH does not find it.
+        program: The command and what stands before "status", absolute where cron's short PATH does not find it.
 
     Raises:
         ValueError: If a path holds an end of line, which a crontab cannot express.
     """
-    for path in (*paths, folder, executable):
+    for path in (*paths, folder, *program):
         if "\n" in path or "\r" in path:
             raise ValueError(f"`paths` must be free of line ends for a crontab, got {path!r}")
-    command = shlex.join([executable, "status", *paths, "--fail-on", fail_on])
+    command = shlex.join([*program, "status", *paths, "--fail-on", fail_on])
     # cron takes an unescaped % as an end of line
     line = f'cd {shlex.quote(folder)} && out=$({command} 2>&1) || echo "$out"'.replace("%", "\\%")
     return f"{WHEN} {line}\n"

@@ -39,7 +39,7 @@ def audit_page(result: Mapping[str, Any], title: str = "BatchNorm audit") -> str
         f"{key} {result[key]}" for key in ("checkpoint", "created_at", "epoch", "step") if result.get(key) is not None
     ]
     body += f'<p class="sub">{html.escape(said)}. {html.escape(", ".join(about))}</p>'
-    body += _findings(result.get("findings", []))
+    body += _findings(result.get("findings", []), result.get("verdict"))
     layers = list(result.get("layers", []))
     body += _table(layers)
     flagged = {finding.get("layer") for finding in result.get("findings", []) if finding.get("severity") != "INFO"}
@@ -61,9 +61,10 @@ def _section(title: str, said: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{lead}{body}</section>"
 
 
-def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
+def _findings(findings: Sequence[Mapping[str, Any]], verdict: str | None = None) -> str:
     if not findings:
-        return _section("Findings", "None: the statistics of every layer fit the data.", "")
+        said = verdict or "the statistics of every layer fit the data"
+        return _section("Findings", f"None: {said}.", "")
     rows = []
     for finding in findings:
         tone = _TONES.get(str(finding.get("severity")), "dim")

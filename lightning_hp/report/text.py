@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def show_result(found: Mapping[str, Any], console: Console) -> None:
         _line(f"re-test    {dates}", console)
     _line(f"checkpoint {found['checkpoint']}", console)
     if found.get("best_yaml"):
-        _line(f"best.yaml  {found['best_yaml']}   (lightning-hp fit {found['best_yaml']})", console)
+        _line(f"best.yaml  {found['best_yaml']}   (lightning-hp fit {shlex.quote(str(found['best_yaml']))})", console)
 
 
 def _line(text: str, console: Console) -> None:

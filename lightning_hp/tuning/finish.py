@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import pickle
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -211,9 +212,9 @@ def best_yaml(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found
     values |= {f"trainer.{name}": limit for name, limit in runner.length.to_json().items()}
     values |= runner.description.space.arguments(best.params)
     tested = "".join(f", {name} {value:.4g}" for name, value in found["test"].items())
-    options = "".join(f" --{option} {path}" for option, path in builder.classes.items())
+    quoted = "".join(f" --{option} {shlex.quote(path)}" for option, path in builder.classes.items())
     head = (
-        f"# lightning-hp fit {runner.paths.best}{options}\n"
+        f"# lightning-hp fit {shlex.quote(str(runner.paths.best))}{quoted}\n"
         f"# Trial {best.number} of study {runner.study.study_name}, {found['finished_at']}: "
         f"{found['monitor']} {best.value:.6g}{tested}\n"
     )

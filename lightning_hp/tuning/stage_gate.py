@@ -8,6 +8,7 @@ a resume, comes to the same stages; that nobody answered is kept too, and nobody
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -119,7 +120,7 @@ class StageGate:
         said = self._study._storage.get_study_user_attrs(self._study._study_id).get(ATTRIBUTE)
         if said is None or " waits " not in said:
             return None if said is None else f"stage {said}"
-        return f"stage {said}: `lightning-hp dashboard {self._paths.root}` leads to the form"
+        return f"stage {said}: `lightning-hp dashboard {shlex.quote(str(self._paths.root))}` leads to the form"
 
     def _sleep(self, seconds: float) -> None:
         if self._stopping.wait(seconds):

@@ -151,6 +151,27 @@ def test_shift_compares_a_split_with_the_stored_moments(project: Path, capsys: p
     assert (found[0]["id"], found[0]["layer"]) == ("DR01", "net.1")
 
 
+@pytest.mark.parametrize(
+    ("split", "data", "verdict"),
+    [
+        ("test", ["data.init_args.offset=0.01"], "not shifted"),
+        ("val", [], "not shifted, but these are the very rows that the moments were taken from"),
+        ("test", ["data.init_args.offset=4.0"], "shifted: net.1 is the first layer hit"),
+    ],
+)
+def test_shift_prints_a_verdict_and_the_layers(
+    project: Path, capsys: pytest.CaptureFixture[str], split: str, data: list[str], verdict: str
+) -> None:
+    config, ckpt = trained(project, 0.1)
+    assert audit_command(config, ckpt, shift=split, data=data) == 0
+    out = capsys.readouterr().out
+    assert f"**{verdict}**." in out
+    assert "; 1 layers." in out or "; 2 layers." in out
+    assert "| net.1 |" in out
+    assert audit_command(config, ckpt, shift=split, data=data, json=True) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == verdict
+
+
 def test_wrong_use_is_told_with_code_two(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, ckpt = trained(project, 0.1, audited=False)
     assert audit_command("missing.yaml", ckpt) == 2

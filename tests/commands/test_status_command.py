@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from lightning_hp.commands.postpone import postpone_command
-from lightning_hp.commands.status import status_command
+from lightning_hp.commands.status import own_program, status_command
 from lightning_hp.ledger import dates, records
 from lightning_hp.ledger.calendar import to_ics
 from lightning_hp.ledger.schedules import cron_line, github_action
@@ -252,12 +253,30 @@ def test_the_crontab_line_runs_in_a_shell_and_speaks_only_when_needed(tmp_path: 
     program = tmp_path / "lightning hp"
     program.write_text(f'#!/bin/sh\necho "$PWD" "$@"\nexit {code}\n')
     program.chmod(0o755)
-    line = cron_line(["runs one"], str(folder), "stale", str(program))
+    line = cron_line(["runs one"], str(folder), "stale", [str(program)])
     when, command = re.fullmatch(r"((?:\S+ ){5})(.*)\n", line).groups()  # type: ignore[union-attr]
     assert re.fullmatch(r"[0-5]?\d [0-2]?\d \* \* [0-6] ", when)
     assert "%" not in command.replace("\\%", "")
     done = subprocess.run(["/bin/sh", "-c", command.replace("\\%", "%")], capture_output=True, text=True, check=False)
     assert done.stdout == ("" if code == 0 else f"{folder} status runs one --fail-on stale\n")
+
+
+def test_the_crontab_line_finds_the_command_without_any_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # an environment that was never activated
+    assert status_command(["runs"], write_cron=True) == 0
+    command = capsys.readouterr().out.split(" ", 5)[5].replace("\\%", "%")
+    paths = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **paths}
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, env=environment)
+    assert "runs: no such file or folder" in done.stdout  # what `status` says, and not that the shell found nothing
+
+
+def test_without_a_script_the_module_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/somewhere/bin/python")
+    assert own_program() == ["/somewhere/bin/python", "-m", "lightning_hp"]
 
 
 def test_the_workflow_is_yaml_and_runs_the_command() -> None:

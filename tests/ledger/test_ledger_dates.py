@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_hp.ledger import dates, records
+from lightning_hp.ledger.calendar import to_ics
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -317,3 +318,36 @@ def test_an_undecided_re_test_changes_nothing() -> None:
     for before, day in (([], 3), ([drift("data")], 3), ([], 31)):
         known = [tuned(), *before]
         assert dates.verdict([*known, undecided], START + day * DAY) == dates.verdict(known, START + day * DAY)
+
+
+# --- the last date there is
+
+
+@pytest.mark.parametrize("until", ["9999-12-31", "9999-12-31T23:59:59+00:00", "9990-01-01"])
+@pytest.mark.parametrize("interval", ["30d", "3mo", "1y"])
+def test_never_is_a_date_like_any_other(until: str, interval: str) -> None:
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    record = tuned(now=now, retune_after=interval)
+    event = records.postponed(name="digits", until=until, why="frozen", now=now)
+    for clock in (now, datetime(2300, 1, 1, tzinfo=UTC)):
+        verdict = dates.verdict([record, event], clock)
+        assert verdict.status == "fresh"
+        assert verdict.next_date == dates.from_text(until)
+        text = to_ics([("ledger", verdict)], clock)
+        assert f"DTSTART;VALUE=DATE:{until[:10].replace('-', '')}" in text
+        assert ("DTEND" in text) is (not until.startswith("9999-12-31"))
+
+
+def test_an_interval_ends_at_the_last_date() -> None:
+    late = datetime(9999, 6, 1, tzinfo=UTC)
+    for interval in (dates.Interval(days=400), dates.Interval(months=12), dates.Interval(months=1, days=300)):
+        assert interval.after(late) == dates.LAST
+    assert dates.Interval(days=3).after(late) == datetime(9999, 6, 4, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:00:00-05:00", "0001-01-01T00:00:00+05:00"])
+def test_a_date_that_utc_does_not_have_is_one_line(text: str) -> None:
+    with pytest.raises(ValueError, match=r"`until` must be a date in UTC from the year 1 to 9999, got "):
+        dates.from_text(text, "until")
+    with pytest.raises(ValueError, match=r"`now` must be a date in UTC from the year 1 to 9999, got "):
+        dates.as_utc(datetime.fromisoformat(text))

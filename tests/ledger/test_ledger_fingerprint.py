@@ -372,3 +372,53 @@ def test_a_contrast_that_the_own_standardisation_undoes_is_no_drift_and_one_that
     assert compare(standardised, seen(standardise(0.5 * raw)[0])) == []
     constants = standardise(raw, 0.5 * raw)[1]  # scaled as on the day of the training
     assert {drift.column for drift in compare(standardised, seen(constants))} == {"0", "1", "2", "3"}
+
+
+# --- counts are not classes
+
+
+def counted(kind: str, n: int, seed: int) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    values = {
+        "poisson": lambda: rng.poisson(12, n),
+        "more": lambda: rng.poisson(20, n),
+        "lump at zero": lambda: np.where(rng.random(n) < 0.5, 0, rng.poisson(12, n)),
+        "overdispersed": lambda: rng.negative_binomial(2, 0.1, n),
+        "balance": lambda: rng.normal(0, 6, n).round().astype(np.int64),
+        "balanced classes": lambda: rng.integers(0, 20, n),
+        "unequal classes": lambda: rng.choice(20, n, p=np.random.default_rng(1).dirichlet(np.ones(20))),
+        "long tail": lambda: rng.choice(40, n, p=np.random.default_rng(1).permutation(1 / np.arange(1, 41)) / 4.278543),
+    }[kind]()
+    return torch.from_numpy(np.asarray(values, dtype=np.int64))
+
+
+def drifts(old: torch.Tensor, new: torch.Tensor) -> list[Any]:
+    x = torch.zeros(len(old), 1)
+    first, second = (data_fingerprint(DataLoader(TensorDataset(x, y), 64)) for y in (old, new))
+    return [drift for drift in compare(first, second) if drift.column == "target"]
+
+
+@pytest.mark.parametrize("kind", ["poisson", "lump at zero", "overdispersed", "balance"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_count_that_drifts_is_a_number_that_moved(kind: str, seed: int) -> None:
+    old = counted(kind, 1500, seed)
+    (drift,) = drifts(old, old + 5)
+    assert not drift.structural
+    assert drift.statistic in ("mean", "distribution")
+    assert "class" not in drift.sentence
+    assert drifts(old, counted(kind, 1500, 1000 + seed)) == []
+
+
+def test_a_count_that_grows_beyond_what_it_was_is_no_new_class() -> None:
+    (drift,) = drifts(counted("poisson", 1500, 0), counted("more", 1500, 0))
+    assert (drift.structural, drift.statistic) == (False, "mean")
+
+
+@pytest.mark.parametrize("kind", ["balanced classes", "unequal classes", "long tail"])
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_stay_classes(kind: str, seed: int) -> None:
+    old, new = counted(kind, 1500, seed), counted(kind, 1500, 1000 + seed)
+    assert drifts(old, new) == []
+    new[:100] = 63
+    (drift,) = drifts(old, new)
+    assert (drift.structural, drift.sentence) == (True, "column target: class 63 is new (7% of the rows)")

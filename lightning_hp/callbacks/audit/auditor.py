@@ -35,7 +35,7 @@ from lightning_hp.callbacks.audit.files import SHIFT_FILE, log_scalars, write_au
 from lightning_hp.callbacks.audit.notifier import REACTIONS, Teller
 from lightning_hp.callbacks.audit.notifier import BatchNormAuditError as BatchNormAuditError
 from lightning_hp.callbacks.audit.notifier import BatchNormWarning as BatchNormWarning
-from lightning_hp.callbacks.audit.record import history_row, result_of, shift_result
+from lightning_hp.callbacks.audit.record import empty_result, history_row, result_of, shift_result
 from lightning_hp.callbacks.audit.reference import weights_fingerprint
 from lightning_hp.callbacks.audit.repair import NOT_VALIDATED, repair_at_end
 from lightning_hp.callbacks.audit.shift import EvaluationWatch, informative
@@ -117,7 +117,7 @@ class BatchNormAuditor(Callback):
         self._weights: EvaluationWeights | None = None
         self._reference: Reference | None = None
         self._history: list[dict[str, Any]] = []
-        self._result: dict[str, Any] = {}
+        self._result: dict[str, Any] = empty_result()
         self._teller = Teller(on_finding)
         self._offered: tuple[Reference, str] | None = None
         self._shifted: list[Finding] | None = None
@@ -129,7 +129,7 @@ class BatchNormAuditor(Callback):
         self._last_epoch = False
 
     def result(self) -> dict[str, Any]:
-        """The last audit as plain JSON types, the content of audit.json; empty before the first."""
+        """The last audit as plain JSON types, the content of audit.json; no findings and no layers before the first."""
         return self._result
 
     def counts(self) -> dict[str, int]:
@@ -331,7 +331,8 @@ class BatchNormAuditor(Callback):
             findings = [finding for finding in findings if finding.id in self.rules]
         findings, known = trainer.strategy.broadcast((findings, informative(shifts, self._reference)), src=0)
         self._shifted = findings if known else None
-        self._result = shift_result(findings, shifts, self._history, self._clock())
+        about = {"created_at": self._clock().isoformat(), "history": self._history}
+        self._result = shift_result(findings, shifts, known, **about)
         if shifts:
             write_audit(trainer, self.dirpath, self._result, None, SHIFT_FILE)
         self._tell(trainer, findings, early=False)

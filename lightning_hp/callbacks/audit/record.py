@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ import torch
 from lightning_hp.batchnorm.findings import Finding, counts
 from lightning_hp.batchnorm.snapshot import Snapshot
 
-__all__ = ["SCHEMA", "history_row", "result_of", "shift_result", "table_of", "text_of"]
+__all__ = ["FEWEST_ROWS", "SCHEMA", "empty_result", "history_row", "result_of", "shift_result", "table_of", "text_of"]
 
 SCHEMA = 1
+FEWEST_ROWS = 16  # below, no layer's input counts as shifted
 _MOST_CHANNELS = 256  # vectors in audit.json are thinned evenly beyond this
 
 
@@ -105,30 +105,55 @@ def result_of(
     }
 
 
+def empty_result() -> dict[str, Any]:
+    """What there is to say before the first audit, and of a model without such layers."""
+    return {"schema": SCHEMA, "counts": counts([]), "findings": [], "layers": [], "history": []}
+
+
 def shift_result(
-    findings: Sequence[Finding], shifts: list[dict[str, Any]], history: list[dict[str, Any]], now: datetime
+    findings: Sequence[Finding], shifts: Sequence[dict[str, Any]], informative: bool, **about: Any
 ) -> dict[str, Any]:
-    """The content of audit_shift.json: new data against the reference."""
+    """The content of audit_shift.json: new data against the reference.
+
+    Args:
+        findings: DR01 and DR02.
+        shifts: the shift of each layer.
+        informative: whether the comparison says anything, see `shift.informative`.
+        about: further entries.
+    """
+    rows = max((shift["rows"] for shift in shifts), default=0)
+    if findings:
+        verdict = f"shifted: {findings[0].layer or 'the model'} is the first layer hit"
+    elif not shifts:
+        verdict = "cannot be said: no layer has both stored moments and new data"
+    elif not informative and rows < FEWEST_ROWS:
+        verdict = f"cannot be said: {rows:.0f} rows, at least {FEWEST_ROWS} are needed"
+    elif not informative:
+        verdict = "not shifted, but these are the very rows that the moments were taken from"
+    else:
+        verdict = "not shifted"
     return {
-        "schema": SCHEMA,
-        "created_at": now.isoformat(),
+        **empty_result(),
         "counts": counts(findings),
         "findings": [finding.to_dict() for finding in findings],
-        "layers": [],
-        "history": history,
-        "shift": shifts,
+        **about,
+        "verdict": verdict,
+        "shift": list(shifts),
     }
 
 
 def table_of(result: dict[str, Any]) -> str:
     """Findings and layers as a Markdown text."""
-    total = result["counts"]
+    total, shifts = result["counts"], result.get("shift", [])
     lines = [
         "# BatchNorm audit",
         "",
-        f"{total['ERROR']} errors, {total['WARN']} warnings, {total['INFO']} notes; {len(result['layers'])} layers.",
+        f"{total['ERROR']} errors, {total['WARN']} warnings, {total['INFO']} notes; "
+        f"{len(result['layers']) or len(shifts)} layers.",
         "",
     ]
+    if "verdict" in result:
+        lines += [f"Inputs against the validation data that the model was judged on: **{result['verdict']}**.", ""]
     for finding in result["findings"]:
         where = f" `{finding['layer']}`" if finding["layer"] else ""
         lines.append(f"- **{finding['severity']} {finding['id']}**{where}: {finding['sentence']} *{finding['fix']}*")
@@ -142,6 +167,15 @@ def table_of(result: dict[str, Any]) -> str:
         numbers = [row.get(key) for key in ("d", "ratio_d", "lv", "ratio_lv")]
         shown = " | ".join("" if value is None else f"{value:.3g}" for value in numbers)
         lines.append(f"| {row['name']} | {row['channels']} | {row['momentum']} | {row['updates']} | {shown} |")
+    if shifts:
+        lines += [
+            "",
+            "| layer | rows | mean off (sd) | x noise | var off (log) | x noise |",
+            "|---|---|---|---|---|---|",
+        ]
+    for row in shifts:
+        numbers = [f"{row[key]:.3g}" for key in ("rows", "d", "ratio_d", "lv", "ratio_lv")]
+        lines.append(f"| {row['layer']} | {' | '.join(numbers)} |")
     return "\n".join(lines) + "\n"
 
 

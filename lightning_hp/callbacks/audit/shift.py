@@ -15,11 +15,11 @@ from lightning_hp.batchnorm.findings import Finding
 from lightning_hp.batchnorm.observe import CallRecorder
 from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, compare, shift_findings
 from lightning_hp.batchnorm.statistics import find_layers, sum_over_ranks
+from lightning_hp.callbacks.audit.record import FEWEST_ROWS
 
 __all__ = ["EvaluationWatch", "informative"]
 
 _MOST_BATCHES = 64  # raw batches kept for judging a repair
-_FEWEST_ROWS = 16  # below, no layer can be a hit
 _SAME = 1e-3  # in standard deviations: far below sampling noise, far above that of another precision
 
 
@@ -33,7 +33,7 @@ def informative(shifts: Sequence[Mapping[str, Any]], reference: Reference | None
         shifts: shift of each layer, as `EvaluationWatch.shift` gives them.
         reference: what was compared with.
     """
-    if reference is None or max((shift["rows"] for shift in shifts), default=0) < _FEWEST_ROWS:
+    if reference is None or max((shift["rows"] for shift in shifts), default=0) < FEWEST_ROWS:
         return False
     return any(
         shift["rows"] != reference.layers[shift["layer"]].rows or max(shift["d"], shift["lv"]) > _SAME

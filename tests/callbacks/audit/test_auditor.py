@@ -178,7 +178,7 @@ def test_model_without_batchnorm_and_without_data_pass_stays_quiet() -> None:
     auditor = BatchNormAuditor(dirpath="")
     fit(auditor, module=Plain(), epochs=1)
     assert auditor.counts() == {"INFO": 0, "WARN": 0, "ERROR": 0}
-    assert auditor.result() == {}
+    assert (auditor.result()["findings"], auditor.result()["layers"]) == ([], [])
     auditor = BatchNormAuditor(data_pass=False, dirpath="")
     fit(auditor, epochs=1)
     assert auditor.counts() == {"INFO": 0, "WARN": 0, "ERROR": 0}
