@@ -15,12 +15,14 @@ NO_EFFECT = "No hyperparameter had more effect than chance alone would give. Wit
 
 def importances(evidence: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Stage name to parameter name to share, of the stages that could be measured."""
-    stages = evidence.get("stages")
-    measured = [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
+    listed = evidence.get("stages")
+    stages = [s for s in listed if isinstance(s, Mapping)] if isinstance(listed, list) else []
+    # evidence of earlier versions has the numbers in the stage itself
+    within = {str(s["name"]): s["within"] if isinstance(s.get("within"), Mapping) else s for s in stages}
     return {
-        str(s["name"]): {str(k): float(v) for k, v in s["importance"].items() if finite(v)}
-        for s in measured
-        if isinstance(s.get("importance"), Mapping) and s["importance"]
+        name: {str(k): float(v) for k, v in measured["importance"].items() if finite(v)}
+        for name, measured in within.items()
+        if isinstance(measured.get("importance"), Mapping) and measured["importance"]
     }
 
 

@@ -9,7 +9,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.boxes import with_boxes
-from lightning_hp.search.evidence import SHUFFLES, evidence
+from lightning_hp.search.evidence import evidence
+from lightning_hp.search.importance import SHUFFLES
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import plan_stages
@@ -122,9 +123,38 @@ def test_importance_of_a_stage_covers_its_open_parameters_and_sums_up_to_one():
     for said, stage in zip(found["stages"], study.sampler.planned, strict=True):
         assert (said["name"], said["kind"], said["tiers"]) == (stage.name, stage.kind, list(stage.tiers))
         assert said["trials"] == stage.last - stage.first
-        assert said["importance"].keys() == {p.name for p in SPACE.parameters if p.tier in stage.tiers}
-        assert sum(said["importance"].values()) == pytest.approx(1)
-    assert found["stages"][0]["importance"] == {"learning_rate": pytest.approx(1)}
+        within = said["within"]
+        assert within["importance"].keys() == {p.name for p in SPACE.parameters if p.tier in stage.tiers}
+        assert sum(within["importance"].values()) == pytest.approx(1)
+        assert within["trials"] == said["trials"]
+    assert found["stages"][0]["within"]["importance"] == {"learning_rate": pytest.approx(1)}
+
+
+def test_importance_of_a_stage_is_told_with_what_it_is_conditional_on():
+    study = study_of(lambda v: decades(v["learning_rate"], 0.02) + 0.1 * decades(1 - v["momentum"], 0.01))
+    first, *_, last = evidence_of(study)["stages"]
+    assert first["within"]["between"] == {"learning_rate": pytest.approx([1e-4, 1.0])}
+    closed = {"momentum": 0.95, "units": 32, "weight_decay": 1e-4, "kind": "x"}
+    assert first["within"]["at"] == closed
+    searched = [SPACE.natural(t.params) for t in study.trials if t.user_attrs["stage"] == last["name"]]
+    assert len(searched) == last["within"]["trials"]
+    assert last["within"]["between"].keys() | last["within"]["at"].keys() == {p.name for p in SPACE.parameters}
+    assert last["within"]["between"]["kind"] == ["x", "y", "z"]
+    for name in ("learning_rate", "momentum", "units", "weight_decay"):
+        low, high = last["within"]["between"][name]
+        assert all(low * (1 - 1e-9) <= values[name] <= high * (1 + 1e-9) for values in searched)
+    assert last["within"]["between"]["learning_rate"][0] > 1e-3  # zoomed in: not the full range
+
+
+def test_evidence_says_what_it_was_measured_by():
+    opening = evidence_of(study_of(lambda v: decades(v["learning_rate"], 0.02), n=60))
+    coarse = sum(stage["trials"] for stage in opening["stages"] if stage["kind"] == "coarse")
+    assert opening["measured_by"] == {"method": "coarse trials", "trials": coarse}
+    default = evidence_of(study_of(lambda v: decades(v["learning_rate"], 0.02), n=30, plan="default"))
+    assert default["measured_by"] == {"method": "model", "trials": 30}
+    short = evidence_of(study_of(lambda v: decades(v["learning_rate"], 0.02), n=9, plan="default"))
+    assert short["measured_by"] == {"method": None, "trials": 9}
+    assert short["why_not_measured"] == "importance needs at least 20 finished trials, there are 9"
 
 
 def test_noise_is_seldom_an_effect():
@@ -257,7 +287,7 @@ def test_equal_values():
     study = study_of(lambda v: 1.0, n=60)
     found = evidence_of(study)
     assert found["why_not_measured"] == "all finished coarse trials have the same value"
-    assert all(stage["importance"] is None for stage in found["stages"])
+    assert all(stage["within"] is None for stage in found["stages"])
 
 
 def test_counts_of_what_went_wrong():
