@@ -120,6 +120,15 @@ class DyingOnce(Toy):
         return super().training_step(batch, batch_idx)
 
 
+class ExtraToy(Toy):
+    """Takes a mapping, which it knows by heart."""
+
+    def __init__(self, extra: dict, learning_rate: float = 0.1, momentum: float = 0.9):
+        super().__init__(learning_rate, momentum)
+        if extra not in ({"pull": [0.5, 1]}, {"pull": [0.25, 2]}):
+            raise ValueError(f"`extra` must be a mapping, got {extra!r}")
+
+
 class LinkedToy(Toy):
     """Needs a size that only the data knows."""
 

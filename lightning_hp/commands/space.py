@@ -57,7 +57,7 @@ def show_space(given: str, trials: int | None, console: Console) -> None:
         opening = f"trial {stage.first}" if stage else f"not within {planned_for} trials"
         name = parameter.name
         if parameter.active_if:
-            name += " (if " + " and ".join(f"{c.name} {c.operator} {c.value}" for c in parameter.active_if) + ")"
+            name += " (if " + " and ".join(c.text for c in parameter.active_if) + ")"
         scale = "choice" if isinstance(parameter, Choice) else parameter.scale
         default = Text(number(parameter.default))
         table.add_row(parameter.tier, Text(name), scale, Text(range_of(parameter)), default, opening)
@@ -70,5 +70,5 @@ def show_space(given: str, trials: int | None, console: Console) -> None:
 def range_of(parameter: Parameter) -> str:
     """The range of a parameter, natural values."""
     if isinstance(parameter, Choice):
-        return ", ".join(str(choice) for choice in parameter.choices)
+        return ", ".join(str(label) for label in parameter.labels)
     return f"{number(parameter.low)} to {number(parameter.high)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_hp.search.labels import label
 from lightning_hp.search.parameters import Choice, Int, Parameter
 
 #: most ticks on one axis
@@ -23,8 +24,8 @@ def ticks(parameter: Parameter, most: int = MOST_TICKS) -> tuple[list[float], li
         most: Most ticks, at least 2.
     """
     if isinstance(parameter, Choice):
-        every = math.ceil(len(parameter.choices) / most)
-        shown = parameter.choices[::every]
+        every = math.ceil(len(parameter.labels) / most)
+        shown = parameter.labels[::every]
         return [float(u) for u in parameter.unit(shown)], [choice_text(v) for v in shown]
     if parameter.scale == "one_minus_log":
         naturals = [1 - v for v in reversed(log_ticks(1 - parameter.high, 1 - parameter.low, most))]
@@ -41,7 +42,8 @@ def ticks(parameter: Parameter, most: int = MOST_TICKS) -> tuple[list[float], li
 def value_text(parameter: Parameter, natural: Any) -> str:
     """A natural value, as short as it can be told from its neighbours."""
     if isinstance(parameter, Choice):
-        return choice_text(natural)
+        position = parameter.index(natural)
+        return choice_text(natural if position is None else parameter.labels[position])
     if parameter.scale == "one_minus_log":  # what counts is the distance from 1
         distance = max(1 - float(natural), 1e-12)
         decimals = max(0, math.ceil(-math.log10(distance))) + 2
@@ -50,7 +52,9 @@ def value_text(parameter: Parameter, natural: Any) -> str:
 
 
 def choice_text(value: Any) -> str:
-    """A choice as text: numbers short, the rest as written."""
+    """A choice as text: numbers short, lists and mappings by their label, the rest as written."""
+    if isinstance(value, list | dict):
+        return label(value)
     return number_text(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
@@ -90,7 +94,7 @@ def _strip(text: str) -> str:
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
     """Round values of a log axis: decades, thinned; 1, 2, 5 or finer where there are fewer than two decades."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    first, last = math.floor(math.log10(low)), min(math.ceil(math.log10(high)), 308)  # 1e309 is infinite
     decades = [10.0**e for e in range(first, last + 1) if low * 0.999 <= 10.0**e <= high * 1.001]
     if len(decades) >= 3:
         return decades[:: math.ceil(len(decades) / most)]

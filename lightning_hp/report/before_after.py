@@ -68,7 +68,7 @@ class Side:
         both = (self.before, self.after)
         if self.parameter is None or None in both:
             return []
-        if isinstance(self.parameter, Choice) and not all(value in self.parameter.choices for value in both):
+        if isinstance(self.parameter, Choice) and not all(self.parameter.holds(value) for value in both):
             return []
         try:
             return [min(max(float(u), 0.0), 1.0) for u in self.parameter.unit([self.parameter.store(v) for v in both])]

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_hp.search.labels import label
+
 
 def show_result(found: Mapping[str, Any], console: Console) -> None:
     """Print the winner: its values by tier, its metrics, and where its files are."""
@@ -48,6 +50,8 @@ def _line(text: str, console: Console) -> None:
 
 def number(value: Any) -> str:
     """A value as a person reads it."""
+    if isinstance(value, list | dict):
+        return label(value)
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 

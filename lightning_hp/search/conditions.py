@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_hp.search.fields import number_or_text
+from lightning_hp.search.labels import label, plain
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": lambda a, b: a >= b,
@@ -41,6 +42,14 @@ class Condition:
         """Whether the condition holds for these natural values, keyed by parameter name."""
         compare = _OPERATORS.get(self.operator) or _OF_SEVERAL[self.operator]
         return bool(compare(natural[self.name], self.value))
+
+    @property
+    def text(self) -> str:
+        """Such as ``num_layers >= 3`` or ``optimizer == SGD(lr=0.1) or SGD(lr=0.01)``."""
+        values = self.value if self.operator in _OF_SEVERAL else [self.value]
+        operator = {"in": "==", "not in": "!="}.get(self.operator, self.operator)
+        between = " and " if operator == "!=" else " or "
+        return f"{self.name} {operator} {between.join(label(plain(value)) for value in values)}"
 
     @classmethod
     def parse(cls, name: str, text: Any, where: str) -> Condition:

@@ -5,6 +5,7 @@ import pytest
 
 from lightning_hp.report.axes import duration_text, number_text, ticks, value_text
 from lightning_hp.search.parameters import Choice, Float, Int
+from lightning_hp.search.space import SearchSpace
 
 RANGES = [
     Float("lr", 1e-4, 1.0, "log"),
@@ -88,3 +89,29 @@ def test_number_text(value, text):
 )
 def test_duration_text(seconds, text):
     assert duration_text(seconds) == text
+
+
+def test_lists_and_blocks_are_shown_by_their_labels():
+    blocks = [{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, {"class_path": "torch.optim.Adam"}]
+    parameter = SearchSpace.from_dict({"optimizer": {"choices": [*blocks, [1, 2]]}})["optimizer"]
+    assert ticks(parameter) == (pytest.approx([1 / 6, 1 / 2, 5 / 6]), ["SGD(lr=0.1)", "Adam()", "[1, 2]"])
+    assert value_text(parameter, blocks[0]) == "SGD(lr=0.1)"
+    assert value_text(parameter, [3]) == "[3]"  # of an older study
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"low": 0.9, "high": 1 - 1e-12, "scale": "one_minus_log"},
+        {"low": 5e-324, "high": 1.7e308, "scale": "log"},
+        {"low": -8e307, "high": 8e307},
+        {"low": 0.0, "high": 1e-300},
+        {"low": -(10**12), "high": 10**12},
+        {"low": 1, "high": 10**12, "scale": "log"},
+    ],
+)
+def test_axes_of_extreme_ranges_have_ticks_inside(fields):
+    parameter = SearchSpace.from_dict({"x": fields})["x"]
+    positions, texts = ticks(parameter)
+    assert len(positions) == len(texts) >= 2
+    assert all(0 <= position <= 1 for position in positions)

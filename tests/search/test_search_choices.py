@@ -58,6 +58,18 @@ def test_a_condition_names_a_label_a_class_or_a_value():
         SearchSpace.from_dict({**MAPPING, "betas": {"choices": [1, 2], "active_if": {"optimizer": "Adagrad"}}})
 
 
+def test_conditions_read_well():
+    space = SearchSpace.from_dict(MAPPING)
+    texts = {p.name: [c.text for c in p.active_if] for p in space.parameters if p.active_if}
+    both = "SGD(lr=0.1, momentum=0.9) {} SGD(lr=0.01, momentum=0.9)"
+    assert texts == {
+        "betas": ["optimizer == Adam(lr=0.001)"],
+        "nesterov": ["optimizer == " + both.format("or")],
+        "warmup": ["optimizer == SGD(lr=0.1, momentum=0.9)"],
+        "cool": ["optimizer != " + both.format("and")],
+    }
+
+
 @pytest.mark.parametrize(
     "default",
     [

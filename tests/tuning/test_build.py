@@ -380,6 +380,29 @@ def test_a_chosen_block_arrives_whole(project):
         assert {name: json.loads(json.dumps(optimizer.defaults[name])) for name in expected} == expected
 
 
+def test_a_study_of_blocks_ends_with_the_block_in_best_yaml_and_its_label_in_the_report(project):
+    space = {
+        "model.init_args.extra": {"choices": [{"pull": [0.5, 1]}, {"pull": [0.25, 2]}], "tier": "A"},
+        "model.init_args.learning_rate": {
+            "low": 1e-3,
+            "high": 1.0,
+            "tier": "A",
+            "active_if": {"extra": "{pull: [0.5, 1]}"},
+        },
+    }
+    train = yaml.safe_load(toy.TRAIN_YAML)
+    train["model"]["class_path"] = "toy_project.ExtraToy"
+    train["model"]["init_args"]["extra"] = {"pull": [0.5, 1]}
+    assert run("tune", project(train, space=space, budget={"trials": 6, "max_epochs": 1})) == 0
+    best = yaml.safe_load(Path("runs/toy/best.yaml").read_text())
+    assert best["model"]["init_args"]["extra"] == winner()["natural"]["extra"]
+    report = Path("runs/toy/report.html").read_text()
+    assert "{pull: [0.5, 1]}" in report
+    study, _ = find_study("runs/toy")
+    values = {t.params["extra"] for t in study.trials}
+    assert values == {"{pull: [0.5, 1]}", "{pull: [0.25, 2]}"}
+
+
 def test_python_classes_are_checked_with_every_key_handed_on():
     space = {
         "learning_rate": {"low": 0.1, "high": 1.0},
