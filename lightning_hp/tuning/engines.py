@@ -20,8 +20,9 @@ from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.finish import Result, finish
+from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.listener import SilentListener, StudyListener
-from lightning_hp.tuning.runner import StudyRunner, interruptible
+from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.yaml_file import ConfigError
 
 #: exit codes of a worker that was told to stop by SIGINT or SIGTERM

@@ -32,6 +32,7 @@ from lightning_hp.study.results import read_result
 from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.study.trials import best_trials, count_states, no_best
 from lightning_hp.tuning.build import Built, CliBuilder
+from lightning_hp.tuning.checkpoints import classes_of
 from lightning_hp.tuning.runner import StudyRunner, suppress_repeated_warnings
 
 
@@ -150,8 +151,9 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
 def _moments(checkpoint: Path, file: Path, ledger_folder: Path) -> str | None:
     """Leave the winner's validation moments in a file; its path from the ledger, None where the audit left none."""
     try:
-        written = write_reference(file, torch.load(checkpoint, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError):  # no checkpoint, or one with objects of the user's
+        with classes_of(checkpoint):
+            written = write_reference(file, torch.load(checkpoint, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, pickle.UnpicklingError):  # no checkpoint, or one with more than weights and classes
         written = False
     return os.path.relpath(file, ledger_folder) if written else None
 
@@ -193,8 +195,9 @@ def _metrics(built: Built, split: str, checkpoint: Path) -> dict[str, float]:
     options: dict[str, Any] = {"datamodule": built.data, "ckpt_path": str(checkpoint), "verbose": False}
     if "weights_only" in inspect.signature(run).parameters:
         options["weights_only"] = True
-    found = run(built.model, **options)
-    return {name: float(value) for metrics in found for name, value in metrics.items()}
+    with classes_of(checkpoint):
+        results = run(built.model, **options)
+    return {name: float(value) for metrics in results for name, value in metrics.items()}
 
 
 def _has_test(built: Built) -> bool:

@@ -29,7 +29,6 @@ from typing import Any, Literal, Protocol
 import lightning.pytorch as pl
 import optuna
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from lightning_hp.callbacks.pruning import TrialPruning, UnknownMetricError
@@ -37,6 +36,7 @@ from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.paths import TrialPaths, write_text
 from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.checkpoints import TrialCheckpoint
 from lightning_hp.tuning.curve_store import POINTS, ThinCurve
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.yaml_file import ConfigError
@@ -47,19 +47,6 @@ OUT_OF_MEMORY = "out of memory"
 DIVERGED = "NaN or infinite metric before the first finite one"
 #: system errors that say that nothing more can be written: disk full, quota, file-size limit
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class TrialCheckpoint(ModelCheckpoint):
-    """The checkpoint of a trial; a class of its own, so that it never has the state key of one of the user's.
-
-    A validation without the metric saves nothing, instead of being an error: :class:`TrialPruning` decides at the end
-    of the epoch, when training has logged too.
-    """
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save where the metric is known."""
-        if self.monitor in trainer.callback_metrics:
-            super().on_validation_end(trainer, pl_module)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.study.storage import StudyError
+from lightning_hp.study.storage import StudyError, move_aside
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import Caviar, TuneConfig
 from lightning_hp.tuning.curve_store import RETEST_LOOKS
@@ -168,6 +168,7 @@ def retest(
     sign = 1.0 if config.mode == "min" else -1.0
     recorded = _value(trials[0])
     if recorded is None:
+        move_aside(config.folder, config.name, "journal")
         raise StudyError(
             f"the recorded best cannot be trained any more: {trials[0].user_attrs.get('failure', 'pruned')}"
         )
@@ -231,13 +232,17 @@ def _race(
 ) -> optuna.Study:
     """Run (stored values, seed number) one after the other, those that are not yet in the study; see BehindPruner."""
     planned = replace(config, search=replace(config.search, n_trials=len(plan)), caviar=Caviar())
-    runner = StudyRunner(planned, builder, listener, lambda max_steps: BehindPruner(max_steps, rival, looks))
-    there = len(runner.study.get_trials(deepcopy=False))
-    for params, seed_number in plan[there:]:
-        runner.study.enqueue_trial(dict(params), user_attrs={"seed_number": seed_number})
-    listener.study_planned(len(plan))
-    runner.catch_up()
-    runner.work()
-    if runner.stopping.is_set():
-        raise KeyboardInterrupt
+    try:
+        runner = StudyRunner(planned, builder, listener, lambda max_steps: BehindPruner(max_steps, rival, looks))
+        there = len(runner.study.get_trials(deepcopy=False))
+        for params, seed_number in plan[there:]:
+            runner.study.enqueue_trial(dict(params), user_attrs={"seed_number": seed_number})
+        listener.study_planned(len(plan))
+        runner.catch_up()
+        runner.work()
+        if runner.stopping.is_set():
+            raise KeyboardInterrupt
+    except StudyError:  # a fault of the configuration: once it is mended the same command tests anew
+        move_aside(config.folder, config.name, "journal")
+        raise
     return runner.study

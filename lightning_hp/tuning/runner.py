@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -28,9 +24,11 @@ from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, open_storage, remember
-from lightning_hp.study.trials import best_trials
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, stop_on_same_failures
+from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.length import TrainingLength, curve_steps
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.objective import (
@@ -46,8 +44,6 @@ from lightning_hp.tuning.quiet import quick_collection, suppress_repeated_warnin
 from lightning_hp.tuning.stage_gate import StageGate
 from lightning_hp.tuning.yaml_file import ConfigError
 
-#: this many failures in a row with one cause stop a study: it is the configuration, not the trial
-SAME_FAILURES = 3
 #: a trial whose process died this many times is given up: it may well be what kills it (memory, a driver)
 MOST_DEATHS = 5
 #: so many proposals in a row whose structure is known to run out of memory stop a study
@@ -111,6 +107,10 @@ class StudyRunner:
             sampler=self.sampler,
             pruner=self._pruner(pruner),
         )
+        with self.paths.ask_lock():
+            again = enqueue_reruns(self.study)
+        if again:
+            self._say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
         self.gate: StageGate | None = None
         if config.gate is not None:
             say = self._say
@@ -149,7 +149,7 @@ class StudyRunner:
                     skipped = skipped + 1 if self._skip(trial) else 0
                     if not skipped:
                         self._run(trial, arguments)
-                self._check_failures()
+                stop_on_same_failures(self.study, self.paths)
             if skipped >= MOST_SKIPPED:
                 raise StudyError(
                     f"{MOST_SKIPPED} proposals in a row have a structure that runs out of memory; narrow `space`"
@@ -170,7 +170,7 @@ class StudyRunner:
                     self.listener.trial_resumed(found)
                     return trial, self._suggest(trial)
             waiting = any(t.state is TrialState.WAITING for t in trials)
-            if sum(t.state is not TrialState.WAITING for t in trials) >= self.config.search.n_trials and not waiting:
+            if counted(trials, self.study) >= self.config.search.n_trials and not waiting:
                 return None
             if self.gate is not None and not waiting:
                 if self.gate.is_over(trials):
@@ -218,7 +218,7 @@ class StudyRunner:
         proposed = structure(space, trial.params)
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
             if other.user_attrs.get("failure") == OUT_OF_MEMORY and structure(space, other.params) == proposed:
-                trial.set_user_attr("failure", f"skipped: trial {other.number} ran out of memory with this structure")
+                trial.set_user_attr("failure", f"{SKIPPED}: trial {other.number} ran out of memory with this structure")
                 self.study.tell(trial, state=TrialState.FAIL)
                 self._announce(trial)
                 return True
@@ -297,17 +297,6 @@ class StudyRunner:
                 self.listener.trial_known(trial)
         return self._announced
 
-    def _check_failures(self) -> None:
-        ended = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and t.datetime_complete]
-        last = sorted(ended, key=lambda t: t.datetime_complete or datetime.min)[-SAME_FAILURES:]
-        causes = {t.user_attrs.get("failure", "unknown") for t in last if t.state is TrialState.FAIL}
-        failed = sum(t.state is TrialState.FAIL for t in last)
-        if failed == SAME_FAILURES and len(causes) == 1 and not next(iter(causes)).startswith("skipped"):
-            folder = self.paths.trial(last[-1].number).root
-            raise StudyError(
-                f"{SAME_FAILURES} trials in a row failed with the same cause: {causes.pop()} (see {folder})"
-            )
-
     # --- when others are still at work ---
 
     def wait_for_others(self, poll: float = 0.5) -> bool:
@@ -334,63 +323,3 @@ class StudyRunner:
                     self._say(f"waiting for trial {', '.join(map(str, running))} of another process")
                 time.sleep(poll)
         return False
-
-
-def drop_checkpoints(study: optuna.Study, paths: StudyPaths, keep: int, cleaned: set[int]) -> None:
-    """Delete the checkpoints of all finished trials but the best ``keep``, and of failed ones.
-
-    Those of the user's own callbacks are in the trial's folder too, and go with ours.
-
-    Args:
-        study: The study.
-        paths: Its folder.
-        keep: How many trials keep theirs.
-        cleaned: Numbers of trials that have none any more; those that lose theirs now are added.
-    """
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    kept = {t.number for t in best_trials(study, keep)}
-    for trial in finished:
-        root = paths.trial(trial.number).root
-        if trial.number in kept or trial.number in cleaned:
-            continue
-        cleaned.add(trial.number)
-        with contextlib.suppress(FileNotFoundError):  # another process is at it too
-            for file in [*root.rglob("*.ckpt")]:
-                file.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    file.parent.rmdir()
-
-
-@contextlib.contextmanager
-def interruptible(
-    stopping: threading.Event, say: Callable[[str], None], last: Callable[[], None] = lambda: None
-) -> Iterator[None]:
-    """The first Ctrl-C asks to stop after the running trial, the second leaves at once.
-
-    Nothing is lost by the second: the trial it interrupts is run again when the study is resumed.
-
-    Args:
-        stopping: Set by the first.
-        say: Is told of the first, in a sentence.
-        last: Called by the second before this process ends.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if stopping.is_set():
-            last()
-            if sys.stderr.isatty():
-                os.write(2, b"\x1b[?25h\n")  # the live display hides the cursor
-            os._exit(130)
-        stopping.set()
-        # it may have interrupted a print, and a print inside a print gets lost: a thread waits for its turn
-        text = "stopping after the running trial; Ctrl-C again leaves at once (nothing is lost)"
-        threading.Thread(target=say, args=(text,)).start()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

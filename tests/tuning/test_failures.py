@@ -96,6 +96,42 @@ def test_three_equal_failures_in_a_row_stop_the_study(studies):
     assert len(studies.trials()) == 5
 
 
+def test_trials_that_stopped_a_study_cost_nothing_once_the_cause_is_mended(studies):
+    """The slip takes trials 0 to 2; afterwards the budget is whole and the defaults run, with their own seed."""
+    with pytest.raises(StudyError, match="3 trials in a row"):
+        studies.run(faults="all:crash", trials=4)
+    lost = studies.trials()
+    result = studies.run(trials=4)
+    trials = studies.trials()
+    assert [t.state for t in trials] == [FAIL] * 3 + [COMPLETE] * 4
+    for failed, again in zip(lost, trials[3:6], strict=True):
+        assert again.user_attrs["rerun_of"] == failed.number
+        assert (again.params, again.user_attrs["seed"]) == (failed.params, failed.user_attrs["seed"])
+    assert trials[3].params["learning_rate"] == SPACE["learning_rate"]["default"]
+    assert "rerun_of" not in trials[6].user_attrs
+    assert len(studies.run(trials=4).study.trials) == 7, "nothing is run a second time"
+    reference = studies.run("reference", trials=4).study.trials
+    assert trials[3].value == reference[0].value
+    assert result.trial >= 3
+
+
+def test_reruns_that_stop_the_study_again_are_run_again_too(studies):
+    for _ in range(2):
+        with pytest.raises(StudyError, match="3 trials in a row"):
+            studies.run(faults="all:crash", trials=4)
+    studies.run(trials=4)
+    assert [t.state for t in studies.trials()] == [FAIL] * 6 + [COMPLETE] * 4
+
+
+def test_failures_in_the_middle_of_a_study_are_run_again(studies):
+    with pytest.raises(StudyError, match="3 trials in a row"):
+        studies.run(faults="2:crash 3:crash 4:crash", trials=6)
+    studies.run(trials=6)
+    trials = studies.trials()
+    assert [t.state for t in trials] == [COMPLETE] * 2 + [FAIL] * 3 + [COMPLETE] * 4
+    assert [t.user_attrs.get("rerun_of") for t in trials[5:]] == [2, 3, 4, None]
+
+
 def test_three_failures_that_are_not_in_a_row_do_not(studies):
     studies.run(faults="1:crash 2:crash 4:crash 5:crash", trials=6)
     assert [t.state for t in studies.trials()] == [COMPLETE, FAIL, FAIL, COMPLETE, FAIL, FAIL]
@@ -117,7 +153,7 @@ def test_a_study_that_was_stopped_goes_on_once_the_cause_is_gone(studies):
     with pytest.raises(StudyError, match="3 trials in a row"):
         studies.run(faults="all:crash", trials=5)
     studies.run(trials=5)
-    assert [t.state for t in studies.trials()] == [FAIL, FAIL, FAIL, COMPLETE, COMPLETE]
+    assert [t.state for t in studies.trials()] == [FAIL] * 3 + [COMPLETE] * 5
 
 
 def test_a_suggestion_that_fails_leaves_no_zombie(studies, monkeypatch):

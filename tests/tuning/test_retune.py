@@ -302,3 +302,16 @@ def test_neighbours_differ_and_stay_in_range():
 )
 def test_better_means_on_every_seed_and_beyond_their_scatter(challenger, recorded, sign, better):
     assert clearly_better(challenger, recorded, sign) is better
+
+
+def test_a_retest_that_failed_is_made_anew_after_the_repair(tuned):
+    class Broken(toy_project.Toy):
+        def training_step(self, batch):
+            raise RuntimeError("a bad file")
+
+    with pytest.raises(StudyError, match="a bad file"):
+        retune(str(tuned.folder), tuned, builder(Broken), k=1)
+    done = retune(str(tuned.folder), tuned, builder(), k=1)
+    assert done.test is not None
+    assert done.test.confirmed
+    assert [p.name for p in sorted((tuned.folder / "retests").iterdir())] == ["toy-0", "toy-0.old-1"]
