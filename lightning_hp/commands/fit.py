@@ -1,4 +1,4 @@
-"""``lightning-hp fit``: train a LightningCLI file such as ``best.yaml``, by the project's own LightningCLI."""
+"""``lightning-hp fit``: train a LightningCLI file such as ``best.yaml``, by the project's own command."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lightning_hp.commands.output import write_line
 
 _USAGE = (
     "usage: lightning-hp fit FILE [--model_class PATH] [--data_class PATH] [--cli_class PATH] [options]\n\n"
-    "Train a LightningCLI file such as best.yaml. The class paths are for files that name no classes, and for\n"
-    "projects with a LightningCLI of their own; further options go to LightningCLI, such as\n"
-    "--trainer.max_epochs 5."
+    "Train a LightningCLI file such as best.yaml. The paths are for files that name no classes, and for projects\n"
+    "with a LightningCLI of their own (a class, a function that makes the call, or a script); further options go\n"
+    "to LightningCLI, such as --trainer.max_epochs 5."
 )
 _CLASSES = ("model_class", "data_class", "cli_class")
 
@@ -26,8 +26,7 @@ def fit_verb(arguments: Sequence[str]) -> int:
         write_line(_USAGE)
         return 0 if arguments else 2
 
-    from lightning_hp.tuning.build import lightning_cli
-    from lightning_hp.tuning.quiet import quiet_lightning_cli
+    from lightning_hp.tuning.project_cli import ProjectCLI
     from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 
     file, *rest = arguments
@@ -40,7 +39,5 @@ def fit_verb(arguments: Sequence[str]) -> int:
                 raise ConfigError(f"`--{option}` must be followed by a class path")
             paths[option] = rest[at + 1]
             del rest[at : at + 2]
-    kind, classes = lightning_cli(*(paths.get(option) for option in _CLASSES))
-    with quiet_lightning_cli():
-        kind(args=["fit", "--config", file, *rest], save_config_callback=None, **classes)
+    ProjectCLI(*(paths.get(option) for option in _CLASSES)).run(["--config", file, *rest])
     return 0

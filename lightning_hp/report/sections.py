@@ -90,9 +90,8 @@ def winner(view: StudyView, paths: StudyPaths, result: Mapping[str, Any]) -> str
     body = table([*columns, ("Default", True)], rows) + _scores(view, result)
     file = result.get("best_yaml") or (str(paths.best) if paths.best.exists() else None)
     if file:
-        body += (
-            f'<h3 class="gap">Train with these values</h3><pre>lightning-hp fit {html.escape(_quoted(str(file)))}</pre>'
-        )
+        command = result.get("fit_command") or f"lightning-hp fit {_quoted(str(file))}"
+        body += f'<h3 class="gap">Train with these values</h3><pre>{html.escape(command)}</pre>'
     start = next((t for t in view.complete if t.number == 0), None)
     said = f"Trial {best.number} of {len(view.trials)}"
     if start is not None and start is not best:

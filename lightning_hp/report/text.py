@@ -40,7 +40,8 @@ def show_result(found: Mapping[str, Any], console: Console) -> None:
         _line(f"re-test    {dates}", console)
     _line(f"checkpoint {found['checkpoint']}", console)
     if found.get("best_yaml"):
-        _line(f"best.yaml  {found['best_yaml']}   (lightning-hp fit {shlex.quote(str(found['best_yaml']))})", console)
+        command = found.get("fit_command") or f"lightning-hp fit {shlex.quote(str(found['best_yaml']))}"
+        _line(f"best.yaml  {found['best_yaml']}   ({command})", console)
 
 
 def _line(text: str, console: Console) -> None:

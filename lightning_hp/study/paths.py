@@ -108,6 +108,11 @@ class TrialPaths:
         return earlier if earlier.is_file() and not own.is_file() else own
 
     @property
+    def project_checkpoints(self) -> Path:
+        """Folder of what the project's own checkpoint callbacks save."""
+        return self.checkpoints / "project"
+
+    @property
     def error(self) -> Path:
         """The traceback of a trial that crashed."""
         return self.root / "error.txt"

@@ -9,7 +9,6 @@ import inspect
 import json
 import os
 import pickle
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,6 @@ from typing import Any
 
 import optuna
 import torch
-import yaml
 from optuna.trial import FrozenTrial
 
 from lightning_hp.callbacks.audit.reference import write_reference
@@ -31,6 +29,7 @@ from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.results import read_result
 from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.study.trials import best_trials, count_states, no_best
+from lightning_hp.tuning.best_yaml import best_yaml, fit_command
 from lightning_hp.tuning.build import Built, CliBuilder
 from lightning_hp.tuning.checkpoints import classes_of
 from lightning_hp.tuning.runner import StudyRunner, suppress_repeated_warnings
@@ -116,10 +115,12 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
         "seconds": round(sum(t.user_attrs.get("seconds", 0.0) for t in runner.study.get_trials(deepcopy=False)), 1),
         "finished_at": now.isoformat(timespec="seconds"),
         "checkpoint": str(checkpoint),
-        "best_yaml": str(paths.best) if isinstance(runner.builder, CliBuilder) else None,
+        "best_yaml": None,
     }
     if isinstance(runner.builder, CliBuilder):
-        write_text(paths.best, best_yaml(runner, runner.builder, best, found))
+        found["fit_command"] = fit_command(runner.builder, paths.best)
+        if _write_best(runner, runner.builder, best, found):
+            found["best_yaml"] = str(paths.best)
     lineage = paths if runner.description.previous is None else StudyPaths(Path(runner.description.previous))
     record: Mapping[str, Any] = tuned(
         name=runner.study.study_name if lineage is paths else records.read(lineage.ledger).names[0],
@@ -185,6 +186,7 @@ def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[
             measured["data_fingerprint"] = data_fingerprint(built.data or built.model)
         except Exception as error:
             runner.listener.message(f"no fingerprint of the training data: {one_line(error)}")
+        built.close()
     return measured
 
 
@@ -209,19 +211,23 @@ def _has_test(built: Built) -> bool:
     return step and type(source).test_dataloader not in loaders
 
 
-def best_yaml(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found: Mapping[str, Any]) -> str:
-    """The LightningCLI file of the winner, headed by where it comes from."""
-    values: dict[str, Any] = {"seed_everything": runner.seed_of(best)}
-    values |= {f"trainer.{name}": limit for name, limit in runner.length.to_json().items()}
-    values |= runner.description.space.arguments(best.params)
+def _write_best(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found: Mapping[str, Any]) -> bool:
+    """Write ``best.yaml``, headed by where it comes from; a file that would not train the winner is not written."""
     tested = "".join(f", {name} {value:.4g}" for name, value in found["test"].items())
-    quoted = "".join(f" --{option} {shlex.quote(path)}" for option, path in builder.classes.items())
     head = (
-        f"# lightning-hp fit {shlex.quote(str(runner.paths.best))}{quoted}\n"
+        f"# {found['fit_command']}\n"
         f"# Trial {best.number} of study {runner.study.study_name}, {found['finished_at']}: "
         f"{found['monitor']} {best.value:.6g}{tested}\n"
     )
-    return head + yaml.safe_dump(builder.resolved(values), sort_keys=False)
+    arguments = runner.description.space.arguments(best.params)
+    try:
+        text = best_yaml(builder, arguments, runner.seed_of(best), runner.length)
+    except Exception as error:
+        runner.paths.best.unlink(missing_ok=True)
+        runner.listener.message(f"no best.yaml: {one_line(error)}")
+        return False
+    write_text(runner.paths.best, head + text)
+    return True
 
 
 def _result(runner: StudyRunner, found: Mapping[str, Any]) -> Result:

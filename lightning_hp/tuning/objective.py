@@ -140,7 +140,7 @@ def run_trial(
         _refuse_launchers(trainer)
         before = time.monotonic()
         try:
-            trainer.fit(built.model, datamodule=built.data)
+            built.fit()
         finally:
             fitted = time.monotonic() - before
         curve.close()

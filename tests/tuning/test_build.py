@@ -103,7 +103,8 @@ def test_a_file_without_class_paths(project, monkeypatch, classes):
     assert run("tune", project(WITHOUT_CLASS_PATH, space=SHORT_SPACE, **classes)) == 0
     found = winner()
     best = yaml.safe_load(Path("runs/toy/best.yaml").read_text())
-    assert best["model"] == {"learning_rate": found["natural"]["learning_rate"]}
+    assert best["model"]["learning_rate"] == found["natural"]["learning_rate"]
+    assert "class_path" not in best["model"], "the project's command takes no class here"
     monkeypatch.setattr(sys, "argv", ["train.py"])
     options = {"args": ["fit", "--config", "runs/toy/best.yaml"], "save_config_callback": None}
     made = toy.LinkedCLI(**options) if "cli" in classes else LightningCLI(toy.Toy, toy.ToyData, **options)
@@ -137,7 +138,7 @@ def test_callbacks_and_logger_of_the_file_stay(project):
     assert built.trainer.max_epochs == 5
     assert built.model.hparams.learning_rate == 0.25
     assert built.trainer.default_root_dir.endswith("trial")
-    assert Path(built.trainer.logger.log_dir) == Path("trial"), "every trial logs into its own folder"
+    assert Path(built.trainer.logger.log_dir) == Path("trial/logs/n/version_0").absolute(), "in the trial's own folder"
     assert run("tune", "tune.yaml") == 0
     assert not Path("mine").exists()
     assert Path("runs/toy/trials", f"{winner()['trial']:04d}", "checkpoints", "lightning_hp-best.ckpt").is_file()
