@@ -85,7 +85,15 @@ def parser() -> ArgumentParser:
         made.add_argument("--config", type=str, required=True, help="LightningCLI file")
         made.add_argument("--ckpt", type=str, required=True, help="checkpoint")
         made.add_argument("--data", type=str, nargs="*", default=None, help="KEY=VALUE in place of the file's")
-        made.add_argument("--cli", type=str, default=None, help="class path of the project's own LightningCLI")
+        made.add_argument("--model_class", type=str, default=None, help="class path, for files that name no model")
+        made.add_argument("--data_class", type=str, default=None, help="class path, for files that name no data")
+        made.add_argument(
+            "--cli_class",
+            "--cli",
+            type=str,
+            default=None,
+            help="the project's own LightningCLI: class, function, script",
+        )
         made.add_argument("--json", action="store_true", help="print JSON")
 
     status = verb("status", "Show what is tuned under a folder: age, next dates, what to do. Exit code 3 if due.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,9 @@ def audit_verb(options: Namespace) -> int:
         json=options.json,
         shift=options.shift,
         html=options.html,
-        cli=options.cli,
+        cli=options.cli_class,
+        model=options.model_class,
+        data_class=options.data_class,
     )
 
 
@@ -52,6 +54,8 @@ def audit_command(
     html: str | Path | None = None,
     rows: int = 2048,
     cli: str | None = None,
+    model: str | None = None,
+    data_class: str | None = None,
 ) -> int:
     """Audit a checkpoint and say what was found on standard output.
 
@@ -63,13 +67,16 @@ def audit_command(
         shift: "val", "test" or "predict": only compare that split with the stored validation moments.
         html: also write a self-contained page there.
         rows: rows of data to look at.
-        cli: class path of the project's LightningCLI subclass, if it has one.
+        cli: the project's own LightningCLI: class path, path of a function, or script.
+        model: class path, for files that name no model class.
+        data_class: class path, for files that name no data class.
 
     Returns:
         Exit code: 0, 1 on failure, 2 on wrong usage, 4 if there are findings at ERROR.
     """
+    classes = {"model": model, "data": data_class, "cli": cli}
     return exit_code_of(
-        lambda folder: _audit(Path(config), Path(ckpt), data or (), json, shift, html, rows, cli, folder)
+        lambda folder: _audit(Path(config), Path(ckpt), data or (), json, shift, html, rows, classes, folder)
     )
 
 
@@ -81,12 +88,12 @@ def _audit(
     shift: str | None,
     html: str | Path | None,
     rows: int,
-    cli: str | None,
+    classes: Mapping[str, str | None],
     folder: Path,
 ) -> int:
     if shift is not None and shift not in SPLITS:
         raise UsageError(f"`shift` must be one of {SPLITS}, got {shift!r}")
-    project = open_project(config, ckpt, replacements, cli, folder)
+    project = open_project(config, ckpt, replacements, classes, folder)
     about: dict[str, Any] = {"created_at": datetime.now(UTC).isoformat(), "checkpoint": ckpt.name}
     if shift is not None:
         result = _shift(project, ckpt, shift, rows, about)

@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,11 @@ class CheckpointedProject:
 
 
 def open_project(
-    config: Path, ckpt: Path, replacements: Iterable[str], cli: str | None, folder: Path
+    config: Path,
+    ckpt: Path,
+    replacements: Iterable[str],
+    classes: Mapping[str, str | None],
+    folder: Path,
 ) -> CheckpointedProject:
     """Build a project and load a checkpoint into its model.
 
@@ -130,7 +134,7 @@ def open_project(
         config: The project's LightningCLI file.
         ckpt: A checkpoint of it.
         replacements: KEY=VALUE in place of the file's values.
-        cli: Class path of the project's LightningCLI subclass, if it has one.
+        classes: ``model``, ``data`` and ``cli``, as :class:`.CliBuilder` takes them.
         folder: ``default_root_dir`` of its Trainer.
 
     Raises:
@@ -146,7 +150,7 @@ def open_project(
         if not found:
             raise UsageError(f"`data` must hold key=value, got {replacement!r}")
         values[key.removeprefix("--")] = value
-    built = CliBuilder(config=config, cli=cli).build(values, folder, seed=0)
+    built = CliBuilder(config, **classes).build(values, folder, seed=0)
     checkpoint = torch.load(ckpt, map_location="cpu", weights_only=True)
     if "state_dict" not in checkpoint:
         raise UsageError(f"`ckpt` must be a Lightning checkpoint with a 'state_dict', got {str(ckpt)!r}")

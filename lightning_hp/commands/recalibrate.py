@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,7 +31,9 @@ def recalibrate_verb(options: Namespace) -> int:
         monitor=options.monitor,
         mode=options.mode,
         json=options.json,
-        cli=options.cli,
+        cli=options.cli_class,
+        model=options.model_class,
+        data_class=options.data_class,
     )
 
 
@@ -45,6 +47,8 @@ def recalibrate_command(
     rows: int = 8192,
     json: bool = False,
     cli: str | None = None,
+    model: str | None = None,
+    data_class: str | None = None,
 ) -> int:
     """Write a checkpoint with exact statistics beside the original, if validation does not get worse.
 
@@ -57,7 +61,9 @@ def recalibrate_command(
         mode: "min" or "max".
         rows: training rows for the statistics (Wu & Johnson 2021: 1,000 to 10,000).
         json: write the result as JSON.
-        cli: class path of the project's LightningCLI subclass, if it has one.
+        cli: the project's own LightningCLI: class path, path of a function, or script.
+        model: class path, for files that name no model class.
+        data_class: class path, for files that name no data class.
 
     Returns:
         Exit code: 0 (also when nothing was written because validation got worse), 1 on failure, 2 on wrong usage.
@@ -65,9 +71,10 @@ def recalibrate_command(
     if mode not in ("min", "max"):
         return write_error(f"`mode` must be 'min' or 'max', got {mode!r}", USAGE)
     target = Path(output) if output else Path(ckpt).with_name(f"{Path(ckpt).stem}-recalibrated{Path(ckpt).suffix}")
+    classes = {"model": model, "data": data_class, "cli": cli}
     return exit_code_of(
         lambda folder: _recalibrate(
-            Path(config), Path(ckpt), target, data or (), monitor, mode, rows, json, cli, folder
+            Path(config), Path(ckpt), target, data or (), monitor, mode, rows, json, classes, folder
         )
     )
 
@@ -81,10 +88,10 @@ def _recalibrate(
     mode: str,
     rows: int,
     as_json: bool,
-    cli: str | None,
+    classes: Mapping[str, str | None],
     folder: Path,
 ) -> int:
-    project = open_project(config, ckpt, replacements, cli, folder)
+    project = open_project(config, ckpt, replacements, classes, folder)
     if not find_layers(project.model):
         raise UsageError("`ckpt` must hold a model with running statistics, got one without")
     steps: list[Step] = project.run(project.loader("train"), rows)[0].recorder.steps

@@ -22,6 +22,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError
 
+from lightning_hp.search.choices import Choice
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning import key_paths
 from lightning_hp.tuning.built import Built
@@ -177,7 +178,7 @@ class CliBuilder:
                 )
         for entry in space.entries:
             self._check_key(entry.key)
-        for point in space.examples():
+        for point in _points(space):
             arguments = space.arguments(point)
             try:
                 resolved = self._check_values(arguments)
@@ -290,6 +291,18 @@ class CliBuilder:
 def limits(length: TrainingLength) -> dict[str, int]:
     """The limits of a training as keys of the file."""
     return {f"trainer.{name}": limit for name, limit in length.to_json().items()}
+
+
+def _points(space: SearchSpace) -> list[dict[str, Any]]:
+    """Stored points in which every key is handed on, and every choice that is more than a number is taken."""
+    points = space.examples()
+    for parameter in space.parameters:
+        if isinstance(parameter, Choice):
+            for label, choice in zip(parameter.labels, parameter.choices, strict=True):
+                point = {**points[0], parameter.stored_name: label}
+                if not isinstance(choice, bool | int | float) and point not in points:
+                    points.append(point)
+    return points
 
 
 def same(given: Any, there: Any) -> bool:

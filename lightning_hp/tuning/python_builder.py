@@ -80,7 +80,8 @@ class PythonBuilder:
         Raises:
             ConfigError: Naming the key and the arguments there are.
         """
-        self._split(space.arguments(space.defaults()))
+        for point in space.examples():
+            self._split(space.arguments(point))
 
     def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         takers = {"module": _accepted(self.module), "data": _accepted(self.data) if callable(self.data) else Taken()}
