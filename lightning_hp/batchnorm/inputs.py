@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
+from lightning_hp.batchnorm.observe import is_replaying
 from lightning_hp.batchnorm.statistics import LayerNames
 
 __all__ = ["Seen", "input_hooks", "is_plain", "unmeasured"]
@@ -103,6 +104,8 @@ def input_hooks(layers: LayerNames, on_input: Callable[[str, Tensor], None], liv
     undo: list[Callable[[], None]] = []
 
     def tell(name: str, x: Tensor) -> None:
+        if live and is_replaying():
+            return
         seen.measured.add(name)
         on_input(name, _batched(layers[name], x))
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_hp.batchnorm.statistics import find_layers
 
-__all__ = ["Call", "CallRecorder", "Step", "preserved", "replay"]
+__all__ = ["Call", "CallRecorder", "Step", "is_replaying", "preserved", "replay"]
 
 
 @dataclass(frozen=True)
@@ -269,6 +269,19 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
+_replaying = 0
+
+
+def _replay_over() -> None:
+    global _replaying
+    _replaying -= 1
+
+
+def is_replaying() -> bool:
+    """True while recorded calls are made again: whoever listens to a model that others run should not listen now."""
+    return _replaying > 0
+
+
 def replay(
     model: nn.Module,
     steps: Sequence[Step],
@@ -285,6 +298,7 @@ def replay(
         on_output: called with (step index, call index, output) after each call.
         on_step: called with the step index before each step.
     """
+    global _replaying
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def moved(leaf: Any) -> Any:
@@ -299,6 +313,8 @@ def replay(
         stance = getattr(torch.compiler, "set_stance", None)
         if stance is not None and "torch._dynamo" in sys.modules:  # nothing is compiled without it, and it loads slowly
             stack.enter_context(stance("force_eager"))
+        _replaying += 1
+        stack.callback(_replay_over)
         for index, step in enumerate(steps):
             if on_step is not None:
                 on_step(index)

@@ -220,7 +220,7 @@ def bn20_other_weights(snapshot: Snapshot, limits: Limits) -> list[Finding]:
         return []
     if other.repaired:
         sentence = (
-            f"Validation runs with other weights than training (put in by {other.cause}). The statistics were taken "
+            f"Validation runs with other weights than training ({other.cause}). The statistics were taken "
             "anew for them before the first batch of each validation, and stay until the next training batch."
         )
         return [Finding("BN20", "INFO", "", "repaired", sentence, "Save and export while those weights are in place.")]
@@ -239,7 +239,7 @@ def bn20_other_weights(snapshot: Snapshot, limits: Limits) -> list[Finding]:
             severity,
             first,
             "other_weights",
-            f"Validation runs with other weights than training (put in by {other.cause}), but the running statistics "
+            f"Validation runs with other weights than training ({other.cause}), but the running statistics "
             f"are averages under the training weights. Under those of validation this layer's mean is off by "
             f"{errors[0]:.2f} sd, its variance by a factor {math.exp(errors[2]):.2f}{changed}.",
             'BatchNormAuditor(recalibrate="validation") takes them anew before each validation, and before what is '

@@ -89,7 +89,7 @@ class OtherWeights:
     """Validation runs with other weights than training.
 
     Attributes:
-        cause: who puts them in.
+        cause: where they come from, in words.
         repaired: whether the statistics were taken anew for them.
         snapshot: of the model with these weights, after that repair if there was one.
     """

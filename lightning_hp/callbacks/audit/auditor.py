@@ -177,7 +177,7 @@ class BatchNormAuditor(Callback):
         # A compiled LightningModule traces its whole training step: hooks must stay away from it.
         compiled = getattr(pl_module, "_compiler_ctx", None) is not None
         self._watch = TrainingWatch(pl_module, self.every_n_steps, self.data_pass, self.max_rows, hooks=not compiled)
-        self._weights = EvaluationWeights(pl_module, self._watch)
+        self._weights = EvaluationWeights(pl_module, self._watch, self._repairs)
         self._evaluation = EvaluationWatch(pl_module, self.reference, self.max_rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -233,6 +233,8 @@ class BatchNormAuditor(Callback):
             self._watch.abandon()
         if self._evaluation is not None:
             self._evaluation.abandon()
+        if self._weights is not None:
+            self._weights.release()
         if "more than 1 value per channel" in str(exception):
             log.error("BN13: a training batch had a single row. Use DataLoader(drop_last=True) or another batch size.")
 
@@ -271,9 +273,7 @@ class BatchNormAuditor(Callback):
         if first and self._weights is not None:
             # Here, not at on_validation_start: other weights have been swapped in by now.
             due = self._last_epoch or (self.history and doubling_epoch(trainer))
-            written = self._weights.before_validation(trainer, self.recalibrate == "validation", due)
-            if written is not None:
-                self._repairs.append({"when": "validation", "epoch": trainer.current_epoch, "layers": written})
+            self._weights.before_validation(trainer, self.recalibrate == "validation", due)
         self._evaluation_batch(trainer, batch)
 
     def on_test_batch_start(
