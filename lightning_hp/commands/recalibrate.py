@@ -99,13 +99,18 @@ def _recalibrate(
     before = project.run(project.loader("val"), everything)[1]
     with project.trainer.precision_plugin.forward_context():
         if not population_statistics(project.model, steps[:1]):
-            raise UsageError("`config` must describe a model whose evaluation calls its BatchNorm layers")
+            raise UsageError(
+                "`config` must describe a model whose evaluation calls its BatchNorm layers, by a `forward` that shows "
+                "what they normalise (their own, or F.batch_norm with their statistics)"
+            )
         written = recalibrate(project.model, steps)
     after = project.run(project.loader("val"), everything)[1]
     name = monitor if monitor in after else next((key for key in after if "loss" in key), None)
     worse = name is not None and (after[name] > before[name] if mode == "min" else after[name] < before[name])
+    left = [layer for layer in find_layers(project.model) if layer not in written]
     record = {
         "layers": list(written),
+        "left_alone": left,
         "monitor": name,
         "before": before,
         "after": after,
@@ -126,5 +131,7 @@ def _recalibrate(
     else:
         lines = [f"{key}: {before[key]:.5g} -> {after[key]:.5g}" for key in before if key in after]
         told = f"worse by {name}: nothing was written" if worse else f"written: {target}"
+        if left:
+            lines.append(f"left alone (not called, or not measurable): {', '.join(left)}")
         sys.stdout.write("\n".join([*lines, told]) + "\n")
     return 0

@@ -142,6 +142,30 @@ def test_repair_that_makes_validation_worse_writes_nothing(project: Path, capsys
     assert not (project / "last-recalibrated.ckpt").exists()
 
 
+def test_a_layer_that_normalises_by_hand_is_named_and_left_alone(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_hand = """
+class ByHand(nn.BatchNorm1d):
+    def forward(self, x):
+        mean, var = (x.mean(0), x.var(0)) if self.training else (self.running_mean, self.running_var)
+        if self.training:
+            self.running_mean.lerp_(mean.detach(), 0.01)
+            self.running_var.lerp_(var.detach(), 0.01)
+        return (x - mean) / (var + self.eps).sqrt() * self.weight + self.bias
+
+
+class Model("""
+    source = PROJECT.replace("nn.BatchNorm1d(", "ByHand(").replace("class Model(", by_hand, 1)
+    (project / "audited_project.py").write_text(source)
+    config, ckpt = trained(project, 0.005)
+    assert audit_command(config, ckpt, json=True) == 0
+    assert [f["id"] for f in json.loads(capsys.readouterr().out)["findings"]] == ["BN19"]
+    assert recalibrate_command(config, ckpt) == 2
+    assert "by a `forward` that shows what they normalise" in capsys.readouterr().err
+    assert not (project / "last-recalibrated.ckpt").exists()
+
+
 def test_shift_compares_a_split_with_the_stored_moments(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, ckpt = trained(project, 0.1)
     assert audit_command(config, ckpt, shift="test", json=True) == 0
