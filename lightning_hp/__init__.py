@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_hp.callbacks import PandaBabysitter as PandaBabysitter
     from lightning_hp.search.presets import preset as preset
     from lightning_hp.search.pruner import CurvePruner as CurvePruner
     from lightning_hp.search.sampler import CoarseToFineSampler as CoarseToFineSampler
@@ -36,6 +37,7 @@ _HOMES = {
     "BatchNormMLP": "lightning_hp.training",
     "BatchNormRegressor": "lightning_hp.training",
     "DigitsDataModule": "lightning_hp.training",
+    "PandaBabysitter": "lightning_hp.callbacks",
     "TabularDataModule": "lightning_hp.training",
     "ConfigError": "lightning_hp.tuning.yaml_file",
     "TuneConfig": "lightning_hp.tuning.config",

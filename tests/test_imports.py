@@ -54,6 +54,7 @@ NAMES = [
     "ConfigError",
     "CurvePruner",
     "DigitsDataModule",
+    "PandaBabysitter",
     "Result",
     "SearchSpace",
     "StudyError",

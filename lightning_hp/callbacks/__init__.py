@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from lightning_hp.callbacks.audit.auditor import BatchNormAuditError as BatchNormAuditError
     from lightning_hp.callbacks.audit.auditor import BatchNormAuditor as BatchNormAuditor
     from lightning_hp.callbacks.audit.auditor import BatchNormWarning as BatchNormWarning
+    from lightning_hp.callbacks.panda.babysitter import PandaBabysitter as PandaBabysitter
     from lightning_hp.callbacks.staleness import StalenessTracker as StalenessTracker
 
 _WHERE = {
     "BatchNormAuditError": "audit.auditor",
     "BatchNormAuditor": "audit.auditor",
     "BatchNormWarning": "audit.auditor",
+    "PandaBabysitter": "panda.babysitter",
     "StalenessTracker": "staleness",
 }
 

@@ -1,0 +1,374 @@
+"""`PandaBabysitter`: the Trainer callback that watches one training and nudges its hyperparameters.
+
+It only wires. What to do is decided by a policy (`rules`, `probes`, `replay`) from the `History`; how a state is kept
+and restored is in `snapshot`; where a value lives is in `values`. Per batch it keeps one detached loss; everything else
+happens at the checks, every `check_every` optimiser steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_hp.callbacks.panda import control, rules, snapshot
+from lightning_hp.callbacks.panda.history import (
+    BEST,
+    GOOD,
+    START,
+    Done,
+    History,
+    Intervention,
+    Validation,
+)
+from lightning_hp.callbacks.panda.journal import Journal, rows_of
+from lightning_hp.callbacks.panda.meter import WindowMeter
+from lightning_hp.callbacks.panda.policies import Policy, RulesPolicy
+from lightning_hp.callbacks.panda.probes import ProbePolicy
+from lightning_hp.callbacks.panda.settings import Settings, bounds_from, settings_from
+from lightning_hp.callbacks.panda.values import LoaderReload, read_values, sets_its_own_rate, write_values
+
+MODES = ("rules", "probe")
+SCHEDULERS = ("take_over", "leave")
+#: names that a learning-rate scheduler may set
+_SCHEDULED = ("learning_rate", "momentum", "beta1")
+
+
+class PandaBabysitter(Callback):
+    """Watches one training, changes its hyperparameters where that helps, and writes down why.
+
+    Args:
+        mode: ``rules`` decides from what it sees; ``probe`` also tries neighbouring values from one snapshot.
+        monitor: Validation metric, for overfitting. Training losses come from ``training_step`` itself.
+        monitor_mode: ``min`` or ``max``.
+        hyperparameters: Range, scale and tier by name, as in the ``space`` of ``tune.yaml``; see
+            `lightning_hp.callbacks.panda.settings.DEFAULTS`.
+        settings: Thresholds by name, see `Settings`.
+        check_every: Optimiser steps between checks; None for a sixtieth of the training, from 5 to 100.
+        scheduler: What happens to a learning-rate scheduler of the module: ``take_over`` removes it and starts from its
+            initial rate; ``leave`` never touches what it sets. None means ``leave``, and says so.
+        policy: Decides instead of ``mode``; a `ReplayPolicy`, for example.
+        dirpath: Folder of ``panda.jsonl``; None for the logger's folder, else the Trainer's root. "" writes no files.
+
+    Raises:
+        ValueError: If an argument is not one of the above.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[PandaBabysitter()])
+        >>> trainer.fit(model, datamodule)
+    """
+
+    def __init__(
+        self,
+        mode: str = "rules",
+        monitor: str = "val_loss",
+        monitor_mode: str = "min",
+        hyperparameters: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        check_every: int | None = None,
+        scheduler: str | None = None,
+        policy: Policy | None = None,
+        dirpath: str | Path | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"`mode` must be one of {MODES}, got {mode!r}")
+        if monitor_mode not in ("min", "max"):
+            raise ValueError(f"`monitor_mode` must be 'min' or 'max', got {monitor_mode!r}")
+        if check_every is not None and (not isinstance(check_every, int) or check_every < 2):
+            raise ValueError(f"`check_every` must be None or an integer of at least 2, got {check_every!r}")
+        if scheduler is not None and scheduler not in SCHEDULERS:
+            raise ValueError(f"`scheduler` must be None or one of {SCHEDULERS}, got {scheduler!r}")
+        if policy is not None and (settings or hyperparameters):
+            raise ValueError("`policy` must be None with `settings` or `hyperparameters`: it brings its own")
+        self.mode, self.monitor, self.monitor_mode = mode, monitor, monitor_mode
+        self.policy = policy or _policy(mode, settings_from(settings, bounds_from(hyperparameters)))
+        self.check_every, self.scheduler, self.dirpath = check_every, scheduler, dirpath
+        self.history = History(direction=1 if monitor_mode == "min" else -1)
+        self.journal = Journal()
+        self.snapshots: dict[str, snapshot.Snapshot] = {}
+        self._meter = WindowMeter()
+        self._window = self._length = check_every or 5
+        self._hands_off: tuple[str, ...] = ()
+        self._alone = False
+        self._reload = LoaderReload()
+        self._resumed = False
+
+    @property
+    def settings(self) -> Settings:
+        """Thresholds and bounds of the policy."""
+        return self.policy.settings
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of the log so far."""
+        return self.journal.rows
+
+    # --- beginning ---
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check what is trained, settle who owns the schedule, and take up a batch size from a checkpoint.
+
+        Raises:
+            ValueError: Unless the module has one optimizer and automatic optimization.
+        """
+        if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
+            kind = "automatic" if pl_module.automatic_optimization else "manual"
+            raise ValueError(
+                "`module` must have one optimizer and automatic optimization,"
+                f" got {len(trainer.optimizers)} and {kind} optimization"
+            )
+        optimizer = trainer.optimizers[0]
+        self._hands_off, self._alone = (), sets_its_own_rate(optimizer)
+        if self._alone:
+            name = type(optimizer).__name__
+            rank_zero_warn(f"{name} sets its own learning rate: PandaBabysitter only watches and changes nothing")
+        elif trainer.lr_scheduler_configs:
+            self._settle_scheduler(trainer)
+        size = self.history.values.get("batch_size")
+        if self._resumed and size is not None:
+            write_values(optimizer, {"batch_size": size}, trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _settle_scheduler(self, trainer: pl.Trainer) -> None:
+        names = ", ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
+        if self.scheduler == "take_over":
+            trainer.lr_scheduler_configs.clear()
+            for group in trainer.optimizers[0].param_groups:
+                start = group.get("initial_lr")
+                if start is not None and isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(start)
+                elif start is not None:
+                    group["lr"] = float(start)
+            return
+        self._hands_off = _SCHEDULED
+        if self.scheduler is None:
+            rank_zero_warn(
+                f"PandaBabysitter leaves the learning rate to {names}; scheduler='take_over' lets it decide instead"
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the values as they are, plan the checks, and keep the first snapshot."""
+        folder = self._folder(trainer)
+        steps = trainer.estimated_stepping_batches
+        history = self.history
+        history.planned = int(steps) if math.isfinite(steps) and steps > 0 else None
+        values = read_values(trainer.optimizers[0], trainer.datamodule)  # type: ignore[attr-defined]
+        if self._resumed:
+            self._go_on(trainer, folder, values)
+            return
+        history.values = values
+        self._meter.restart(trainer.global_step)
+        self._plan_windows(trainer)
+        first = snapshot.take(trainer, pl_module, trainer.global_step)
+        self.snapshots = {START: first, GOOD: first}
+        self.journal.begin(folder)
+        numbers = {"check_every": self._window, "planned": history.planned, "values": dict(values)}
+        self._event(trainer, "new", "running", f"babysitting begins ({self.mode})", numbers=numbers)
+
+    def _folder(self, trainer: pl.Trainer) -> Path | None:
+        folder = trainer.log_dir if self.dirpath is None else self.dirpath  # log_dir is a collective: every rank asks
+        if self.dirpath is None and folder is None:
+            folder = trainer.default_root_dir
+        dry = bool(getattr(trainer, "fast_dev_run", False)) or not trainer.is_global_zero
+        return None if folder in (None, "") or dry else Path(str(folder))
+
+    def _plan_windows(self, trainer: pl.Trainer) -> None:
+        usual = max(3, min(100, (self.history.planned or 3000) // 60))
+        self._window = self.check_every or usual
+        self._length = self.policy.window(self.history, self._window, trainer.global_step)
+
+    def _go_on(self, trainer: pl.Trainer, folder: Path | None, values: dict[str, float]) -> None:
+        """Go on after a checkpoint: the log forgets nothing, and says so if the optimizer has other values."""
+        self.journal.go_on(folder, self.history)
+        other = {name: value for name, value in values.items() if value != self.history.values.get(name)}
+        self.history.values = values
+        why = "goes on from a checkpoint"
+        if other and not self._hands_off:
+            why += f"; found {', '.join(f'{name} {value:g}' for name, value in other.items())} in the optimizer"
+        self._event(trainer, "stopped", "running", why, numbers={"values": dict(values)})
+
+    # --- every step ---
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Take the gradient's norm once a window; it is read at the check."""
+        self._meter.add_gradient(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loss; check when the window is full."""
+        loss = outputs["loss"] if outputs else None
+        if loss is None:
+            return
+        self._meter.add(trainer, loss)
+        if len(self._meter.losses) >= self._length:
+            self._check(trainer, pl_module)
+
+    # --- validation ---
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Meet a loss that is not finite before it is validated: other callbacks may stop the training for it."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._meter.losses:
+            return
+        if self._meter.broke(trainer, pl_module):
+            self._check(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Enter the monitored metric, and keep the best state if overfitting is watched."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+            return
+        value = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+        if not math.isfinite(value):
+            return
+        history = self.history
+        best = min((history.direction * one.value for one in history.validations), default=math.inf)
+        history.validations.append(Validation(trainer.global_step, trainer.current_epoch, value))
+        if history.direction * value < best and self.settings.on_overfitting is not None and not self._alone:
+            self.snapshots[BEST] = snapshot.take(trainer, pl_module, trainer.global_step)
+
+    # --- a check ---
+
+    def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        history = self.history
+        history.values = read_values(trainer.optimizers[0], trainer.datamodule)  # type: ignore[attr-defined]
+        window = self._meter.window(trainer, pl_module, self.snapshots.get(GOOD), history.values)
+        history.windows.append(window)
+        self._meter.restart(trainer.global_step)
+        self.journal.window(window)
+        if not self._alone:
+            self._answer_commands(trainer, pl_module)
+            intervention = self._allowed(self.policy.decide(history))
+            if intervention is None or intervention.restore is None:
+                for name in self.policy.keep(history):
+                    self.snapshots[name] = snapshot.take(trainer, pl_module, trainer.global_step)
+            if intervention is not None:
+                self._carry_out(trainer, pl_module, intervention)
+            if history.progress > self.settings.start_share:
+                self.snapshots.pop(START, None)
+        self._length = self.policy.window(history, self._window, trainer.global_step)
+        self.journal.status("running", history, trainer.current_epoch)
+
+    def _allowed(self, intervention: Intervention | None) -> Intervention | None:
+        """Leave out what a scheduler owns, and an intervention of which nothing remains."""
+        if intervention is None or not self._hands_off:
+            return intervention
+        values = {name: value for name, value in intervention.values.items() if name not in self._hands_off}
+        if not values and intervention.restore is None and not intervention.stop:
+            return None
+        return dataclasses.replace(intervention, values=values)
+
+    def _carry_out(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: Intervention, command: str | None = None
+    ) -> None:
+        """Save, restore, set; then read the values back, so that the log says what the optimizer has."""
+        history, optimizer, datamodule = self.history, trainer.optimizers[0], trainer.datamodule  # type: ignore[attr-defined]
+        before, back_to = dict(history.values), None
+        for name in what.save:
+            self.snapshots[name] = snapshot.take(trainer, pl_module, trainer.global_step)
+        if what.restore is not None:
+            kept = self.snapshots.get(what.restore) or self.snapshots[GOOD]
+            snapshot.restore(trainer, pl_module, kept, groups=not self._hands_off)
+            back_to = kept["step"]
+            self.snapshots[GOOD] = kept  # movement is measured from here
+        for name in what.drop:
+            self.snapshots.pop(name, None)
+        write_values(optimizer, what.values, datamodule)
+        history.values = read_values(optimizer, datamodule)
+        if history.values.get("batch_size") != before.get("batch_size"):
+            history.loader_pending = True
+            self._reload.ask(trainer)
+        history.done.append(Done(trainer.global_step, trainer.current_epoch, what, before, back_to))
+        if what.stop:
+            trainer.should_stop = True
+        more = {} if command is None else {"command": command}
+        self.journal.write(rows_of(history.done[-1], history.values, len(history.done), more))
+        self._log_values(trainer)
+
+    def _answer_commands(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Carry out or refuse what a person asked for; every rank does the same."""
+        commands = control.pending(self.journal.folder) if self.journal.folder is not None else []
+        if trainer.world_size > 1:
+            commands = trainer.strategy.broadcast(commands)
+        for command in commands:
+            answer = control.answer(command, self.history, self.settings.bounds, self._hands_off)
+            if answer.paused is not None:
+                self.history.paused = answer.paused
+            if answer.intervention is not None:
+                self._carry_out(trainer, pl_module, answer.intervention, command.id)
+            else:
+                text = {"accepted": answer.accepted, "by": "person", "command": command.id}
+                self._event(trainer, None, command.action, answer.reason, "command", values=command.values, **text)
+            if self.journal.folder is not None:
+                control.done(self.journal.folder, command)
+
+    # --- mini-batches of another size ---
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """With the loader of a changed batch size in place: plan the steps anew, and measure from here."""
+        if not self._reload.settle(trainer):
+            return
+        history = self.history
+        history.loader_pending, history.loader_since = False, trainer.global_step
+        self._meter.restart(trainer.global_step)
+        if START in self.snapshots and not self._alone:
+            why = "the new mini-batches are in use: training begins again"
+            self._carry_out(trainer, pl_module, rules.keep_values(Intervention("reload", why, restore=START), history))
+        if history.planned is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+            history.planned = trainer.global_step + (trainer.max_epochs - trainer.current_epoch) * an_epoch
+        self._plan_windows(trainer)
+
+    # --- the end, and the log ---
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the last line and the picture."""
+        self._reload.settle(trainer)
+        self._event(trainer, "running", "ended", "the training is over", numbers={"values": dict(self.history.values)})
+        self.journal.status("ended", self.history, trainer.current_epoch, always=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say in the status that the run was interrupted."""
+        self._reload.settle(trainer)
+        self.journal.status("interrupted", self.history, trainer.current_epoch, always=True)
+
+    def _event(self, trainer: pl.Trainer, old: Any, new: Any, why: str, what: str = "training", **more: Any) -> None:
+        self.journal.event(trainer.global_step, trainer.current_epoch, what, old, new, why, **more)
+        self._log_values(trainer)
+
+    def _log_values(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                scalars = {f"panda/{name}": value for name, value in self.history.values.items()}
+                logger.log_metrics(scalars, step=trainer.global_step)
+
+    # --- checkpoint ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs to go on with the same policy; loads with ``weights_only=True``."""
+        return {
+            "history": self.history.to_dict(),
+            "rows": self.journal.rows,
+            "snapshots": self.snapshots,
+            "window": self._window,
+            "length": self._length,
+            "meter": self._meter.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where the checkpoint left off."""
+        self.history = History.from_dict(state_dict["history"])
+        self.journal.rows = list(state_dict["rows"])
+        self.snapshots = dict(state_dict["snapshots"])
+        self._window, self._length = int(state_dict["window"]), int(state_dict["length"])
+        self._meter.load_state_dict(state_dict["meter"])
+        self._resumed = True
+
+
+def _policy(mode: str, settings: Settings) -> Policy:
+    return ProbePolicy(settings) if mode == "probe" else RulesPolicy(settings)

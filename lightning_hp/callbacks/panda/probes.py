@@ -1,0 +1,174 @@
+"""Probe mode: the rules, and short trainings of neighbouring values from one snapshot.
+
+A probe runs inside the ordinary training loop: the state is kept as "fork"; each candidate starts from it, trains for
+`Settings.probe_windows` windows on the batches that come, and its end state is kept; then training goes on from the end
+state of the winner. So every module, precision and strategy works, the winner's steps are not lost, and the cost is
+counted in the run's own steps: two thirds of them are thrown away. A candidate wins only beyond noise; else the value
+stays. Momentum (tier B) is probed where the last probe of the learning rate (tier A) kept it.
+
+Everything is read from the history, so a training that is killed in the middle of a probe goes on in it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lightning_hp.callbacks.panda import rate_search, rules
+from lightning_hp.callbacks.panda.history import GOOD, RATE, Done, History, Intervention, Window
+from lightning_hp.callbacks.panda.settings import Settings
+
+FORK = "fork"
+#: factors of the candidates on the scale of the parameter; the present value runs first
+FACTORS = (1.0, 2.0, 0.5)
+#: shares of the planned steps after which a probe may begin
+_MARKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+#: learning rate and mini-batch size are no neighbours of one snapshot's loss: only these are probed
+_PROBED = (RATE, "momentum", "beta1", "weight_decay")
+
+
+class ProbePolicy:
+    """The rules of `RulesPolicy`, and probes at a few marks of the training."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+
+    def decide(self, history: History) -> Intervention | None:
+        """Go on with a probe that runs; else what the rules say; else begin a probe where one is due."""
+        running = running_probe(history)
+        if running:
+            return None if history.paused else next_step(history, running, self.settings)
+        decision = rules.decide(history, self.settings)
+        return decision if decision is not None else begin(history, self.settings)
+
+    def keep(self, history: History) -> tuple[str, ...]:
+        """The last good state; none while a probe runs, whose states are kept by name."""
+        if running_probe(history) or not history.windows:
+            return ()
+        return (GOOD,) if rules.is_good(history, self.settings) else ()
+
+    def window(self, history: History, usual: int, step: int) -> int:
+        """As with the rules."""
+        return min(usual, rate_search.START_STEPS) if rate_search.searching(history, self.settings) else usual
+
+
+def running_probe(history: History) -> list[Done]:
+    """The candidates that were started in the probe that runs; empty if none does."""
+    candidates: list[Done] = []
+    for done in reversed(history.done):
+        if done.what.rule != "probe":
+            break
+        candidates.insert(0, done)
+        if FORK in done.what.save:
+            return candidates
+    return []
+
+
+def begin(history: History, settings: Settings) -> Intervention | None:
+    """Begin a probe if one is due and affordable."""
+    if history.paused or not history.planned or rate_search.searching(history, settings) or RATE not in history.values:
+        return None
+    finished = [done for done in history.done if done.what.rule == "probe_end"]
+    marks = [mark for mark in _MARKS if mark <= 1 - settings.wind_down_share]
+    if len(finished) >= len(marks) or history.progress < marks[len(finished)]:
+        return None
+    steps = history.windows[-1].steps * settings.probe_windows
+    if probe_steps(history) + len(FACTORS) * steps > settings.probe_share * history.planned:
+        return None
+    name = _next_name(history, finished, settings)
+    candidates = _candidates(name, history, settings)
+    if len(candidates) < 2:
+        return None
+    numbers = {f"candidate {index}": value for index, value in enumerate(candidates)}
+    why = f"a probe of {name} begins with the present value"
+    return Intervention("probe", why, values={name: candidates[0]}, save=(FORK,), numbers=numbers, by="probe")
+
+
+def next_step(history: History, running: list[Done], settings: Settings) -> Intervention | None:
+    """End a candidate whose windows are over: start the next one, or choose."""
+    windows = history.since(running[-1].step)
+    broken = not windows[-1].finite
+    if len(windows) < settings.probe_windows and not broken:
+        return None
+    first = running[0].what
+    (name,) = first.values
+    candidates = [first.numbers[f"candidate {index}"] for index in range(len(first.numbers))]
+    index = len(running) - 1
+    fork = running[0].before
+    if index + 1 < len(candidates):
+        value = candidates[index + 1]
+        why = f"the probe of {name} goes on with {value:g}"
+        values = {**fork, name: value}
+        return Intervention("probe", why, values=values, save=(f"probe {index}",), restore=FORK, by="probe")
+    return _choose(name, candidates, _measured(history, running), index, fork)
+
+
+def _choose(
+    name: str, candidates: list[float], measured: list[Window], index: int, fork: dict[str, float]
+) -> Intervention:
+    """The winner is the lowest level, if it is below that of the present value by two standard errors."""
+    levels = [window.level if window.finite and math.isfinite(window.level) else math.inf for window in measured]
+    best = min(range(len(levels)), key=levels.__getitem__)
+    error = math.hypot(measured[0].error, measured[best].error)
+    beyond_noise = best != 0 and levels[0] - levels[best] > 2 * error
+    winner = best if beyond_noise or not math.isfinite(levels[0]) else 0
+    numbers = {f"loss at {value:g}": level for value, level in zip(candidates, levels, strict=True)}
+    numbers = {key: value for key, value in numbers.items() if math.isfinite(value)} | {"error": error}
+    if math.isinf(levels[winner]):
+        winner, restore = 0, FORK
+    else:
+        restore = f"probe {winner}"
+    why = f"{name} {candidates[winner]:g} got furthest" if winner else f"no neighbour of {name} is better beyond noise"
+    drop = (FORK, *(f"probe {number}" for number in range(len(candidates))))
+    return Intervention(
+        "probe_end",
+        why,
+        values={**fork, name: candidates[winner]},
+        save=(f"probe {index}",),
+        restore=restore,
+        drop=drop,
+        numbers=numbers,
+        by="probe",
+    )
+
+
+def _measured(history: History, running: list[Done]) -> list[Window]:
+    """The last window of every candidate."""
+    ends = [done.step for done in running[1:]] + [history.step]
+    last = {window.step: window for window in history.windows}
+    return [last[end] for end in ends]
+
+
+def probe_steps(history: History) -> int:
+    """Optimiser steps spent on probes so far, the winners' included."""
+    total, begun = 0, None
+    for done in history.done:
+        if done.what.rule == "probe" and FORK in done.what.save:
+            begun = done.step
+        elif done.what.rule == "probe_end" and begun is not None:
+            total, begun = total + done.step - begun, None
+    return total
+
+
+def _next_name(history: History, finished: list[Done], settings: Settings) -> str:
+    """The learning rate, unless its last probe kept it: then the next of tier B (and further open tiers), in turn."""
+    open_names = [name for name in _PROBED if name in history.values and settings.may(name)]
+    names = [next(iter(_probed_name(history, done)), RATE) for done in finished]
+    if not finished or names[-1] != RATE or "no neighbour" not in finished[-1].what.why or len(open_names) < 2:
+        return RATE
+    others = [name for name in open_names if name != RATE]
+    return others[sum(name != RATE for name in names) % len(others)]
+
+
+def _probed_name(history: History, end: Done) -> list[str]:
+    begun = [done for done in history.done if FORK in done.what.save and done.step < end.step]
+    return list(begun[-1].what.values) if begun else []
+
+
+def _candidates(name: str, history: History, settings: Settings) -> list[float]:
+    value, bounds = history.values[name], settings.bounds[name]
+    candidates = [value]
+    for factor in FACTORS[1:]:
+        neighbour = bounds.moved(value, factor)
+        if neighbour not in candidates:
+            candidates.append(neighbour)
+    return candidates

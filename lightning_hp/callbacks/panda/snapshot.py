@@ -1,0 +1,202 @@
+"""Snapshots of a training: taken and restored in place, bit for bit.
+
+A snapshot holds weights, buffers (BatchNorm's running statistics, counters), the optimizer's state and groups, the
+states of learning-rate schedulers, the loss scaler of 16-bit precision, the average kept by a `WeightAveraging`
+callback, and the random states of this process. Everything is cloned into memory on the device where it lives.
+
+What Lightning does not let a callback turn back: the loop's counters and the position in the data. A training that was
+rolled back goes on with the next mini-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch import callbacks as lightning_callbacks
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Snapshot = dict[str, Any]
+_AVERAGED = ("state_dict", "current_model_state", "averaging_state")
+
+
+def take(trainer: pl.Trainer, module: pl.LightningModule, step: int) -> Snapshot:
+    """Return a copy of the present state; ``step`` is kept beside it."""
+    return {
+        "step": step,
+        "tensors": {name: tensor.detach().clone() for name, tensor in _tensors(module)},
+        "optimizers": [_optimizer_state(optimizer) for optimizer in trainer.optimizers],
+        "schedulers": [copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
+        "precision": _clone(trainer.precision_plugin.state_dict()),
+        "averages": [_average(trainer, module, callback) for callback in _averaging(trainer)],
+        "random": random_states(),
+    }
+
+
+def restore(trainer: pl.Trainer, module: pl.LightningModule, snapshot: Snapshot, groups: bool = True) -> None:
+    """Put everything back; the snapshot may be used again.
+
+    Args:
+        trainer: Whose optimizers, precision and schedulers are restored.
+        module: Whose parameters and buffers are restored, in place.
+        snapshot: As `take` returned it, or as it came back from a checkpoint.
+        groups: False leaves learning-rate schedulers and all hyperparameters in the optimizer's groups as they are.
+    """
+    with torch.no_grad():
+        for name, tensor in _tensors(module):
+            tensor.copy_(snapshot["tensors"][name])
+    for optimizer, state in zip(trainer.optimizers, snapshot["optimizers"], strict=True):
+        _restore_optimizer(optimizer, state, groups)
+    if groups:
+        for config, state in zip(trainer.lr_scheduler_configs, snapshot["schedulers"], strict=False):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+    if snapshot["precision"]:
+        trainer.precision_plugin.load_state_dict(_clone(snapshot["precision"]))
+    for callback, state in zip(_averaging(trainer), snapshot["averages"], strict=False):
+        with _quiet():
+            callback.on_load_checkpoint(trainer, module, _clone(state))
+    set_random_states(snapshot["random"])
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    """Trainable parameters, the tensors whose movement is measured."""
+    return [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
+
+
+def distance(module: nn.Module, snapshot: Snapshot) -> float:
+    """Distance of the weights from those of a snapshot, relative to the snapshot's norm; 0 for a norm of 0."""
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    now = weights(module)
+    if not now:
+        return 0.0
+    old = [snapshot["tensors"][name].to(tensor.device) for name, tensor in zip(names, now, strict=True)]
+    moved = torch._foreach_sub(now, old)
+    norms = torch.stack([_total_norm(moved), _total_norm(old)]).tolist()
+    return norms[0] / norms[1] if norms[1] else 0.0
+
+
+def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(list(tensors))
+    return torch.stack([norm.float().to(norms[0].device) for norm in norms]).norm()
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and all buffers, those outside the state_dict too; a shared tensor appears once."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _clone(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_clone(entry) for entry in value)
+    return copy.deepcopy(value)
+
+
+# --- optimizers ---
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    order = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
+    state = {order[id(key)]: _clone(value) for key, value in optimizer.state.items() if id(key) in order}
+    groups = [
+        {key: _clone(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
+    return {"state": state, "groups": groups}
+
+
+def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any], groups: bool) -> None:
+    """Like ``load_state_dict``, but without its cast of the state to the dtype of the parameter."""
+    for index, parameter in enumerate(_parameters(optimizer)):
+        if index in saved["state"]:
+            optimizer.state[parameter] = _beside(_clone(saved["state"][index]), parameter)
+        else:
+            optimizer.state.pop(parameter, None)
+    if not groups:
+        return
+    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+        for key, value in values.items():
+            if isinstance(value, Tensor) and isinstance(group.get(key), Tensor):
+                group[key].copy_(value)
+            else:
+                group[key] = _clone(value)
+
+
+def _beside(state: Any, parameter: Tensor) -> Any:
+    """Move what came from a checkpoint to the parameter's device; counters (0 dimensions) stay where they were."""
+    if not isinstance(state, dict) or parameter.device.type == "cpu":
+        return state
+    far = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.ndim}
+    return {**state, **{key: value.to(parameter.device) for key, value in far.items()}}
+
+
+# --- averaged weights ---
+
+
+def _averaging(trainer: pl.Trainer) -> list[Any]:
+    kind = getattr(lightning_callbacks, "WeightAveraging", None)  # since Lightning 2.6
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [] if kind is None else [callback for callback in callbacks if isinstance(callback, kind)]
+
+
+def _average(trainer: pl.Trainer, module: pl.LightningModule, callback: Any) -> dict[str, Any]:
+    """The average through the callback's own checkpoint hook, which is its public way in and out."""
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    callback.on_save_checkpoint(trainer, module, checkpoint)
+    return {key: _clone(dict(checkpoint[key])) for key in _AVERAGED if key in checkpoint}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The hook announces every load; a rollback is announced by our log."""
+    import logging
+
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+# --- random states ---
+
+
+def random_states() -> dict[str, Any]:
+    """Random states of torch (all devices), numpy and Python, in types that load with ``weights_only=True``."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "python": (version, torch.tensor(internal, dtype=torch.int64), gauss),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put back what `random_states` returned."""
+    torch.set_rng_state(states["torch"].cpu())
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss))
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
