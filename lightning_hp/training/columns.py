@@ -208,18 +208,16 @@ def class_names(values: pd.Series) -> tuple[pd.Series, list[str]]:
     Returns:
         The names, and those of them that elsewhere mark a missing value.
     """
-    names = pd.Series(
-        [None if missing else str(value) for value, missing in zip(values.tolist(), values.isna(), strict=True)],
-        index=values.index,
-        dtype=object,
-    )
-    names[[name is not None and not name.strip() for name in names]] = None
-    marks = sorted({name for name in names if name is not None and name.strip().lower() in MARKS})
-    others = [name for name in names if name is not None and name not in marks]
+    codes, distinct = pd.factorize(values.astype(object))  # -1 where missing
+    written = [str(value) for value in distinct]
+    present = sorted({name for name in written if name.strip()})
+    marks = [name for name in present if name.strip().lower() in MARKS]
+    others = [name for name in present if name not in marks]
+    chosen = {name: name for name in present}
     read = _number_reader(".", None)
-    if others and all(read(name.strip()) is not None for name in set(others)):
-        names[names.isin(marks)] = None
+    if others and all(read(name.strip()) is not None for name in others):
         whole = re.compile(r"([+-]?\d+)\.0*")
-        short = {name: (m[1] if (m := whole.fullmatch(name.strip())) else name.strip()) for name in set(others)}
-        return names.map(short, na_action="ignore").astype(object), []
-    return names, marks
+        chosen = {name: (m[1] if (m := whole.fullmatch(name.strip())) else name.strip()) for name in others}
+        marks = []
+    table = np.asarray([*(chosen.get(name) for name in written), None], dtype=object)
+    return pd.Series(table[codes], index=values.index, dtype=object), marks

@@ -56,8 +56,7 @@ def _read_csv(file: Path, separator: str, decimal: str, as_text: str | None) -> 
     empty = [c for c in frame.columns if str(c).startswith("Unnamed: ") and frame[c].isna().all()]
     frame = frame.drop(columns=empty)  # of a header that ends in a separator itself
     if as_text in frame.columns:
-        texts = [None if pd.isna(text) else str(text).removeprefix(_MARK) for text in frame[as_text]]
-        frame[as_text] = pd.Series(texts, index=frame.index, dtype=object)
+        frame[as_text] = frame[as_text].map(lambda text: text.removeprefix(_MARK), na_action="ignore").astype(object)
     return frame
 
 

@@ -258,7 +258,7 @@ class TabularDataModule(InMemoryDataModule):
 
     def _read_classes(self, frame: pd.DataFrame) -> NDArray[np.int64]:
         """Number the classes, in order of size for numbers and of the alphabet for texts."""
-        names = sorted({str(name) for name in frame[self.target]})
+        names = sorted(frame[self.target].unique())
         if len(names) < 2:
             raise ValueError(f"`target` column {self.target!r} must have at least 2 classes, got {len(names)}")
         numbers = read_column(pd.Series(names, dtype=object), mostly=1.0).numbers
@@ -275,11 +275,11 @@ class TabularDataModule(InMemoryDataModule):
     def _class_numbers(self, frame: pd.DataFrame) -> NDArray[np.int64]:
         assert self._classes is not None
         numbers = {name: number for number, name in enumerate(self._classes)}
-        texts = [str(name) for name in frame[self.target]]
-        for text in texts:
-            if text not in numbers:
-                raise ValueError(f"`target` must be one of the classes {', '.join(numbers)}, got {text!r}")
-        return np.asarray([numbers[text] for text in texts], dtype=np.int64)
+        codes, distinct = pd.factorize(frame[self.target])
+        for name in distinct:
+            if name not in numbers:
+                raise ValueError(f"`target` must be one of the classes {', '.join(numbers)}, got {name!r}")
+        return np.asarray([numbers[name] for name in distinct], dtype=np.int64)[codes]
 
     def _encode(self) -> None:
         assert self._encoder is not None
