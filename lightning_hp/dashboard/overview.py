@@ -6,7 +6,6 @@ folders on every request; only sizes on disk are kept for a minute.
 
 from __future__ import annotations
 
-import html
 import os
 import time
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.dashboard.combined_storage import Shelf
+from lightning_hp.report.age import TONES
 from lightning_hp.report.axes import number_text
 from lightning_hp.report.gate_question import is_gate
 from lightning_hp.report.lineage import Verdict, lineage_of
-from lightning_hp.report.page import Page, table
-from lightning_hp.report.sections import TONES
+from lightning_hp.report.page import Page
 from lightning_hp.report.view import finite, value_of
 from lightning_hp.study.description import ATTRIBUTE
 
@@ -190,48 +189,15 @@ def ago_text(since: datetime | None, now: datetime) -> str:
 
 def overview(shelf: Shelf, now: datetime) -> str:
     """The page, as HTML."""
-    found = statuses(shelf, now)
-    page = Page("Studies – lightning_hp", refresh=REFRESH)
-    if not found:
-        return page.html('<header><h1>Studies</h1></header><p class="sub">There is no study yet.</p>')
-    aged = [s for s in found if s.verdict is not None]
-    counts = {status: sum(s.verdict is not None and s.verdict.status == status for s in aged) for status in TONES}
-    said = f"{len(found)} {'study' if len(found) == 1 else 'studies'}"
-    running = sum(s.running > 0 for s in found)
-    said += f", {running} running" if running else ""
-    said += "".join(f", {n} {status}" for status, n in counts.items() if n)
-    head = [
-        ("Study", False),
-        ("Best", True),
-        ("Stage", False),
-        ("Trials", False),
-        ("Age", False),
-        ("Last active", True),
-    ]
-    rows = [_row(status, now) for status in found]
-    body = table([*head, ("On disk", True), ("", True)], rows)
-    return page.html(f'<header><h1>Studies</h1></header><p class="sub">{said}.</p><section>{body}</section>')
-
-
-def _row(status: Status, now: datetime) -> list[str]:
-    link = f'<a class="strong" href="/dashboard/studies/{status.number}">{html.escape(status.name)}</a>'
-    if status.form is not None:
-        link += f'<br><a class="pill warn" href="{html.escape(status.form)}">waits for your answer</a>'
-    best = "–"
-    if status.best is not None:
-        best = f"<b>{number_text(status.best)}</b>"
-        best += f'<br><span class="small dim">{html.escape(status.metric)}, trial {status.best_trial}</span>'
-    share = min(1.0, status.finished / status.planned) if status.planned else 1.0
-    count = f"{status.finished} of {status.planned}" if status.planned else str(status.finished)
-    count += f", {status.running} running" if status.running else ""
-    bar = f'<div class="bar"><i style="width:{share:.0%};background:var(--accent)"></i></div>'
-    trials = f'{bar}<span class="small dim nowrap">{count}</span>'
-    age = "–"
-    if status.verdict is not None:
-        age = f'<span class="pill {status.tone}">{html.escape(status.verdict.status)}</span>'
-        age += f'<br><span class="small dim">{html.escape(status.verdict.reason)}</span>'
-    report = f'<a href="/hp/report/{status.number}">report</a>' if status.has_report else ""
-    when = f'<span class="nowrap">{ago_text(status.active, now)}</span>'
-    stage = html.escape(status.stage) or "–"
-    return [f'<td class="w">{link}</td>', best, f'<td class="nowrap">{stage}</td>', trials, age, when,
-            size_text(status.size), report]  # fmt: skip
+    studies = statuses(shelf, now)
+    counts = {
+        tone: sum(study.verdict is not None and study.verdict.status == tone for study in studies) for tone in TONES
+    }
+    return Page("Studies – lightning_hp", refresh=REFRESH).render(
+        "overview.html",
+        studies=studies,
+        running=sum(study.running > 0 for study in studies),
+        counts={status: count for status, count in counts.items() if count},
+        ago=lambda study: ago_text(study.active, now),
+        size=lambda study: size_text(study.size),
+    )

@@ -51,6 +51,28 @@ def value_text(parameter: Parameter, natural: Any) -> str:
     return number_text(natural)
 
 
+def range_text(parameter: Parameter) -> str:
+    """The range of a parameter and its scale, as text."""
+    if isinstance(parameter, Choice):
+        shown = ", ".join(value_text(parameter, choice) for choice in parameter.choices[:6])
+        return shown + (", …" if len(parameter.choices) > 6 else "")
+    scale = {"log": "log", "one_minus_log": "log of 1 − value", "linear": "linear"}[parameter.scale]
+    return f"{value_text(parameter, parameter.low)} to {value_text(parameter, parameter.high)}, {scale}"
+
+
+def ends_text(parameter: Parameter, low: float, high: float) -> str:
+    """The natural values at the ends of an interval of the unit axis: ``0.01 to 0.1``, or one value where both agree.
+
+    Args:
+        parameter: The parameter whose axis it is.
+        low: From 0 to 1.
+        high: From 0 to 1.
+    """
+    inset = 1e-9 if parameter.cardinality is not None else 0.0  # a whole number or a choice owns an interval
+    naturals = (parameter.natural(parameter.at(unit)) for unit in (low + inset, high - inset))  # type: ignore[arg-type]
+    return " to ".join(dict.fromkeys(value_text(parameter, natural) for natural in naturals))
+
+
 def choice_text(value: Any) -> str:
     """A choice as text: numbers short, lists and mappings by their label, the rest as written."""
     if isinstance(value, list | dict):

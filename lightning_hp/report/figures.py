@@ -15,9 +15,11 @@ import numpy as np
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
+from lightning_hp.report.audits import audited_trials, findings_of
 from lightning_hp.report.funnel import PANELS, zoom_funnel, zoom_grid
 from lightning_hp.report.landscape import contour
-from lightning_hp.report.measured import importances, main_pair
+from lightning_hp.report.measured import Measured
+from lightning_hp.report.outcomes import reason_of
 from lightning_hp.report.style import (
     BAD,
     LEGEND,
@@ -25,12 +27,12 @@ from lightning_hp.report.style import (
     MOST_POINTS,
     box,
     ring,
-    short_reason,
     style,
     thinned,
     value_axis,
 )
-from lightning_hp.report.view import NEUTRAL, StudyView, curve_of, finite, value_of
+from lightning_hp.report.view import NEUTRAL, TIER_COLOURS, StudyView, finite, finite_points, value_of
+from lightning_hp.search.parameters import Parameter
 
 __all__ = ["best_so_far", "contour", "curves", "history", "importance", "study_figures", "zoom_funnel", "zoom_grid"]
 
@@ -53,7 +55,7 @@ def history(view: StudyView, most: int = MOST_POINTS) -> go.Figure:
     figure = go.Figure()
     metric = html.escape(view.description.monitor)
     shown = {t.number for t in thinned(view, view.complete, most)}
-    values = [value_of(t) for t in view.complete] + [v for t in view.pruned for _, v in curve_of(t)[-1:]]
+    values = [value_of(t) for t in view.complete] + [v for t in view.pruned for _, v in finite_points(t)[-1:]]
     last = view.trials[-1].number if view.trials else 1
     for stage in view.stages:
         mine = [t for t in view.complete if view.stage_of(t) is stage and t.number in shown]
@@ -74,7 +76,8 @@ def history(view: StudyView, most: int = MOST_POINTS) -> go.Figure:
         go.Scatter(
             x=[t.number for t in failed], y=[0.025] * len(failed), yaxis="y2", mode="markers", name="failed",
             marker={"symbol": "x-thin", "size": 7, "line": {"width": 1.6, "color": BAD}},
-            customdata=[short_reason(t) for t in failed], hovertemplate="trial %{x}: %{customdata}<extra></extra>",
+            customdata=[html.escape(reason_of(t)) for t in failed],
+            hovertemplate="trial %{x}: %{customdata}<extra></extra>",
         )
     )  # fmt: skip
     if view.best is not None:
@@ -116,8 +119,8 @@ def curves(view: StudyView, most: int = 3) -> go.Figure:
     """
     figure = go.Figure()
     metric = html.escape(view.description.monitor)
-    ranked = [t for t in view.ranked if curve_of(t)]
-    steps, low, middle, high = quartiles([curve_of(t) for t in ranked])
+    ranked = [t for t in view.ranked if finite_points(t)]
+    steps, low, middle, high = quartiles([finite_points(t) for t in ranked])
     if len(ranked) >= 4:
         figure.add_trace(
             go.Scatter(x=steps, y=high, mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False)
@@ -134,7 +137,7 @@ def curves(view: StudyView, most: int = 3) -> go.Figure:
             )
         )
     for place, trial in reversed(list(enumerate(ranked[:most]))):
-        points = curve_of(trial)
+        points = finite_points(trial)
         line = {"width": 2.6 if place == 0 else 1.2, "color": view.colour_of(trial)}
         figure.add_trace(
             go.Scatter(
@@ -145,7 +148,7 @@ def curves(view: StudyView, most: int = 3) -> go.Figure:
             )
         )  # fmt: skip
     style(figure, height=340)
-    values = [v for t in ranked[:most] for _, v in curve_of(t)] + list(middle)
+    values = [v for t in ranked[:most] for _, v in finite_points(t)] + list(middle)
     figure.update_layout(
         xaxis={"title": {"text": "validation"}, "showgrid": False, "rangemode": "tozero"},
         yaxis={"title": {"text": metric}, **value_axis(values)},
@@ -155,11 +158,11 @@ def curves(view: StudyView, most: int = 3) -> go.Figure:
 
 
 def quartiles(
-    found: Sequence[Sequence[tuple[int, float]]],
+    curves_by_trial: Sequence[Sequence[tuple[int, float]]],
 ) -> tuple[list[int], list[float], list[float], list[float]]:
     """Lower quartile, median and upper quartile of curves at each step that at least four of them reach."""
     by_step: dict[int, list[float]] = {}
-    for curve in found:
+    for curve in curves_by_trial:
         for step, value in curve:
             by_step.setdefault(step, []).append(value)
     steps = sorted(s for s, values in by_step.items() if len(values) >= 4)
@@ -167,34 +170,39 @@ def quartiles(
     return steps, table[:, 0].tolist(), table[:, 1].tolist(), table[:, 2].tolist()
 
 
-def importance(view: StudyView, measured: Mapping[str, Mapping[str, float]]) -> go.Figure:
-    """Measured importance per stage, a group of bars a parameter, in the order of the assumed tiers.
+def importance(view: StudyView, measured: Measured) -> go.Figure:
+    """What mattered in the study: a bar a parameter, coloured by its assumed tier; grey where chance would do as much.
 
     Args:
         view: The study.
-        measured: Stage name to parameter name to a share in [0, 1].
+        measured: Its evidence.
     """
     figure = go.Figure()
-    known = [p for p in view.space.parameters if any(p.name in shares for shares in measured.values())]
-    rows = sorted(known, key=lambda p: (p.tier, -max(s.get(p.name, 0.0) for s in measured.values())), reverse=True)
-    names = [f"{html.escape(p.name)}  <b>{p.tier}</b>" for p in rows]
-    colours = {s.name: s.colour for s in view.stages}
-    for stage in reversed(list(measured)):
-        shares = [measured[stage].get(p.name) for p in rows]
-        figure.add_trace(
-            go.Bar(
-                y=names, x=[None if s is None else round(s, 4) for s in shares], orientation="h",
-                name=html.escape(stage), marker={"color": colours.get(stage, NEUTRAL)},
-                hovertemplate="%{y}: %{x:.0%}<extra>" + html.escape(stage) + "</extra>",
-            )
-        )  # fmt: skip
-    style(figure, height=110 + len(rows) * (14 + 11 * max(1, len(measured))))
+    rows = measured.rows[::-1]  # Plotly draws the first bar at the bottom
+    colours = [TIER_COLOURS.get(row.parameter.tier, NEUTRAL) if row.has_effect else NEUTRAL for row in rows]
+    figure.add_trace(
+        go.Bar(
+            y=[f"{html.escape(row.parameter.name)}  <b>{row.parameter.tier}</b>" for row in rows],
+            x=[round(row.share, 4) for row in rows],
+            orientation="h",
+            marker={"color": colours},
+            customdata=["" if row.has_effect else ", no more than chance" for row in rows],
+            hovertemplate="%{y}: %{x:.0%}%{customdata}<extra></extra>",
+        )
+    )
+    style(figure, height=110 + 25 * len(rows))
     figure.update_layout(
-        barmode="group", bargap=0.35, bargroupgap=0.1,
-        xaxis={"tickformat": ".0%", "rangemode": "tozero", "nticks": 5}, yaxis={"showgrid": False, "automargin": True},
-        legend={**LEGEND, "traceorder": "reversed"},
+        showlegend=False, bargap=0.35, xaxis={"tickformat": ".0%", "rangemode": "tozero", "nticks": 5},
+        yaxis={"showgrid": False, "automargin": True},
     )  # fmt: skip
     return figure
+
+
+def landscape_pair(view: StudyView, measured: Measured) -> tuple[Parameter, Parameter] | None:
+    """The two parameters over which the landscape is drawn; None where too few trials are complete."""
+    counted = [trial for trial in view.complete if not trial.user_attrs.get("diverged")]
+    pair = measured.main_pair(view)
+    return pair if pair is not None and len(view.positions(counted)[0]) >= FEWEST_FOR_LANDSCAPE else None
 
 
 def _points(trials: Sequence[FrozenTrial], name: str, colour: str, metric: str) -> go.Scatter:
@@ -206,7 +214,7 @@ def _points(trials: Sequence[FrozenTrial], name: str, colour: str, metric: str) 
 
 
 def _marks(view: StudyView, trials: Sequence[FrozenTrial], name: str, symbol: str, metric: str) -> go.Scatter:
-    seen = [(t, [t.value] if finite(t.value) else [v for _, v in curve_of(t)[-1:]]) for t in trials]
+    seen = [(t, [t.value] if finite(t.value) else [v for _, v in finite_points(t)[-1:]]) for t in trials]
     valued = [(t, v) for t, values in seen for v in values]
     return go.Scatter(
         x=[t.number for t, _ in valued], y=[v for _, v in valued], mode="markers", name=name,
@@ -223,9 +231,9 @@ def audit_history(view: StudyView, most: int = MOST_POINTS) -> go.Figure:
         most: Most trials to draw; the last ones.
     """
     figure = go.Figure()
-    audited = [t for t in view.trials if isinstance(t.user_attrs.get("audit"), Mapping)][-most:]
+    audited = audited_trials(view)[-most:]
     for severity, colour in SEVERITY_COLOURS.items():
-        counts = [int(t.user_attrs["audit"].get(severity, 0)) for t in audited]
+        counts = [findings_of(trial, severity) for trial in audited]
         marker = {"color": colour, "line": {"width": 0}}
         figure.add_trace(go.Bar(x=[t.number for t in audited], y=counts, name=severity, marker=marker))
     style(figure, height=300)
@@ -259,7 +267,7 @@ def drift_history(events: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) 
 
 
 def study_figures(
-    view: StudyView, evidence: Mapping[str, Any] | None = None, events: Sequence[Mapping[str, Any]] = ()
+    view: StudyView, measured: Measured | None = None, events: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, go.Figure]:
     """The figures that the dashboard shows on a study's page, by identifier, in order.
 
@@ -271,32 +279,28 @@ def study_figures(
 
     Args:
         view: The study.
-        evidence: What mattered, as ``search.evidence`` gives it.
+        measured: What mattered.
         events: Events of the study's ledger.
     """
-    told = evidence or {}
-    found: list[tuple[str, str, go.Figure]] = []
-    order = sorted(view.space.parameters, key=lambda p: p.tier) if view.trials else []
+    measured = measured or Measured()
+    drawn: list[tuple[str, str, go.Figure]] = []
+    order = view.by_tier if view.trials else ()
     for start in range(0, len(order), PANELS):
         panels = order[start : start + PANELS]
-        said = f", tiers {panels[0].tier} to {panels[-1].tier}" if len(order) > PANELS else ""
+        tiers = f", tiers {panels[0].tier} to {panels[-1].tier}" if len(order) > PANELS else ""
         name = "1-zoom" if start == 0 else f"1-zoom-{start // PANELS + 1}"
-        found.append((name, f"Zoom by parameter{said}", zoom_grid(view, panels, FEW_POINTS)))
+        drawn.append((name, f"Zoom by parameter{tiers}", zoom_grid(view, panels, FEW_POINTS)))
     if view.trials:
-        found.append(("2-history", "Progress by stage", history(view, FEW_POINTS)))
-    measured = importances(told)
-    if measured:
-        found.append(("3-importance", "Importance beside the assumed tiers", importance(view, measured)))
-    counted = [t for t in view.complete if not t.user_attrs.get("diverged")]
-    pair = main_pair(view, told)
-    if pair is not None and len(view.placed(counted)[0]) >= FEWEST_FOR_LANDSCAPE:
-        found.append(("4-landscape", "Landscape, complete trials only", contour(view, *pair, cells=25)))
-    if any(isinstance(t.user_attrs.get("audit"), Mapping) for t in view.trials):
-        found.append(("5-audit", "BatchNorm findings", audit_history(view, FEW_POINTS)))
-    if any(e.get("event") in ("checked", "drifted") for e in events):
-        found.append(("6-drift", "Checks since the tuning", drift_history(events, FEW_POINTS)))
-    named = {}
-    for name, title, figure in found:
+        drawn.append(("2-history", "Progress by stage", history(view, FEW_POINTS)))
+    if measured.has_effect:
+        drawn.append(("3-importance", "Importance beside the assumed tiers", importance(view, measured)))
+    pair = landscape_pair(view, measured)
+    if pair is not None:
+        drawn.append(("4-landscape", "Landscape, complete trials only", contour(view, *pair, cells=25)))
+    if audited_trials(view):
+        drawn.append(("5-audit", "BatchNorm findings", audit_history(view, FEW_POINTS)))
+    if any(event.get("event") in ("checked", "drifted") for event in events):
+        drawn.append(("6-drift", "Checks since the tuning", drift_history(events, FEW_POINTS)))
+    for _, title, figure in drawn:
         box(figure, title)
-        named[f"lightning-hp-{name}"] = figure
-    return named
+    return {f"lightning-hp-{name}": figure for name, _, figure in drawn}

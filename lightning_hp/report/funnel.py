@@ -12,18 +12,18 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from lightning_hp.report.axes import ticks
+from lightning_hp.report.outcomes import outcome_text
 from lightning_hp.report.style import (
     BOX,
     GOOD_SHARE,
     GRID,
     MOST_POINTS,
     natural_text,
-    outcome_text,
     ring,
     style,
     thinned,
 )
-from lightning_hp.report.view import NEUTRAL, StageView, StudyView, faded
+from lightning_hp.report.view import NEUTRAL, StudyView, faded
 from lightning_hp.search.parameters import Parameter
 
 #: most funnels in one figure
@@ -101,13 +101,13 @@ def zoom_grid(view: StudyView, parameters: Sequence[Parameter], most: int = MOST
 
 
 def _last_number(view: StudyView) -> int:
-    return max([view.trials[-1].number if view.trials else 0, *(s.last for s in reached(view))], default=0)
+    return max([view.trials[-1].number if view.trials else 0, *(s.last for s in view.reached)], default=0)
 
 
 def funnel_boxes(view: StudyView, parameter: Parameter, xref: str = "x", yref: str = "y") -> list[dict[str, Any]]:
     """The boxes of the stages that search a parameter, as Plotly shapes."""
     boxes = []
-    for stage in reached(view):
+    for stage in view.reached:
         if stage.tiers and parameter.tier not in stage.tiers:
             continue
         low, high = stage.interval(parameter.stored_name)
@@ -121,17 +121,11 @@ def funnel_boxes(view: StudyView, parameter: Parameter, xref: str = "x", yref: s
     return boxes
 
 
-def reached(view: StudyView) -> list[StageView]:
-    """The stages that have trials."""
-    last = view.trials[-1].number if view.trials else -1
-    return [s for s in view.stages if s.first <= last]
-
-
 def funnel_traces(view: StudyView, parameter: Parameter, most: int = MOST_POINTS) -> list[go.Scatter]:
     """The trials of a funnel as traces, two a stage: the good ones and the others."""
     metric, name = html.escape(view.description.monitor), html.escape(parameter.name)
     finished = [t for t in view.trials if t.state.is_finished()]
-    trials, units = view.placed(thinned(view, finished, most))
+    trials, units = view.positions(thinned(view, finished, most))
     column = [p.name for p in view.space.parameters].index(parameter.name)
     positions = units[:, column] + _jitter(parameter, [t.number for t in trials]) if trials else np.empty(0)
     best = view.best

@@ -34,7 +34,7 @@ def contour(view: StudyView, across: Parameter, up: Parameter, cells: int = 41) 
         cells: Grid points along each axis.
     """
     names = [p.name for p in view.space.parameters]
-    trials, units = view.placed([t for t in view.complete if not t.user_attrs.get("diverged")])
+    trials, units = view.positions([t for t in view.complete if not t.user_attrs.get("diverged")])
     points = units[:, [names.index(across.name), names.index(up.name)]]
     values = np.array([value_of(t) for t in trials])
     log = value_axis(values.tolist()).get("type") == "log"

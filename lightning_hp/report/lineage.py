@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.trial import TrialState
 
@@ -25,6 +25,27 @@ from lightning_hp.study.storage import StudyError, find_study
 
 _log = logging.getLogger(__name__)
 TUNINGS = ("tuned", "retuned")
+
+
+class EventRow(NamedTuple):
+    """One event of a ledger, or several quiet checks as one: its date, what was done, what came of it."""
+
+    day: str
+    what: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class StudyLink:
+    """Another study of the ledger.
+
+    Attributes:
+        name: Of its folder.
+        address: Of its report, from this study's folder; empty where there is none.
+    """
+
+    name: str
+    address: str
 
 
 @dataclass(frozen=True)
@@ -52,23 +73,24 @@ class Lineage:
     since: tuple[records.Record, ...] = ()
 
     def study_of(self, record: Mapping[str, Any]) -> StudyPaths:
-        """The folder of the study that a record tells of; it need not exist."""
-        return StudyPaths(_found(Path(str(record.get("study") or "")), self.root.parent))
+        """The folder of the study that a record is about; it need not exist."""
+        return StudyPaths(_folder_or_beside(Path(str(record.get("study") or "")), self.root.parent))
 
-    def link_to(self, record: Mapping[str, Any]) -> str:
-        """Where that study's report is, from this study's folder; empty where there is none."""
-        report = self.study_of(record).report
-        return Path(os.path.relpath(report, self.folder)).as_posix() if report.is_file() else ""
+    def link_to(self, record: Mapping[str, Any]) -> StudyLink:
+        """The study that a record is about."""
+        paths = self.study_of(record)
+        address = Path(os.path.relpath(paths.report, self.folder)).as_posix() if paths.report.is_file() else ""
+        return StudyLink(paths.root.name, address)
 
     @property
     def moved(self) -> list[str] | None:
         """How the training data differ from those of the older record, a sentence a column; None if not known."""
         if self.older is None or self.own is None:
             return None
-        was, now = (one["fingerprints"].get("data") for one in (self.older, self.own))
-        if was is None or now is None:
+        before, after = (record["fingerprints"].get("data") for record in (self.older, self.own))
+        if before is None or after is None:
             return None
-        return [drift.sentence for drift in compare(was, now)]
+        return [drift.sentence for drift in compare(before, after)]
 
     @property
     def retest(self) -> records.Record | None:
@@ -79,9 +101,9 @@ class Lineage:
         """What the older record's values reach on the data of that re-test; None where that cannot be read."""
         if self.retest is None or not self.retest.get("study"):
             return None
-        given = Path(self.retest["study"])
+        folder = _folder_or_beside(Path(self.retest["study"]), self.root / "retests")
         try:
-            study, _ = find_study(str(_found(given, self.root / "retests")))
+            study, _ = find_study(str(folder))
             first = study.get_trials(deepcopy=False)[0]  # the recorded best is the first to be trained
         except (StudyError, OSError, ValueError, IndexError):
             return None
@@ -99,21 +121,21 @@ def lineage_of(paths: StudyPaths, previous: str | None, now: datetime) -> Lineag
     Returns:
         None without a ledger that can be read, or with an empty one.
     """
-    root = paths.root if previous is None else _found(Path(previous), paths.root.parent)
+    root = paths.root if previous is None else _folder_or_beside(Path(previous), paths.root.parent)
     ledger = StudyPaths(root).ledger
     if not ledger.exists():
         return None
     try:
-        known = _of_study(records.read(ledger), paths.root.name)
-        if not known:
+        events = _events_of(records.read(ledger), paths.root.name)
+        if not events:
             return None
-        return _placed(known, root, paths.root, previous is not None, now)
+        return _place(events, root, paths.root, previous is not None, now)
     except (OSError, ValueError) as error:  # one line that names the file, and the line in it
         _log.warning("no age of %s: %s", paths.root.name, error)
         return None
 
 
-def _of_study(ledger: records.Ledger, folder: str) -> list[records.Record]:
+def _events_of(ledger: records.Ledger, folder: str) -> list[records.Record]:
     """The events of the name that this study was recorded under: nearly always the only one."""
     named = [r["name"] for r in ledger.records if r["event"] in TUNINGS and _is_of(r, folder)]
     names = ledger.names
@@ -124,21 +146,26 @@ def _is_of(record: Mapping[str, Any], folder: str) -> bool:
     return Path(str(record.get("study") or record["name"])).name == folder
 
 
-def _placed(known: Sequence[records.Record], root: Path, folder: Path, refreshing: bool, now: datetime) -> Lineage:
-    verdict = dates.verdict(known, now)
-    tunings = [i for i, r in enumerate(known) if r["event"] in TUNINGS]
-    mine = [i for i in tunings if _is_of(known[i], folder.name)]
-    if not mine and not refreshing and tunings:  # a folder that was renamed
-        mine = tunings[:1]
-    if not mine:  # it runs still
-        last = tunings[-1] if tunings and refreshing else None
-        older = None if last is None else known[last]
-        return Lineage(root, folder, verdict, older=older, before=tuple(known[last + 1 :]) if last is not None else ())
-    own = mine[-1]
-    earlier = [i for i in tunings if i < mine[0]]
-    later = [i for i in tunings if i > own]
-    end = later[0] if later else len(known)
-    newer = known[later[0]] if later else None
+def _place(events: Sequence[records.Record], root: Path, folder: Path, is_refresh: bool, now: datetime) -> Lineage:
+    """Where a study stands among the events of its ledger.
+
+    Args:
+        events: All of its name, oldest first.
+        root: The folder of the first study.
+        folder: The folder of this study.
+        is_refresh: Whether it refreshes another one.
+        now: The clock, with a time zone.
+    """
+    verdict = dates.verdict(events, now)
+    tunings = [i for i, event in enumerate(events) if event["event"] in TUNINGS]
+    own = [i for i in tunings if _is_of(events[i], folder.name)]
+    if not own and not is_refresh and tunings:  # a folder that was renamed
+        own = tunings[:1]
+    if not own:
+        return _running(events, tunings[-1] if tunings and is_refresh else None, root, folder, verdict)
+    earlier = [i for i in tunings if i < own[0]]
+    later = [i for i in tunings if i > own[-1]]
+    newer = events[later[0]] if later else None
     if newer is not None:
         name = Path(str(newer.get("study") or newer["name"])).name
         reason = f"replaced by {name} on {newer['at'][:10]}"
@@ -147,50 +174,59 @@ def _placed(known: Sequence[records.Record], root: Path, folder: Path, refreshin
         root,
         folder,
         verdict,
-        own=known[own],
-        older=known[earlier[-1]] if earlier else None,
+        own=events[own[-1]],
+        older=events[earlier[-1]] if earlier else None,
         newer=newer,
-        before=tuple(known[earlier[-1] + 1 : mine[0]]) if earlier else (),
-        since=tuple(known[own + 1 : end]),
+        before=tuple(events[earlier[-1] + 1 : own[0]]) if earlier else (),
+        since=tuple(events[own[-1] + 1 : later[0] if later else len(events)]),
     )
 
 
-def _found(given: Path, beside: Path) -> Path:
+def _running(
+    events: Sequence[records.Record], last_tuning: int | None, root: Path, folder: Path, verdict: dates.Verdict
+) -> Lineage:
+    """A study that has not ended, and so has no record of its own."""
+    if last_tuning is None:
+        return Lineage(root, folder, verdict)
+    return Lineage(root, folder, verdict, older=events[last_tuning], before=tuple(events[last_tuning + 1 :]))
+
+
+def _folder_or_beside(folder: Path, beside: Path) -> Path:
     """A folder as it was named, else the one of its name beside."""
-    return given if given.is_dir() else beside / given.name
+    return folder if folder.is_dir() else beside / folder.name
 
 
-def story(events: Sequence[Mapping[str, Any]], most: int = 12) -> tuple[list[tuple[str, str, str]], int]:
-    """Events for a table: date, what was done, what came of it; checks that found nothing are drawn together.
+def event_rows(events: Sequence[Mapping[str, Any]], most: int = 12) -> tuple[list[EventRow], int]:
+    """Events for a table; checks that found nothing are drawn together.
 
     Args:
         events: Of a ledger, oldest first.
-        most: Most lines.
+        most: Most rows.
 
     Returns:
-        The lines, newest first, and how many older ones are left out.
+        The rows, newest first, and how many older ones are left out.
     """
-    lines: list[tuple[str, str, str] | None] = []
-    quiet: dict[str, tuple[int, int]] = {}  # kind -> the line of checks that found nothing, and how many they are
+    rows: list[EventRow | None] = []
+    quiet: dict[str, tuple[int, int]] = {}  # kind -> the row of checks that found nothing, and how many they are
     for event in events:
         day, kind = str(event["at"])[:10], str(event.get("kind", ""))
         if event["event"] == "checked":
-            line, times = quiet.get(kind, (None, 0))
-            if line is not None:
-                lines[line] = None
-            quiet[kind] = (len(lines), times + 1)
-            lines.append((day, _check(kind), f"nothing new, {times + 1} times" if times else "nothing new"))
+            row, times = quiet.get(kind, (None, 0))
+            if row is not None:
+                rows[row] = None
+            quiet[kind] = (len(rows), times + 1)
+            rows.append(EventRow(day, _check(kind), f"nothing new, {times + 1} times" if times else "nothing new"))
         elif event["event"] == "drifted":
             quiet.pop(kind, None)
-            lines.append((day, _check(kind), dates.summarise([str(f) for f in event["findings"]])))
+            rows.append(EventRow(day, _check(kind), dates.summarise([str(f) for f in event["findings"]])))
         elif event["event"] == "retested":
             outcome, summary = str(event["outcome"]), str(event.get("summary") or "")
-            lines.append((day, "re-test", summary if summary.startswith(outcome) else f"{outcome}: {summary}"))
+            rows.append(EventRow(day, "re-test", summary if summary.startswith(outcome) else f"{outcome}: {summary}"))
         elif event["event"] == "postponed":
             by = f" by {event['by']}" if event.get("by") else ""
-            lines.append((day, "postponed", f"until {str(event['until'])[:10]}{by}: {event['why']}"))
-    told = [line for line in lines if line is not None]
-    return told[::-1][:most], max(0, len(told) - most)
+            rows.append(EventRow(day, "postponed", f"until {str(event['until'])[:10]}{by}: {event['why']}"))
+    kept = [row for row in rows if row is not None]
+    return kept[::-1][:most], max(0, len(kept) - most)
 
 
 def _check(kind: str) -> str:

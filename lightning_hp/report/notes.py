@@ -14,8 +14,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,11 +25,11 @@ from optuna.trial import FrozenTrial
 
 from lightning_hp.report import figures
 from lightning_hp.report.audit_svg import audit_picture
+from lightning_hp.report.audits import Audit
 from lightning_hp.report.axes import number_text
-from lightning_hp.report.html_report import read_json
-from lightning_hp.report.lineage import Lineage, lineage_of
 from lightning_hp.report.markdown import study_note, trial_note
-from lightning_hp.report.view import StudyView, value_of
+from lightning_hp.report.model import Report, read_report
+from lightning_hp.report.view import value_of
 from lightning_hp.study.paths import StudyPaths
 
 _log = logging.getLogger(__name__)
@@ -47,9 +46,8 @@ _FIGURE = "lightning-hp-"
 def decorate(
     study: optuna.Study,
     paths: StudyPaths,
-    evidence: Mapping[str, Any] | None = None,
-    result: Mapping[str, Any] | None = None,
     *,
+    report: Report | None = None,
     force: bool = False,
     now: datetime | None = None,
 ) -> bool:
@@ -61,8 +59,7 @@ def decorate(
     Args:
         study: A study that lightning_hp made.
         paths: Its folder.
-        evidence: What mattered, as ``search.evidence`` gives it; None reads ``evidence.json`` of the folder.
-        result: The winner, as the runner writes it; None reads ``result.json`` of the folder.
+        report: What the study has to say; None reads it from the study and its folder.
         force: Whether to do it however short the last time is ago, as at the end of a study.
         now: The clock for dates, with a time zone; None is the current time.
 
@@ -78,7 +75,7 @@ def decorate(
             begun = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                _decorate(study, paths, evidence, result, now or datetime.now(UTC))
+                _decorate(study, report or read_report(study, paths, now=now))
             stamp.write_text(f"{time.perf_counter() - begun:.3f}", encoding="utf-8")
             return True
     except Timeout:
@@ -97,56 +94,33 @@ def _too_soon(stamp: Path) -> bool:
         return False
 
 
-def _decorate(
-    study: optuna.Study,
-    paths: StudyPaths,
-    evidence: Mapping[str, Any] | None,
-    result: Mapping[str, Any] | None,
-    now: datetime,
-) -> None:
-    view = StudyView.read(study)
-    told = evidence if evidence is not None else read_json(paths.evidence)
-    won = result if result is not None else read_json(paths.result)
-    lineage = lineage_of(paths, view.description.previous, now)
-    flagged = flagged_trials(view)[-FLAGGED:]
-    _attributes(study, view, lineage)
+def _decorate(study: optuna.Study, report: Report) -> None:
+    view = report.view
+    flagged = report.flagged[-FLAGGED:]
+    _write_attributes(study, report)
     if study.metric_names is None:
-        study.set_metric_names([view.description.monitor])
-    body = study_note(view, paths, told, won, lineage, study._study_id, flagged, now)
-    _save(study, None, body)
+        study.set_metric_names([report.monitor])
+    _save(study, None, study_note(report, study._study_id, flagged))
     for trial in {t.number: t for t in (*flagged, *view.ranked[:BEST])}.values():
-        audit = read_json(paths.trial(trial.number).audit)
-        picture = _upload(study, paths, trial, audit) if audit else None
-        _save(study, trial, trial_note(view, trial, audit, picture))
-    _figures(study, view, told, lineage.since if lineage is not None else ())
+        audit = report.audit_of(trial)
+        _save(study, trial, trial_note(report, trial, audit, _upload(study, report.paths, trial, audit)))
+    _save_figures(study, report)
 
 
-def flagged_trials(view: StudyView) -> list[FrozenTrial]:
-    """Trials that a person should see: failed, diverged, or with an error in the audit; by number."""
-    went_wrong = {t.number for t in (*view.failed, *view.diverged)}
-    return [t for t in view.trials if t.number in went_wrong or _errors(t)]
-
-
-def _errors(trial: FrozenTrial) -> int:
-    counts = trial.user_attrs.get("audit")
-    return int(counts.get("ERROR", 0)) if isinstance(counts, Mapping) else 0
-
-
-def _attributes(study: optuna.Study, view: StudyView, lineage: Lineage | None) -> None:
+def _write_attributes(study: optuna.Study, report: Report) -> None:
     """The study's short attributes ``best``, ``stage`` and ``stale_after``: their only home; changes are written."""
-    wanted: dict[str, str] = {}
-    if view.best is not None:
-        wanted["best"] = f"{view.description.monitor} {number_text(value_of(view.best))} (trial {view.best.number})"
-    last = next((s for s in reversed(view.stages) if view.trials and s.first <= view.trials[-1].number), None)
-    if last is not None:
-        wanted["stage"] = last.name
+    attributes: dict[str, str] = {}
+    if report.best is not None:
+        attributes["best"] = f"{report.monitor} {number_text(value_of(report.best))} (trial {report.best.number})"
+    if report.last_stage is not None:
+        attributes["stage"] = report.last_stage.name
+    lineage = report.lineage
     if lineage is not None and lineage.newer is not None:
-        wanted["stale_after"] = lineage.verdict.reason
+        attributes["stale_after"] = lineage.verdict.reason
     elif lineage is not None and lineage.own is not None and lineage.verdict.next_date is not None:
-        wanted["stale_after"] = lineage.verdict.next_date.strftime("%Y-%m-%d")
-    had = study.user_attrs
-    for name, text in wanted.items():
-        if had.get(name) != text:
+        attributes["stale_after"] = lineage.verdict.next_date.strftime("%Y-%m-%d")
+    for name, text in attributes.items():
+        if study.user_attrs.get(name) != text:
             study.set_user_attr(name, text)
 
 
@@ -164,7 +138,7 @@ def _save(study: optuna.Study, trial: FrozenTrial | None, body: str) -> None:
         save_note(about, body + LINE + kept)
 
 
-def _upload(study: optuna.Study, paths: StudyPaths, trial: FrozenTrial, audit: Mapping[str, Any]) -> str | None:
+def _upload(study: optuna.Study, paths: StudyPaths, trial: FrozenTrial, audit: Audit) -> str | None:
     """The audit's picture as an artifact of the study (a finished trial takes none); the address of it.
 
     The picture is uploaded once: its name holds a fingerprint of what it shows.
@@ -172,9 +146,9 @@ def _upload(study: optuna.Study, paths: StudyPaths, trial: FrozenTrial, audit: M
     from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 
     drawn = audit_picture(audit)
-    if drawn is None:
+    if not drawn:
         return None
-    name = f"audit-{trial.number:04d}-{_fingerprint(drawn)}.svg"
+    name = f"audit-{trial.number:04d}-{hashlib.sha256(drawn.encode()).hexdigest()[:12]}.svg"
     paths.artifacts.mkdir(parents=True, exist_ok=True)
     known = next((meta.artifact_id for meta in get_all_artifact_meta(study) if meta.filename == name), None)
     if known is None:
@@ -191,20 +165,14 @@ def _upload(study: optuna.Study, paths: StudyPaths, trial: FrozenTrial, audit: M
     return f"/artifacts/{study._study_id}/{known}"
 
 
-def _fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _figures(
-    study: optuna.Study, view: StudyView, evidence: Mapping[str, Any], events: Sequence[Mapping[str, Any]]
-) -> None:
+def _save_figures(study: optuna.Study, report: Report) -> None:
     """The figures, those that changed."""
     from optuna_dashboard import save_plotly_graph_object
 
-    had = _stored_figures(study)
-    wanted = figures.study_figures(view, evidence, events)
-    for name, figure in wanted.items():
-        if had.get(name) != json.loads(figure.to_json()):
+    stored = _stored_figures(study)
+    events = () if report.lineage is None else report.lineage.since
+    for name, figure in figures.study_figures(report.view, report.measured, events).items():
+        if stored.get(name) != json.loads(figure.to_json()):
             save_plotly_graph_object(study, figure, graph_object_id=name)
 
 

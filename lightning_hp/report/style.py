@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from lightning_hp.report.axes import log_ticks, number_text, value_text
 from lightning_hp.report.view import StudyView, finite
@@ -40,26 +40,6 @@ def value_axis(values: Sequence[float]) -> dict[str, Any]:
         marks = log_ticks(min(counted), max(counted), 7)
         return {"type": "log", "tickvals": marks, "ticktext": [number_text(v) for v in marks]}
     return {"type": "linear"}
-
-
-def reason_of(trial: FrozenTrial) -> str:
-    """Why a trial failed, in a few words, as it was recorded."""
-    reason = trial.user_attrs.get("failure") or trial.system_attrs.get("fail_reason")
-    if not reason and trial.state == TrialState.COMPLETE:
-        reason = "value is not finite"
-    return str(reason or "no reason recorded")
-
-
-def short_reason(trial: FrozenTrial) -> str:
-    """Why a trial failed, in a few words, escaped."""
-    return html.escape(reason_of(trial))
-
-
-def outcome_text(trial: FrozenTrial) -> str:
-    """What came of a trial: its value, or that it was pruned or failed."""
-    if trial.state == TrialState.PRUNED:
-        return f"pruned at {number_text(trial.value)}" if finite(trial.value) else "pruned"
-    return number_text(trial.value) if finite(trial.value) else "failed"
 
 
 def natural_text(parameter: Parameter, trial: FrozenTrial) -> str:

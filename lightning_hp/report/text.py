@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_hp.search.labels import label
+from lightning_hp.study.results import fit_command
 
 
 def show_result(found: Mapping[str, Any], console: Console) -> None:
@@ -40,8 +40,7 @@ def show_result(found: Mapping[str, Any], console: Console) -> None:
         _line(f"re-test    {dates}", console)
     _line(f"checkpoint {found['checkpoint']}", console)
     if found.get("best_yaml"):
-        command = found.get("fit_command") or f"lightning-hp fit {shlex.quote(str(found['best_yaml']))}"
-        _line(f"best.yaml  {found['best_yaml']}   ({command})", console)
+        _line(f"best.yaml  {found['best_yaml']}   ({fit_command(found)})", console)
 
 
 def _line(text: str, console: Console) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard
 
@@ -19,6 +19,7 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.parameters import Parameter
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage, stage_at
@@ -73,7 +74,7 @@ class StudyView:
 
     Attributes:
         name: Its name.
-        description: What it says of itself.
+        description: What is stored with it: space, plan, metric.
         trials: All trials, by number.
         stages: All stages known so far, in order; at least one if there are trials.
         attributes: The study's user attributes.
@@ -92,20 +93,20 @@ class StudyView:
         Args:
             study: A study that lightning_hp made.
             stages: Its stages as the sampler gives them; None works them out from storage. Where they cannot be had, or
-                trials were drawn by another plan (a study that was prolonged), each trial's own word counts, and a
-                box is the range of the stage's trials.
+                trials were drawn by another plan (a study that was prolonged), the stages that the trials name are
+                taken, and a box is the range of the stage's trials.
 
         Raises:
             StudyError: If lightning_hp did not make the study.
         """
         description = describe(study)
         trials = tuple(study.get_trials(deepcopy=False))
-        given = list(stages) if stages is not None else _ask_sampler(study, description)
-        if not given or not _agree(given, trials):
-            return cls(study.study_name, description, trials, _coloured(_told(description, trials)), study.user_attrs)
-        return cls(
-            study.study_name, description, trials, _coloured([_from_sampler(s) for s in given]), study.user_attrs
-        )
+        drawn = list(stages) if stages is not None else _ask_sampler(study, description)
+        if drawn and _agree(drawn, trials):
+            shown = [_from_sampler(stage) for stage in drawn]
+        else:
+            shown = _named_by_trials(description, trials)
+        return cls(study.study_name, description, trials, _coloured(shown), study.user_attrs)
 
     @property
     def space(self) -> SearchSpace:
@@ -169,7 +170,18 @@ class StudyView:
         stage = self.stage_of(trial)
         return stage.colour if stage else NEUTRAL
 
-    def placed(self, trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], NDArray[np.float64]]:
+    @cached_property
+    def reached(self) -> tuple[StageView, ...]:
+        """The stages that have trials."""
+        last = self.trials[-1].number if self.trials else -1
+        return tuple(stage for stage in self.stages if stage.first <= last)
+
+    @cached_property
+    def by_tier(self) -> tuple[Parameter, ...]:
+        """All parameters, tier A first."""
+        return tuple(sorted(self.space.parameters, key=lambda parameter: parameter.tier))
+
+    def positions(self, trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], NDArray[np.float64]]:
         """The trials that hold every parameter, and their positions, shape (n, d) in units of the scales."""
         held = [t for t in trials if all(p.stored_name in t.params for p in self.space.parameters)]
         return held, self.space.unit([t.params for t in held])
@@ -185,8 +197,8 @@ def value_of(trial: FrozenTrial) -> float:
     return float(trial.value)  # type: ignore[arg-type]
 
 
-def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
-    """The finite points of a learning curve, (step, value), by step."""
+def finite_points(trial: FrozenTrial) -> list[tuple[int, float]]:
+    """The finite points of a trial's learning curve, (step, value), by step."""
     return sorted((int(s), float(v)) for s, v in trial.intermediate_values.items() if finite(v))
 
 
@@ -225,20 +237,20 @@ def _agree(stages: Sequence[Stage], trials: Sequence[FrozenTrial]) -> bool:
     )
 
 
-def _told(description: Description, trials: Sequence[FrozenTrial]) -> list[StageView]:
+def _named_by_trials(description: Description, trials: Sequence[FrozenTrial]) -> list[StageView]:
     """Stages as the trials name them, in order of their first trials; their boxes are the ranges of their trials."""
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
         groups.setdefault(str(trial.user_attrs.get("stage", "all trials")), []).append(trial)
-    found: list[StageView] = []
+    stages: list[StageView] = []
     opened: set[str] = set()
     for index, (name, group) in enumerate(groups.items(), start=1):
         opened |= {str(t.user_attrs["tier"]) for t in group if "tier" in t.user_attrs}
         tiers = tuple(tier for tier in description.space.tiers if opened and tier <= max(opened))
         kind = "fine" if "fine" in name else "coarse"
         first, last = group[0].number, group[-1].number
-        found.append(StageView(index, name, tiers, first, last, _hull(description.space, group), NEUTRAL, kind))
-    return found
+        stages.append(StageView(index, name, tiers, first, last, _hull(description.space, group), NEUTRAL, kind))
+    return stages
 
 
 def _hull(space: SearchSpace, trials: Sequence[FrozenTrial]) -> dict[str, tuple[float, float]]:
@@ -257,9 +269,5 @@ def _coloured(stages: Sequence[StageView]) -> tuple[StageView, ...]:
         place = siblings.index(stage.index)
         share = 0.0 if len(siblings) == 1 else _PALEST + (_DEEPEST - _PALEST) * place / (len(siblings) - 1)
         hue = TIER_COLOURS.get(stage.tier, NEUTRAL)
-        coloured.append(
-            StageView(
-                stage.index, stage.name, stage.tiers, stage.first, stage.last, stage.box, tint(hue, share), stage.kind
-            )
-        )
+        coloured.append(replace(stage, colour=tint(hue, share)))
     return tuple(coloured)

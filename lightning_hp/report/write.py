@@ -11,9 +11,10 @@ import optuna
 
 from lightning_hp.report.html_report import write_report
 from lightning_hp.report.lineage import lineage_of
+from lightning_hp.report.model import read_report
 from lightning_hp.report.notes import decorate
 from lightning_hp.study.paths import StudyPaths, write_text
-from lightning_hp.study.results import compute_evidence, read_result
+from lightning_hp.study.results import compute_evidence
 from lightning_hp.study.storage import StudyError, find_study
 
 _log = logging.getLogger(__name__)
@@ -30,12 +31,12 @@ def write_reports(study: optuna.Study, paths: StudyPaths, now: datetime | None =
     Returns:
         The report's path.
     """
-    measured = compute_evidence(study)
-    write_text(paths.evidence, json.dumps(measured, indent=1))
-    found = read_result(paths)
-    written = write_report(study, paths, evidence=measured, result=found, now=now)
-    decorate(study, paths, evidence=measured, result=found, force=True, now=now)
-    return written
+    evidence = compute_evidence(study)
+    write_text(paths.evidence, json.dumps(evidence, indent=1))
+    report = read_report(study, paths, evidence=evidence, now=now)
+    write_report(report)
+    decorate(study, paths, report=report, force=True)
+    return paths.report
 
 
 def write_older_reports(paths: StudyPaths, previous: str, now: datetime | None = None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -20,6 +22,19 @@ def read_result(paths: StudyPaths) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def fit_command(result: Mapping[str, Any], paths: StudyPaths | None = None) -> str:
+    """The command that trains with a study's best values; empty where there is none.
+
+    Args:
+        result: The content of ``result.json``; empty where there is none.
+        paths: The study folder, which may hold a ``best.yaml`` that the result does not name; None to look at none.
+    """
+    file = result.get("best_yaml") or (paths.best if paths is not None and paths.best.exists() else None)
+    if not file:
+        return ""
+    return str(result.get("fit_command") or f"lightning-hp fit {shlex.quote(str(file))}")
 
 
 def compute_evidence(study: optuna.Study) -> dict[str, Any]:

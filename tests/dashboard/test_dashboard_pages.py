@@ -13,12 +13,12 @@ from decorated_studies import made_trial, serving
 from optuna.trial import TrialState
 
 from lightning_hp.report.figures import FEWEST_FOR_LANDSCAPE
+from lightning_hp.report.model import read_report
 from lightning_hp.report.notes import decorate
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.results import compute_evidence
 from lightning_hp.study.storage import find_study, open_storage, remember
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     done = subprocess.run([sys.executable, "-c", script], cwd=root, timeout=280, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     study, paths = find_study("digits", root / "runs")
-    assert decorate(study, paths, compute_evidence(study), force=True)
+    assert decorate(study, paths, force=True)
     _hostile(StudyPaths(root / "runs" / "hostile"))
     return root / "runs"
 
@@ -61,7 +61,7 @@ def _hostile(paths):
     study.add_trials([made_trial(i / 20, i / 20, space=space, user_attrs=attributes) for i in range(20)])
     study.add_trial(made_trial(0.5, state=TrialState.FAIL, space=space, user_attrs=attributes))
     remember(paths, EVIL, "journal")
-    assert decorate(study, paths, {"edges": [EVIL], "disagreements": [EVIL]})
+    assert decorate(study, paths, report=read_report(study, paths, {"edges": [EVIL], "disagreements": [EVIL]}))
 
 
 @pytest.fixture(scope="module")

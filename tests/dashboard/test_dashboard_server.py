@@ -18,6 +18,7 @@ from lightning_hp.dashboard.overview import ago_text, size_of, size_text
 from lightning_hp.dashboard.server import make_server, read_password, serve_command, shelf_of
 from lightning_hp.ledger import events, records
 from lightning_hp.report.html_report import write_report
+from lightning_hp.report.model import read_report
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name, trials in (("old", 6), ("new", 12)):
         study = run(StudyPaths(root / name), name, trials)
-        write_report(study, StudyPaths(root / name), {}, {})
+        write_report(read_report(study, StudyPaths(root / name), {}, {}))
     given = {"A": {"learning_rate": 0.1}}
     record = events.tuned(
         name="old", study="old", trials=6, hyperparameters_by_tier=given, metric="val_loss", value=1.0,

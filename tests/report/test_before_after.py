@@ -13,7 +13,8 @@ from test_html_report import Reader
 from lightning_hp.ledger import records
 from lightning_hp.report.before_after import Side
 from lightning_hp.report.html_report import write_report
-from lightning_hp.report.lineage import lineage_of, story
+from lightning_hp.report.lineage import event_rows, lineage_of
+from lightning_hp.report.model import read_report
 from lightning_hp.report.notes import decorate
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
@@ -87,7 +88,7 @@ def runs(tmp_path):
 
 def shown(folder: Path, previous: str | None = None, number: float = 50) -> tuple[str, Reader]:
     study, paths = study_in(folder, previous, 0.25 if previous else 0.11)
-    text = write_report(study, paths, {}, {}, day(number)).read_text()
+    text = write_report(read_report(study, paths, {}, {}, day(number))).read_text()
     return text, Reader(text)
 
 
@@ -99,7 +100,7 @@ def test_the_new_studys_report_puts_old_and_new_side_by_side(runs):
     assert "0.5 old values on today's data, re-tested 2026-03-13" in page.seen
     assert "0.25 new values" in page.seen
     assert "50% better than the old values on today's data" in page.seen
-    rows = re.findall(r"<tr>(.*?)</tr>", text[text.index("Before and after") : text.index("What the training")])
+    rows = re.findall(r"<tr>(.*?)</tr>", text[text.index("Before and after") : text.index("What the training")], re.S)
     cells = [[" ".join(Reader(c).seen.split()) for c in re.findall(r"<td.*?</td>", row)] for row in rows[1:]]
     assert [(c[0], c[1], c[2], c[3], c[5]) for c in cells] == [
         ("A", "learning_rate", "0.01", "0.05", "× 5"),
@@ -176,19 +177,19 @@ def test_the_notes_tell_the_same(runs):
         ("digits", None, ["replaced by digits-r2 on 2026-03-13", "**digits-r2**", "freeze <b>"]),
     ):  # fmt: skip
         study, paths = study_in(runs / folder, previous, 0.25 if previous else 0.11)
-        assert decorate(study, paths, {}, {}, force=True, now=day(50))
+        assert decorate(study, paths, report=read_report(study, paths, {}, {}, day(50)), force=True)
         note = get_note(study).replace("\\", "")
         for one in said:
             assert one in note
     assert study.user_attrs["stale_after"] == "replaced by digits-r2 on 2026-03-13"
 
 
-def test_a_story_is_newest_first_draws_quiet_checks_together_and_counts_what_it_leaves_out():
+def test_events_are_newest_first_with_quiet_checks_together_and_the_rest_counted():
     quiet = [records.checked(name="n", kind="data", now=day(i)) for i in (1, 2, 3)]
     loud = records.drifted(name="n", kind="data", findings=["a", "b", "c"], now=day(4))
     again = [records.checked(name="n", kind="data", now=day(i)) for i in (5, 6, 7)]
     other = records.checked(name="n", kind="moments", now=day(6.5))
-    lines, more = story([*quiet, loud, *again[:2], other, again[2]])
+    lines, more = event_rows([*quiet, loud, *again[:2], other, again[2]])
     assert lines == [
         ("2026-02-07", "check of training data", "nothing new, 3 times"),
         ("2026-02-07", "check of shifted inputs", "nothing new"),
@@ -196,8 +197,8 @@ def test_a_story_is_newest_first_draws_quiet_checks_together_and_counts_what_it_
         ("2026-02-03", "check of training data", "nothing new, 3 times"),
     ]
     assert more == 0
-    assert story([*quiet, loud, *again], most=1) == (lines[:1], 2)
-    assert story([]) == ([], 0)
+    assert event_rows([*quiet, loud, *again], most=1) == (lines[:1], 2)
+    assert event_rows([]) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_a_report_that_is_opened_later_knows_that_its_date_has_passed(chromium, 
     old = tmp_path / "digits"
     records.append(old / "ledger.jsonl", tuned(old, 0, OLD, 0.11))
     study, paths = study_in(old)
-    address = write_report(study, paths, {}, {}, day(0)).as_uri()
+    address = write_report(read_report(study, paths, {}, {}, day(0))).as_uri()
     page = chromium.new_page()
     page.clock.install(time=day(number + 0.01))  # the clock runs on
     page.goto(address)

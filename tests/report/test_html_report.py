@@ -2,17 +2,19 @@
 
 import json
 import re
+import shlex
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import plotly.graph_objects as go
 import pytest
-from decorated_studies import STEPS, made_trial
+from decorated_studies import SPACE, STEPS, made_trial
 from optuna.trial import TrialState
 
 from lightning_hp.ledger import events, records
-from lightning_hp.report import html_report as report
-from lightning_hp.report.html_report import write_report
+from lightning_hp.report.axes import ends_text
+from lightning_hp.report.html_report import html_report, write_report
+from lightning_hp.report.model import read_report
 from lightning_hp.report.page import Page
 from lightning_hp.report.view import StudyView
 from lightning_hp.search.evidence import evidence
@@ -51,8 +53,8 @@ class Reader(HTMLParser):
 
 def test_report_of_a_study(finished, tmp_path):
     study, paths = finished
-    found = evidence(study.sampler.space, study.trials, "minimize", study.sampler.stages(study))
-    path = write_report(study, paths, found, RESULT, NOW)
+    measured = evidence(study.sampler.space, study.trials, "minimize", study.sampler.stages(study))
+    path = write_report(read_report(study, paths, measured, RESULT, NOW))
     assert path == paths.report
     assert path.stat().st_size < 6e6
     text = path.read_text()
@@ -66,12 +68,30 @@ def test_report_of_a_study(finished, tmp_path):
     assert "out of memory last lines" in reader.seen
     assert "40 of 40 trials were audited" in reader.seen
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])
-    assert len(figures) == 3 + 8 + 1  # history, landscape, curves; a funnel a parameter; importance
+    assert len(figures) == 3 + 8  # history, landscape, curves; a funnel a parameter
+
+
+def test_what_mattered_has_one_answer_and_a_stages_numbers_stand_beside_what_they_depend_on(finished):
+    study, paths = finished
+    view = StudyView.read(study)
+    stage = view.stages[-1]
+    evidence = {
+        "parameters": {"learning_rate": {"importance": 0.61, "effect": True, "measured_tier": "A"}},
+        "stages": [{"name": stage.name, "trials": 10, "importance": {"learning_rate": 0.23}}],
+    }
+    text = html_report(read_report(study, paths, evidence, {}, NOW))
+    seen = Reader(text).seen
+    searched = ends_text(SPACE["learning_rate"], *stage.interval("learning_rate"))
+    assert f"learning_rate 61% 23% {searched}" in seen
+    assert seen.count("23%") == 1
+    assert "two that mattered most" in seen
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])
+    assert not any(trace["type"] == "bar" for figure in figures.values() for trace in figure["data"])
 
 
 def test_report_needs_no_network(finished):
     study, paths = finished
-    text = write_report(study, paths, {}, {}, NOW).read_text()
+    text = write_report(read_report(study, paths, {}, {}, NOW)).read_text()
     reader = Reader(text)
     assert reader.addresses == []
     assert not {"link", "iframe", "img", "object", "embed"} & set(reader.tags)
@@ -83,7 +103,7 @@ def test_what_is_not_given_is_read_from_the_folder(made, paths):
     paths.root.mkdir()
     paths.result.write_text(json.dumps(RESULT))
     paths.evidence.write_text(json.dumps({"edges": [{"sentence": "widen momentum below 0.9"}]}))
-    seen = Reader(write_report(made([made_trial(0.5, 1.0)]), paths, now=NOW).read_text()).seen
+    seen = Reader(write_report(read_report(made([made_trial(0.5, 1.0)]), paths, now=NOW)).read_text()).seen
     assert "0.978" in seen
     assert "widen momentum below 0.9" in seen
 
@@ -91,7 +111,7 @@ def test_what_is_not_given_is_read_from_the_folder(made, paths):
 def test_a_broken_result_file_does_not_stop_the_report(made, paths, caplog):
     paths.root.mkdir()
     paths.result.write_text('{"seconds":')
-    seen = Reader(write_report(made([made_trial(0.5, 1.0)]), paths, now=NOW).read_text()).seen
+    seen = Reader(write_report(read_report(made([made_trial(0.5, 1.0)]), paths, now=NOW)).read_text()).seen
     assert "Best values" in seen
     assert "cannot be read" in caplog.text
 
@@ -129,8 +149,8 @@ def _trials(kind):
     ],
 )
 def test_report_of_studies_that_went_badly(made, paths, kind, said, mode):
-    view = StudyView.read(made(_trials(kind), mode))
-    assert said in Reader(report.render(view, paths, {}, {}, NOW)).seen
+    report = read_report(made(_trials(kind), mode), paths, {}, {}, NOW)
+    assert said in Reader(html_report(report)).seen
 
 
 def test_thousand_trials_stay_within_the_size(made, paths):
@@ -138,43 +158,72 @@ def test_thousand_trials_stay_within_the_size(made, paths):
         made_trial((i * 0.618) % 1, 1 + (i * 0.37) % 1, intermediate_values={s: 1.0 / s for s in range(1, STEPS + 1)})
         for i in range(1000)
     ]
-    assert write_report(made(trials), paths, {}, {}, NOW).stat().st_size < 6e6
+    assert write_report(read_report(made(trials), paths, {}, {}, NOW)).stat().st_size < 6e6
 
 
 def test_text_from_outside_is_never_markup(made, paths):
-    evil = "<script>alert(1)</script>"
-    space = SearchSpace.from_dict({evil: {"low": 0.0, "high": 1.0}, "b": {"choices": [evil, "y"], "tier": "B"}})
-    attrs = {"failure": evil, "traceback": evil, "stage": evil, "stage_index": 1, "audit": {evil: 1, "WARN": 1}}
-    trials = [made_trial(u / 10, u / 10, space=space, user_attrs=attrs) for u in range(1, 10)]
-    trials.append(made_trial(0.5, state=TrialState.FAIL, space=space, user_attrs=attrs))
-    study = made(trials, space=space, name=evil)
-    paths.trial(1).root.mkdir(parents=True)
+    """Each place has a text of its own, so that a place that is not read is missed."""
+    space = SearchSpace.from_dict(
+        {evil("parameter"): {"low": 0.0, "high": 1.0}, "b": {"choices": [evil("choice"), "y"], "tier": "B"}}
+    )
+    attributes = {
+        "failure": evil("failure"), "traceback": evil("traceback"), "stage": evil("stage"), "stage_index": 1,
+        "audit": {"WARN": 1},
+    }  # fmt: skip
+    trials = [made_trial(u / 10, u / 10, space=space, user_attrs=attributes) for u in range(1, 10)]
+    trials.append(made_trial(0.5, state=TrialState.FAIL, space=space, user_attrs=attributes))
+    study = made(trials, space=space, name=evil("study"))
+    finding = {key: evil(key) for key in ("severity", "id", "layer", "sentence", "fix")}
+    layer = {"name": evil("unit")[:24], "d": 1.0, "lv": 0.5}
     paths.trial(0).root.mkdir(parents=True)
-    paths.trial(0).audit.write_text(json.dumps({"findings": [{"severity": evil, "rule": evil, "message": evil}]}))
-    told = {
-        "disagreements": [evil],
-        "edges": [{"sentence": evil}],
-        "why_not_measured": evil,
-        "stages": [{"name": evil, "importance": {evil: 0.5, "b": 0.5}}],
-        "parameters": {evil: {"importance": 0.5, "effect": True, "measured_tier": evil}},
+    paths.trial(0).audit.write_text(json.dumps({"counts": {"WARN": 1}, "findings": [finding], "layers": [layer]}))
+    within = {
+        "trials": 9, "importance": {evil("parameter"): 1.0}, "between": {evil("parameter"): [0, 1]},
+        "at": {"b": evil("held")},
+    }  # fmt: skip
+    evidence = {
+        "disagreements": [evil("disagreement")],
+        "edges": [{"sentence": evil("edge")}],
+        "stages": [{"name": evil("within"), "within": within}],
+        "parameters": {evil("parameter"): {"importance": 0.5, "effect": True, "measured_tier": evil("tier")}},
     }
-    won = {"test": {evil: 0.1}, "validation": {evil: 0.2}, "best_yaml": evil, "seconds": 3}
-    text = write_report(study, paths, told, won, NOW).read_text()
-    assert evil not in text
-    assert Reader(text).tags.count("script") == 3
-    assert Reader(text).seen.count(evil) > 8
+    result = {
+        "test": {evil("test"): 0.1},
+        "validation": {evil("validation"): 0.2},
+        "best_yaml": evil("file"),
+        "seconds": 3,
+    }
+    text = write_report(read_report(study, paths, evidence, result, NOW)).read_text()
+    reader = Reader(text)
+    assert "<script>alert" not in text
+    assert reader.tags.count("script") == 3
+    for place in (
+        "parameter", "choice", "failure", "traceback", "stage", "study", "severity", "id", "layer", "sentence", "fix",
+        "disagreement", "edge", "within", "held", "tier", "test", "validation",
+    ):  # fmt: skip
+        assert evil(place) in reader.seen, place
+    assert shlex.quote(evil("file")) in reader.seen
+    assert evil("unit")[:24] in reader.seen
+    unmeasured = html_report(read_report(study, paths, {"why_not_measured": evil("reason")}, {}, NOW))
+    assert evil("reason") in Reader(unmeasured).seen
+    assert "<script>alert" not in unmeasured
+
+
+def evil(place: str) -> str:
+    """A text that would run if it became markup."""
+    return f"<script>alert('{place}')</script>"
 
 
 def test_an_interrupted_write_leaves_the_old_report(made, paths, monkeypatch):
     study = made([made_trial(0.5, 1.0)])
-    before = write_report(study, paths, {}, {}, NOW).read_text()
+    before = write_report(read_report(study, paths, {}, {}, NOW)).read_text()
 
     def full(source, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lightning_hp.study.paths.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
-        write_report(study, paths, {}, RESULT, NOW)
+        write_report(read_report(study, paths, {}, RESULT, NOW))
     assert paths.report.read_text() == before
     assert [p.name for p in paths.root.iterdir()] == ["report.html"]
 
@@ -187,10 +236,10 @@ def test_ledger_dates_are_shown(made, paths):
     )  # fmt: skip
     records.append(paths.ledger, tuned)
     study = made([made_trial(0.5, 1.0)])
-    seen = Reader(write_report(study, paths, {}, {}, NOW).read_text()).seen
+    seen = Reader(write_report(read_report(study, paths, {}, {}, NOW)).read_text()).seen
     assert "Fresh until 2026-12-01" in seen
     later = datetime(2027, 2, 10, tzinfo=UTC)
-    seen = Reader(write_report(study, paths, {}, {}, later).read_text()).seen
+    seen = Reader(write_report(read_report(study, paths, {}, {}, later)).read_text()).seen
     assert "Stale since 2026-12-31" in seen
     assert "lightning-hp retune made" in seen
 
@@ -198,14 +247,14 @@ def test_ledger_dates_are_shown(made, paths):
 def test_a_ledger_that_is_none_is_left_out(made, paths, caplog):
     paths.root.mkdir()
     paths.ledger.write_text("not a ledger\n")
-    seen = Reader(write_report(made([made_trial(0.5, 1.0)]), paths, {}, {}, NOW).read_text()).seen
+    seen = Reader(write_report(read_report(made([made_trial(0.5, 1.0)]), paths, {}, {}, NOW)).read_text()).seen
     assert "When to look again" not in seen
 
 
 def test_a_figure_cannot_end_its_script():
     page = Page("t")
     name = "</script><script>alert(1)</script>"
-    body = page.plot(go.Figure(go.Scatter(x=[1], y=[2], name=name)), "alternative")
-    text = page.html(body)
+    page.plot(go.Figure(go.Scatter(x=[1], y=[2], name=name)), "alternative")
+    text = page.render("page.html")
     assert name not in text
     assert json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])["plot-1"]["data"][0]["name"] == name

@@ -6,7 +6,7 @@ from decorated_studies import SPACE, STEPS, bowl
 
 from lightning_hp.report.view import StudyView
 from lightning_hp.search.curves import CurveReader, curves_to_dicts
-from lightning_hp.search.sampler import CoarseToFineSampler
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import find_study, open_storage, remember
@@ -16,14 +16,13 @@ def refresh(paths: StudyPaths, older: optuna.Study, n_trials: int) -> optuna.Stu
     """A short study that learns from the curves of an older one and opens the tiers that were open there."""
     curves = tuple(curves_to_dicts(CurveReader(SPACE, STEPS, False).read(older.trials)))
     opened = {tier: 0 if tier in "ABC" else n_trials + 1 for tier in SPACE.tiers}
-    described = Description(
-        SPACE, n_trials, STEPS, "val_loss", "min", 5, plan="retune", older=curves, opens_from=opened
+    plan = SearchPlan(
+        space=SPACE, n_trials=n_trials, max_steps=STEPS, seed=5, plan="retune", older=curves, opens_from=opened
     )
+    described = Description(plan, "val_loss", "min")
     study = open_study(paths.root.name, open_storage("journal", paths), described, paths)
     remember(paths, paths.root.name, "journal")
-    study.sampler = CoarseToFineSampler(
-        SPACE, n_trials=n_trials, max_steps=STEPS, seed=5, plan="retune", older=curves, opens_from=opened
-    )
+    study.sampler = plan.sampler()
 
     def objective(trial: optuna.Trial) -> float:
         value = bowl(SPACE.suggest(trial))

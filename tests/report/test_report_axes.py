@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lightning_hp.report.axes import duration_text, number_text, ticks, value_text
+from lightning_hp.report.axes import duration_text, ends_text, number_text, range_text, ticks, value_text
 from lightning_hp.search.parameters import Choice, Float, Int
 from lightning_hp.search.space import SearchSpace
 
@@ -115,3 +115,12 @@ def test_axes_of_extreme_ranges_have_ticks_inside(fields):
     positions, texts = ticks(parameter)
     assert len(positions) == len(texts) >= 2
     assert all(0 <= position <= 1 for position in positions)
+
+
+def test_choices_that_are_blocks_are_shown_by_their_labels():
+    sgd, adam = ({"class_path": f"torch.optim.{name}", "init_args": {"lr": 0.1}} for name in ("SGD", "Adam"))
+    parameter = SearchSpace.from_dict({"optimizer": {"choices": [sgd, adam], "tier": "A"}})["optimizer"]
+    assert value_text(parameter, adam) == "Adam(lr=0.1)"
+    assert ticks(parameter) == ([0.25, 0.75], ["SGD(lr=0.1)", "Adam(lr=0.1)"])
+    assert range_text(parameter) == "SGD(lr=0.1), Adam(lr=0.1)"
+    assert ends_text(parameter, 0.0, 1.0) == "SGD(lr=0.1) to Adam(lr=0.1)"

@@ -9,8 +9,9 @@ from optuna.trial import TrialState
 
 from lightning_hp.report.figures import best_so_far, contour, curves, history, importance, zoom_funnel
 from lightning_hp.report.landscape import REACH, surface
+from lightning_hp.report.measured import Measured
 from lightning_hp.report.style import value_axis
-from lightning_hp.report.view import NEUTRAL, StudyView
+from lightning_hp.report.view import NEUTRAL, TIER_COLOURS, StudyView
 
 
 def traces(figure):
@@ -94,16 +95,21 @@ def test_curves_band_is_the_quartiles_at_each_step(finished):
     assert list(found[f"trial {best.number} (best)"].y) == [best.intermediate_values[s] for s in range(1, 10)]
 
 
-def test_importance_rows_follow_the_assumed_tiers(finished):
+def test_importance_is_the_studys_one_answer(finished):
     view = StudyView.read(finished[0])
-    measured = {
-        "1 coarse A": {"learning_rate": 1.0},
-        "4 fine ABC": {"dropout": 0.6, "momentum": 0.1, "batch_size": 0.3},
+    parts = {"learning_rate": (0.6, True), "dropout": (0.3, True), "momentum": (0.1, False)}
+    evidence = {
+        "parameters": {name: {"importance": part, "effect": effect} for name, (part, effect) in parts.items()},
+        "stages": [{"name": "4 fine ABC", "trials": 9, "importance": {"dropout": 0.9, "momentum": 0.1}}],
     }
-    found = traces(importance(view, measured))
-    rows = [name.split()[0] for name in found["4 fine ABC"].y]
-    assert rows[::-1] == ["learning_rate", "batch_size", "momentum", "dropout"]  # Plotly draws upwards
-    assert list(found["4 fine ABC"].x)[::-1] == [None, 0.3, 0.1, 0.6]
+    (bars,) = importance(view, Measured.read(view, evidence)).data
+    assert [name.split()[0] for name in bars.y][::-1] == [
+        "learning_rate",
+        "dropout",
+        "momentum",
+    ]  # Plotly draws upwards
+    assert list(bars.x)[::-1] == [0.6, 0.3, 0.1]
+    assert list(bars.marker.color)[::-1] == [TIER_COLOURS["A"], TIER_COLOURS["C"], NEUTRAL]
 
 
 def test_contour_is_not_shifted_by_trials_without_value(made):
@@ -163,8 +169,11 @@ def test_figures_escape_names_and_are_plain_json(made):
     view = StudyView.read(made(trials, space=space))
     first, second = space.parameters
     every = [history(view), zoom_funnel(view, first), zoom_funnel(view, second), curves(view)]
-    every += [contour(view, first, second), importance(view, {"<u>": {"<b>a</b>": 0.3}})]
+    every += [
+        contour(view, first, second),
+        importance(view, Measured.read(view, {"parameters": {"<b>a</b>": {"importance": 0.3, "effect": True}}})),
+    ]
     text = json.dumps([figure.to_plotly_json() for figure in every], allow_nan=False, default=lambda v: v.tolist())
-    for hostile in ("<b>a", "<i>", "<u>"):
+    for hostile in ("<b>a", "<i>"):
         assert hostile not in text
     assert "&lt;b&gt;a" in text

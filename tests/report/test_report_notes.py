@@ -15,8 +15,10 @@ from optuna_dashboard import get_note, save_note
 
 from lightning_hp.report import notes
 from lightning_hp.report.audit_svg import audit_picture
-from lightning_hp.report.markdown import grid, md
-from lightning_hp.report.notes import LINE, decorate, flagged_trials
+from lightning_hp.report.audits import Audit
+from lightning_hp.report.model import read_report
+from lightning_hp.report.notes import LINE, decorate
+from lightning_hp.report.rendering import _markdown, markdown_text, table_head, table_row
 from lightning_hp.report.view import StudyView
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.paths import StudyPaths
@@ -39,7 +41,9 @@ def decorated(tmp_path_factory):
     best = StudyView.read(study).best
     place.trial(best.number).root.mkdir(parents=True)
     place.trial(best.number).audit.write_text(json.dumps(AUDIT))
-    assert decorate(study, place, compute_evidence(study), {"test": {"test_acc": 0.97}})
+    assert decorate(
+        study, place, report=read_report(study, place, compute_evidence(study), {"test": {"test_acc": 0.97}})
+    )
     return study, place, best
 
 
@@ -55,7 +59,7 @@ def test_study_note_says_what_was_found(decorated):
     assert f"[trial {best.number}](/dashboard/studies/0/trials?numbers={best.number})" in note
     assert r"test\_acc 0.97" in note
     assert re.search(r"\| out of memory\s+\| 4\s+\| \[trial 4\]", note)
-    assert re.search(r"\| diverged\s+\| 4\s+\|", note)
+    assert re.search(r"\| diverged\\: the loss was not finite\s+\| 4\s+\|", note)
     for stage in study.sampler.stages(study):
         mine = [t for t in study.trials if stage.first <= t.number < stage.last]
         complete = sum(t.state == TrialState.COMPLETE for t in mine)
@@ -72,13 +76,13 @@ def test_every_table_of_a_note_is_a_rectangle(decorated):
 
 
 def test_best_and_flagged_trials_have_notes_and_no_others(decorated):
-    study, _, best = decorated
+    study, place, best = decorated
     keys = study._storage.get_study_system_attrs(study._study_id)
     noted = {int(m[1]) for m in (re.match(r"dashboard:(\d+):note_ver", k) for k in keys) if m}
-    view = StudyView.read(study)
+    report = read_report(study, place)
     flagged = {4, 7, 14, 17, 24, 27, 34, 37}
-    assert {t.number for t in flagged_trials(view)} == flagged
-    assert noted == flagged | {t.number for t in view.ranked[:3]}
+    assert {t.number for t in report.flagged} == flagged
+    assert noted == flagged | {t.number for t in report.view.ranked[:3]}
     assert "MemoryError: <b>all gone</b>" in trial_note(study, 4)  # inside a code block, as it was
     assert "mean is off \\| by 0.7 Do." in trial_note(study, best.number)
 
@@ -114,10 +118,10 @@ def test_figures_are_small_and_fit_the_box(decorated):
 
 def test_nothing_is_written_where_nothing_changed(decorated):
     study, place, _ = decorated
-    told, won = compute_evidence(study), {"test": {"test_acc": 0.97}}
-    assert decorate(study, place, told, won, force=True)
+    report = read_report(study, place, compute_evidence(study), {"test": {"test_acc": 0.97}})
+    assert decorate(study, place, report=report, force=True)
     before = place.journal.stat().st_size
-    assert decorate(study, place, told, won, force=True)
+    assert decorate(study, place, report=report, force=True)
     assert place.journal.stat().st_size == before
 
 
@@ -185,28 +189,35 @@ def test_text_from_outside_is_escaped(made, paths):
     space = SearchSpace.from_dict({"a|<b>": {"low": 0.0, "high": 1.0}})
     attrs = {"failure": evil, "traceback": "```\n" + evil, "stage": evil}
     study = made([made_trial(0.5, state=TrialState.FAIL, space=space, user_attrs=attrs)], space=space, name=evil)
-    assert decorate(study, paths, {"edges": [evil], "disagreements": [evil]}, {"test": {evil: 1.0}})
+    evidence = {"edges": [evil], "disagreements": [evil]}
+    assert decorate(study, paths, report=read_report(study, paths, evidence, {"test": {evil: 1.0}}))
     outside_code = re.sub(r"```text\n.*?\n```", "", get_note(study) + trial_note(study, 0), flags=re.S)
     assert outside_code.count(r"\<img src=x onerror=alert(1)\> \| \*\*b\*\* \[x\](javascript\:alert(1)) \`c\`") >= 5
     assert not re.search(r"(?<!\\)<img|(?<!\\)\*\*b|(?<!\\)\[x|(?<!\\)`c", outside_code)
     assert trial_note(study, 0).count("```") == 2
 
 
-def test_md_and_grid():
-    assert md("a|b\nc_d") == r"a\|b c\_d"
-    assert grid(["a", "b"], [["1", "2"]], "lr") == "| a\u2003 | b |\n|:--|--:|\n| 1\u2003 | 2 |"
+def test_text_and_tables_in_markdown():
+    assert markdown_text("a|b\nc_d") == r"a\|b c\_d"
+    assert markdown_text(markdown_text("a|b")) == r"a\|b"  # what is markup already stays
+    assert table_head("lr", "a", "b") + "\n" + table_row(1, "2") == "| a\u2003 | b |\n|:--|--:|\n| 1\u2003 | 2 |"
+
+
+def test_a_note_escapes_what_its_template_does_not_think_of():
+    note = _markdown().from_string("{{ name }}|{% for n in names %}{{ n }}{% endfor %}|{{ names | join(', ') }}")
+    assert note.render(name="<b>", names=["*a*", "`c`"]) == r"\<b\>|\*a\*\`c\`|\*a\*, \`c\`"
 
 
 def test_picture_orders_layers_by_how_far_they_are_off():
-    drawn = audit_picture(AUDIT)
+    drawn = audit_picture(Audit.read(AUDIT))
     assert drawn.index("net.1") < drawn.index("net.5")
     widths = [
         float(w) for w in re.findall(r'<rect x="190" y="\d+" width="([\d.]+)" height="9" rx="2"', drawn) if w != "9"
     ]
     assert widths[1] / widths[0] == pytest.approx(0.2 / 0.7, rel=0.01)
-    assert audit_picture({"layers": [{"name": "<x>", "d": 1.0}]}).count("&lt;x&gt;") == 1
-    assert audit_picture({"layers": []}) is None
-    assert audit_picture({"layers": [{"name": "a", "d": None}]}) is None
+    assert audit_picture(Audit.read({"layers": [{"name": "<x>", "d": 1.0}]})).count("&lt;x&gt;") == 1
+    assert audit_picture(Audit.read({"layers": []})) == ""
+    assert audit_picture(Audit.read({"layers": [{"name": "a", "d": None}]})) == ""
 
 
 def test_decorated_study_opens_again(decorated):

@@ -8,7 +8,7 @@ import pytest
 from decorated_studies import SPACE, made_trial
 from optuna.trial import TrialState
 
-from lightning_hp.report.view import TIER_COLOURS, StudyView, curve_of, tint
+from lightning_hp.report.view import TIER_COLOURS, StudyView, finite_points, tint
 from lightning_hp.study.storage import StudyError
 
 
@@ -97,7 +97,7 @@ def test_only_finite_values_that_did_not_diverge_are_ranked(made, mode, order):
 
 def test_curves_are_sorted_and_finite():
     trial = made_trial(0.5, 1.0, intermediate_values={3: 0.5, 1: 2.0, 2: float("nan")})
-    assert curve_of(trial) == [(1, 2.0), (3, 0.5)]
+    assert finite_points(trial) == [(1, 2.0), (3, 0.5)]
 
 
 def test_a_foreign_study_is_refused():
