@@ -175,12 +175,17 @@ class BatchSampler(DistributedSampler[Tensor]):
         """Return the number of mini-batches of one process in the current epoch."""
         return len(self._sizes())
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield row numbers, one int64 tensor of shape (N,) for each mini-batch."""
+    def plan(self) -> tuple[Tensor, list[int]]:
+        """Return the row numbers of the current epoch in order, int64 of shape (L,), and the mini-batches' sizes."""
         if self._training:
             generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
             order = torch.randperm(self._rows, generator=generator)
         else:
             order = torch.arange(self._rows)
         sizes = self._sizes()
-        yield from order[self.rank :: self.num_replicas][: sum(sizes)].split(sizes) if sizes else ()
+        return order[self.rank :: self.num_replicas][: sum(sizes)], sizes
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield row numbers, one int64 tensor of shape (N,) for each mini-batch."""
+        order, sizes = self.plan()
+        yield from order.split(sizes) if sizes else ()

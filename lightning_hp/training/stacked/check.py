@@ -99,7 +99,7 @@ def _probe(stack: Stack, readers: Sequence[Any], tables: Any, rows: int) -> Feed
     orders = []
     for number, reader in enumerate(readers):
         order = (torch.arange(min(rows, total)) + number) % total
-        orders.append([reader.rows_of(order)])
+        orders.append((reader.rows_of(order), [len(order)]))
     return Feed(readers, orders, tables)
 
 

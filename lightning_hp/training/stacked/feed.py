@@ -10,7 +10,7 @@ Shapes: M members, B rows of a mini-batch, L rows of an epoch, N rows of the dat
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
 
+from lightning_hp.training.sampling import BatchSampler as OwnSampler
 from lightning_hp.training.stacked.randomness import RandomState, drawing_from, drawing_torch_from
 from lightning_hp.training.stacked.refusal import NotStackable
 
 Convert = Callable[[Any], Any]
+Order = tuple[Tensor, list[int]]  # row numbers of an epoch, shape (L,), and the sizes of its mini-batches
 
 
 class Reader:
@@ -51,34 +53,50 @@ class Reader:
         """Return the rows of the tensors that these rows of the data set are (of the data set, if read row by row)."""
         return numbers if self._rows is None or self.tensors is None else self._rows[numbers]
 
-    def draw(self, new_iterator: bool = True) -> list[Tensor]:
+    @property
+    def draws(self) -> bool:
+        """Whether the order, or the rows, may depend on the process's generators."""
+        batches = self.loader.batch_sampler
+        sampler = self.loader.sampler if batches is None else getattr(batches, "sampler", None)
+        return self.tensors is None or type(sampler) not in (SequentialSampler, OwnSampler)
+
+    def draw(self, new_iterator: bool = True, isolated: bool = True) -> Order:
         """Draw the order of an epoch from the member's generators.
 
         Args:
             new_iterator: Whether an iterator is created now; that of the first epoch exists since the start of the fit.
+            isolated: False where nothing of the member depends on generators, to save the time of changing them.
 
         Returns:
-            Row numbers of each mini-batch, int64 of shape (B,); rows of ``tensors`` where the data lies in memory,
-            else of the data set.
+            Row numbers of ``tensors`` where the data lies in memory, else of the data set, and the mini-batches' sizes.
         """
+        if not isolated:
+            return self._limited()
         # a data set that is read row by row may draw from any generator
         with drawing_torch_from(self._state) if self.tensors is not None else drawing_from(self._state):
             if new_iterator:
                 torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
-            batches = list(itertools.islice(self._orders(), self.limit))
-        return [self.rows_of(batch) for batch in batches]
+            return self._limited()
 
-    def _orders(self) -> Iterator[Tensor]:
+    def _limited(self) -> Order:
+        rows, sizes = self._order()
+        sizes = sizes[: self.limit]
+        return self.rows_of(rows[: sum(sizes)]), sizes
+
+    def _order(self) -> Order:
         loader = self.loader
         sampler, batches = loader.sampler, loader.batch_sampler
+        if type(sampler) is OwnSampler and batches is None:
+            return sampler.plan()
         if type(batches) is BatchSampler and type(batches.sampler) in (RandomSampler, SequentialSampler):
             order = _whole_order(batches.sampler)
             if order is not None:
-                rows = len(order) - len(order) % batches.batch_size if batches.drop_last else len(order)
-                yield from order[:rows].split(batches.batch_size)
-                return
-        for item in batches if batches is not None else sampler:
-            yield torch.as_tensor(item, dtype=torch.int64).reshape(-1)
+                full, rest = divmod(len(order), batches.batch_size)
+                sizes = [batches.batch_size] * full + ([rest] if rest and not batches.drop_last else [])
+                return order, sizes
+        items = itertools.islice(iter(batches if batches is not None else sampler), self.limit)
+        rows = [torch.as_tensor(item, dtype=torch.int64).reshape(-1) for item in items]
+        return (torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)), [len(batch) for batch in rows]
 
     def fetch(self, rows: Tensor) -> Any:
         """Return a mini-batch as the loader itself would collate it, drawing what the data set draws."""
@@ -196,7 +214,7 @@ class Feed:
         shared: Whether all members read the same rows, so that one of them may read for all.
     """
 
-    def __init__(self, readers: Sequence[Reader], orders: Sequence[list[Tensor]], tables: Tables) -> None:
+    def __init__(self, readers: Sequence[Reader], orders: Sequence[Order], tables: Tables) -> None:
         """Line the orders up.
 
         Args:
@@ -207,12 +225,12 @@ class Feed:
         Raises:
             NotStackable: If the members' mini-batches differ in number or size.
         """
-        self.sizes = [len(batch) for batch in orders[0]]
-        if any([len(batch) for batch in order] != self.sizes for order in orders):
+        self.sizes = orders[0][1]
+        if any(sizes != self.sizes for _, sizes in orders):
             raise NotStackable("the members' mini-batches differ in number or size")
         self._readers, self._tables = list(readers), tables
         self._in_memory = all(reader.tensors is not None for reader in readers)
-        rows = [torch.cat(order) if order else torch.empty(0, dtype=torch.int64) for order in orders]
+        rows = [order for order, _ in orders]
         if self._in_memory:
             starts = [tables.start_of(reader.tensors or ()) for reader in readers]
             rows = [row + start if start else row for row, start in zip(rows, starts, strict=True)]

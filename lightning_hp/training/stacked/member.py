@@ -110,6 +110,7 @@ class Start:
         val_batches: Mini-batches of each.
         validate_every_epochs: Epochs between validations.
         validate_every_batches: Mini-batches between the validations of such an epoch.
+        grows: Whether Lightning reloads the training loader, because its mini-batches grow.
         accumulate: Mini-batches of one optimizer step.
         clip: Limit of the gradient, or None.
         clip_by: "norm" or "value".
@@ -129,6 +130,7 @@ class Start:
     val_batches: list[int]
     validate_every_epochs: int
     validate_every_batches: int
+    grows: bool
     accumulate: int
     clip: float | None
     clip_by: str
@@ -280,6 +282,7 @@ def _read_off(member: Member) -> Start:
         val_batches=[int(count) for count in (val_loop._max_batches if validates else [])],
         validate_every_epochs=int(trainer.check_val_every_n_epoch or 1),
         validate_every_batches=int(trainer.val_check_batch or 1),
+        grows=bool(trainer.reload_dataloaders_every_n_epochs),  # type: ignore[attr-defined]
         accumulate=int(trainer.accumulate_grad_batches),
         clip=None if trainer.gradient_clip_val is None else float(trainer.gradient_clip_val),
         clip_by=str(trainer.gradient_clip_algorithm or "norm").rpartition(".")[2].lower(),
@@ -309,13 +312,8 @@ def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
     _set_sampler_epoch(loader, epoch)
 
 
-def epoch_plan(trainer: pl.Trainer, loader: DataLoader[Any], begun: Start) -> tuple[int, int]:
-    """Return the mini-batches of the epoch that begins, and those between its validations.
-
-    They are those of the first epoch, but for a loader whose mini-batches grow, which Lightning reloads every epoch.
-    """
-    if not _plans_its_epochs(loader):
-        return begun.batches, begun.validate_every_batches
+def epoch_plan(trainer: pl.Trainer, loader: DataLoader[Any]) -> tuple[int, int]:
+    """Return the mini-batches of the epoch that begins, and those between its validations, where mini-batches grow."""
     batches = int(_parse_num_batches(RunningStage.TRAINING, len(loader), trainer.limit_train_batches))
     interval = trainer.val_check_interval
     return batches, interval if isinstance(interval, int) else max(1, int(batches * interval))

@@ -9,9 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from lightning_hp.training.stacked.feed import Reader
+from lightning_hp.training.stacked.feed import Order, Reader
 from lightning_hp.training.stacked.member import Member, Start, epoch_plan, set_epoch, start
 from lightning_hp.training.stacked.optimizers import optimizer_key
 from lightning_hp.training.stacked.protocol import own_step
@@ -61,18 +59,24 @@ class Seat:
         """Whether an early stop is allowed here, within an epoch or after its end."""
         return self.epoch >= self.start.min_epochs and self.step >= self.start.min_steps
 
-    def draw_epoch(self) -> list[Tensor]:
+    @property
+    def draws(self) -> bool:
+        """Whether anything the member reads may depend on the process's generators."""
+        return self.reader.draws or any(reader.draws for reader in self.val_readers)
+
+    def draw_epoch(self) -> Order:
         """Draw the order of the epoch that begins, from the member's own generators."""
         set_epoch(self.reader.loader, self.epoch)
-        self.batches, self.validate_every = epoch_plan(self.member.trainer, self.reader.loader, self.start)
-        self.reader.limit = self.batches
-        return self.reader.draw(new_iterator=self.epoch > 0)
+        if self.start.grows:
+            self.batches, self.validate_every = epoch_plan(self.member.trainer, self.reader.loader)
+            self.reader.limit = self.batches
+        return self.reader.draw(new_iterator=self.epoch > 0, isolated=self.draws)
 
-    def draw_validation(self) -> list[Tensor]:
+    def draw_validation(self) -> Order:
         """Draw the order of a validation."""
         (reader,) = self.val_readers
         set_epoch(reader.loader, self.epoch)
-        return reader.draw()
+        return reader.draw(isolated=self.draws)
 
     def validates_now(self, batch_idx: int) -> bool:
         """Whether its Trainer would validate after this mini-batch of its present epoch."""
@@ -98,7 +102,9 @@ def seat(member: Member) -> Seat:
         raise NotStackable(f"a stack validates on one loader, got {len(val_readers)}")
     if not begun.batches:
         raise NotStackable("the training loader has no mini-batches")
-    return Seat(member, begun, reader, val_readers)
+    one = Seat(member, begun, reader, val_readers)
+    one.batches, one.validate_every = begun.batches, begun.validate_every_batches
+    return one
 
 
 def structure_of(one: Seat) -> Hashable:

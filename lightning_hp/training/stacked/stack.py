@@ -86,6 +86,7 @@ class Stack:
         self._clip: Tensor | None = None
         self._read_clip()
         self.batches = begun.batches
+        self._sizes: list[int] = []
         self.train_log = EpochLog(training=True)
         self._losses_of_epoch: tuple[Tensor, int] | None = None
 
@@ -170,6 +171,7 @@ class Stack:
         """Draw the order of the epoch that begins for every member."""
         self.train_log, self._losses_of_epoch = EpochLog(training=True), None
         feed = Feed([one.reader for one in self.seats], [one.draw_epoch() for one in self.seats], self.tables)
+        self._sizes = feed.sizes
         self.batches = len(feed.sizes)
         return feed
 
@@ -210,7 +212,7 @@ class Stack:
         """
         begun = self.seats[0].start
         losses, gradients, logged = self.gradients(batch, batch_idx)
-        rows = _rows_of(batch)
+        rows = self._sizes[batch_idx] if batch_idx < len(self._sizes) else 1
         if self.traced is not None:
             self.train_log.add(logged, self.traced.captured.options, rows)
         weighted = losses.detach() * rows
@@ -332,9 +334,3 @@ def _settings(modules: Sequence[pl.LightningModule], name: str) -> list[float]:
     path, _, buffer = name.rpartition(".")
     attribute = {"rate": "p", "epsilon": "eps"}.get(buffer, buffer)
     return [float(getattr(module.get_submodule(path), attribute)) for module in modules]
-
-
-def _rows_of(batch: Any) -> int:
-    """Rows B of a mini-batch of shape (M, B, ...), as Lightning counts them: of its first tensor."""
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    return int(leaves[0].shape[1]) if leaves and leaves[0].dim() > 1 else 1
