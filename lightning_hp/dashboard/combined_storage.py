@@ -8,46 +8,50 @@ has the same addresses as in a plain dashboard. Storages that appear in the fold
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy  # what every storage answers with; not re-exported
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.dashboard.upstream.curve_limit import with_few_curves
+from lightning_hp.dashboard.upstream.numbers import moved_study, moved_trial
 from lightning_hp.report.gate_question import open_question
 from lightning_hp.study.description import ATTRIBUTE
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, open_storage
+from lightning_hp.study.upstream import study_number
+
+if TYPE_CHECKING:
+    from lightning_hp.dashboard.upstream.numbers import FrozenStudy
 
 _log = logging.getLogger(__name__)
 #: room for the numbers of one storage, of studies (people see them) and of trials; JavaScript counts exactly to 9e15
 STUDY_STRIDE, TRIAL_STRIDE = 100_000, 1_000_000_000
 #: seconds after which the folder is looked through again
-LOOK_AGAIN = 5.0
+SCAN_EVERY = 5.0
 _NOTE_KEY = re.compile(r"^dashboard:(\d+):")
 _NOTE_TEXT = re.compile(r"^(dashboard:(?:\d+:)?note_str:)(\d+)$")
 _LINK = re.compile(r"(/artifacts/|/dashboard/studies/)(\d+)(?:/(\d+)(?=/))?")
 
 
 @dataclass(frozen=True)
-class Place:
-    """One storage.
+class Mount:
+    """One storage, and what its numbers are moved up by.
 
     Attributes:
-        storage: It.
+        storage: The underlying Optuna storage.
         folders: Study name to study folder, for the studies that have one.
         index: Its position; numbers are moved up by so many strides.
         url: ``journal``, or the URL of a storage that several study folders may share.
@@ -69,7 +73,7 @@ class Place:
         return self.index * TRIAL_STRIDE
 
 
-class Shelf(BaseStorage):
+class CombinedStorage(BaseStorage):
     """Several storages as one.
 
     Args:
@@ -82,61 +86,62 @@ class Shelf(BaseStorage):
         storages: Sequence[tuple[BaseStorage, Mapping[str, StudyPaths]]] = (),
         folder: Path | None = None,
     ) -> None:
-        self._places = [Place(storage, dict(known), i) for i, (storage, known) in enumerate(storages)]
+        self._mounts = [Mount(storage, dict(folders), i) for i, (storage, folders) in enumerate(storages)]
         self._folder = folder
-        self._looked = float("-inf")
+        self._scanned = float("-inf")
         self._lock = threading.Lock()
-        self._look()
+        self._scan()
 
-    def _look(self) -> None:
-        """Take in study folders that are new, at most every few seconds."""
+    def _scan(self) -> None:
+        """Mount study folders that are new, at most every few seconds."""
         if self._folder is None:
             return
         with self._lock:
-            if time.monotonic() - self._looked < LOOK_AGAIN:
+            if time.monotonic() - self._scanned < SCAN_EVERY:
                 return
-            self._looked = time.monotonic()
-            known = {paths.root for place in self._places for paths in place.folders.values()}
+            self._scanned = time.monotonic()
+            mounted = {paths.root for mount in self._mounts for paths in mount.folders.values()}
             for root in study_folders(self._folder):
-                if root not in known:
-                    self._take_in(StudyPaths(root))
+                if root not in mounted:
+                    self._mount(StudyPaths(root))
 
-    def _take_in(self, paths: StudyPaths) -> None:
+    def _mount(self, paths: StudyPaths) -> None:
+        """Open the storage of a study folder, unless another folder has opened it already."""
         try:
-            told = json.loads(paths.study.read_text(encoding="utf-8"))
-            name, url = str(told["name"]), str(told["storage"])
-            shared = next((place for place in self._places if place.url == url != "journal"), None)
-            if shared is None:
+            pointer = json.loads(paths.study.read_text(encoding="utf-8"))
+            name, url = str(pointer["name"]), str(pointer["storage"])
+            mount = next((mount for mount in self._mounts if mount.url == url != "journal"), None)
+            if mount is None:
                 storage = open_storage(url, paths)
                 storage.get_all_studies()
-                shared = Place(storage, {}, len(self._places), url)
-                self._places.append(shared)
-            shared.folders[name] = paths
+                mount = Mount(storage, {}, len(self._mounts), url)
+                self._mounts.append(mount)
+            mount.folders[name] = paths
         except (StudyError, OSError, ValueError, KeyError, TypeError):
             _log.warning("%s cannot be opened", paths.root, exc_info=True)
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        """All storages known by now."""
-        self._look()
-        return tuple(self._places)
+    def mounts(self) -> tuple[Mount, ...]:
+        """All storages mounted by now."""
+        self._scan()
+        return tuple(self._mounts)
 
-    def _place(self, number: int, stride: int) -> Place:
-        alone = len(self._places) == 1 and self._folder is None
+    def _mount_of(self, number: int, stride: int) -> Mount:
+        alone = len(self._mounts) == 1 and self._folder is None
         index = 0 if alone else number // stride
-        if not 0 <= index < len(self._places):
+        if not 0 <= index < len(self._mounts):
             raise KeyError(f"no study or trial {number}")
-        return self._places[index]
+        return self._mounts[index]
 
-    def _study(self, number: int) -> tuple[Place, int]:
+    def _study(self, number: int) -> tuple[Mount, int]:
         """The storage of a study and the study's number there."""
-        place = self._place(number, STUDY_STRIDE)
-        return place, number - place.studies
+        mount = self._mount_of(number, STUDY_STRIDE)
+        return mount, number - mount.studies
 
-    def _trial(self, number: int) -> tuple[Place, int]:
+    def _trial(self, number: int) -> tuple[Mount, int]:
         """The storage of a trial and the trial's number there."""
-        place = self._place(number, TRIAL_STRIDE)
-        return place, number - place.trials
+        mount = self._mount_of(number, TRIAL_STRIDE)
+        return mount, number - mount.trials
 
     def folder_of(self, study_id: int) -> StudyPaths | None:
         """The folder of a study, None where it has none.
@@ -144,8 +149,8 @@ class Shelf(BaseStorage):
         Raises:
             KeyError: If there is no such study.
         """
-        place, local = self._study(study_id)
-        return place.folders.get(place.storage.get_study_name_from_id(local))
+        mount, local = self._study(study_id)
+        return mount.folders.get(mount.storage.get_study_name_from_id(local))
 
     def form_of(self, study_id: int) -> str | None:
         """The address of the form in which a person answers a study's open question, None if there is none.
@@ -153,151 +158,152 @@ class Shelf(BaseStorage):
         Raises:
             KeyError: If there is no such study.
         """
-        place, local = self._study(study_id)
-        found = open_question(place.storage, place.storage.get_study_name_from_id(local))
-        return None if found is None else f"/dashboard/studies/{found[0] + place.studies}/trials?numbers={found[1]}"
+        mount, local = self._study(study_id)
+        question = open_question(mount.storage, mount.storage.get_study_name_from_id(local))
+        if question is None:
+            return None
+        gate, trial = question
+        return f"/dashboard/studies/{gate + mount.studies}/trials?numbers={trial}"
 
     # --- studies ---
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         """Create a study in the only storage; a folder of studies takes none from here."""
-        if len(self._places) != 1 or self._folder is not None:
+        if len(self._mounts) != 1 or self._folder is not None:
             raise RuntimeError("studies of a folder are created by `lightning-hp tune`")
-        return self._places[0].storage.create_new_study(directions, study_name)
+        return self._mounts[0].storage.create_new_study(directions, study_name)
 
     def delete_study(self, study_id: int) -> None:
         """Delete a study from its storage; the files of its folder stay."""
-        place, local = self._study(study_id)
-        place.storage.delete_study(local)
+        mount, local = self._study(study_id)
+        mount.storage.delete_study(local)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         """See Optuna."""
-        place, local = self._study(study_id)
-        place.storage.set_study_user_attr(local, key, value)
+        mount, local = self._study(study_id)
+        mount.storage.set_study_user_attr(local, key, value)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """See Optuna; keys and links of notes are moved back."""
-        place, local = self._study(study_id)
-        kept = _moved_links(value, place, -1) if isinstance(value, str) and _NOTE_TEXT.match(key) else value
-        place.storage.set_study_system_attr(local, _moved_key(key, -place.trials), kept)
+        mount, local = self._study(study_id)
+        kept = _moved_links(value, mount, -1) if isinstance(value, str) and _NOTE_TEXT.match(key) else value
+        mount.storage.set_study_system_attr(local, _moved_key(key, -mount.trials), kept)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """See Optuna; the first of that name."""
-        for place in self.places:
-            for study in place.storage.get_all_studies():
+        for mount in self.mounts:
+            for study in mount.storage.get_all_studies():
                 if study.study_name == study_name:
-                    return study._study_id + place.studies
+                    return study_number(study) + mount.studies
         raise KeyError(f"no study named {study_name!r}")
 
     def get_study_name_from_id(self, study_id: int) -> str:
         """See Optuna."""
-        place, local = self._study(study_id)
-        return place.storage.get_study_name_from_id(local)
+        mount, local = self._study(study_id)
+        return mount.storage.get_study_name_from_id(local)
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         """See Optuna."""
-        place, local = self._study(study_id)
-        return place.storage.get_study_directions(local)
+        mount, local = self._study(study_id)
+        return mount.storage.get_study_directions(local)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """See Optuna."""
-        place, local = self._study(study_id)
-        return place.storage.get_study_user_attrs(local)
+        mount, local = self._study(study_id)
+        return mount.storage.get_study_user_attrs(local)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """See Optuna; keys and links of notes are moved."""
-        place, local = self._study(study_id)
-        return _moved_attributes(place.storage.get_study_system_attrs(local), place)
+        mount, local = self._study(study_id)
+        return _moved_attributes(mount.storage.get_study_system_attrs(local), mount)
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """See Optuna; studies of one name are told apart by their folders, and our long attribute is left out."""
-        found: list[FrozenStudy] = []
-        owners: list[Place] = []
-        for place in self.places:
-            for study in place.storage.get_all_studies():
-                moved = copy.copy(study)
-                moved._study_id = study._study_id + place.studies
-                moved.system_attrs = _moved_attributes(study.system_attrs, place)
-                moved.user_attrs = {k: v for k, v in study.user_attrs.items() if k != ATTRIBUTE}
-                found.append(moved)
-                owners.append(place)
-        names = [study.study_name for study in found]
-        for study, place in zip(found, owners, strict=True):
-            if names.count(study.study_name) > 1 and study.study_name in place.folders:
-                study.study_name = f"{study.study_name} ({place.folders[study.study_name].root.name})"
-        return found
+        studies = [
+            (mount, moved_study(
+                study, mount.studies, _moved_attributes(study.system_attrs, mount),
+                {name: value for name, value in study.user_attrs.items() if name != ATTRIBUTE},
+            ))
+            for mount in self.mounts
+            for study in mount.storage.get_all_studies()
+        ]  # fmt: skip
+        names = Counter(study.study_name for _, study in studies)
+        for mount, study in studies:
+            if names[study.study_name] > 1 and study.study_name in mount.folders:
+                study.study_name = f"{study.study_name} ({mount.folders[study.study_name].root.name})"
+        return [study for _, study in studies]
 
     # --- trials ---
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """See Optuna."""
-        place, local = self._study(study_id)
-        return place.storage.create_new_trial(local, template_trial) + place.trials
+        mount, local = self._study(study_id)
+        return mount.storage.create_new_trial(local, template_trial) + mount.trials
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         """See Optuna."""
-        place, local = self._trial(trial_id)
-        place.storage.set_trial_param(local, param_name, param_value_internal, distribution)
+        mount, local = self._trial(trial_id)
+        mount.storage.set_trial_param(local, param_name, param_value_internal, distribution)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """See Optuna."""
-        place, local = self._study(study_id)
-        return place.storage.get_trial_id_from_study_id_trial_number(local, trial_number) + place.trials
+        mount, local = self._study(study_id)
+        return mount.storage.get_trial_id_from_study_id_trial_number(local, trial_number) + mount.trials
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """See Optuna."""
-        place, local = self._trial(trial_id)
-        return place.storage.set_trial_state_values(local, state, values)
+        mount, local = self._trial(trial_id)
+        return mount.storage.set_trial_state_values(local, state, values)
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """See Optuna."""
-        place, local = self._trial(trial_id)
-        place.storage.set_trial_intermediate_value(local, step, intermediate_value)
+        mount, local = self._trial(trial_id)
+        mount.storage.set_trial_intermediate_value(local, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See Optuna."""
-        place, local = self._trial(trial_id)
-        place.storage.set_trial_user_attr(local, key, value)
+        mount, local = self._trial(trial_id)
+        mount.storage.set_trial_user_attr(local, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See Optuna."""
-        place, local = self._trial(trial_id)
-        place.storage.set_trial_system_attr(local, key, value)
+        mount, local = self._trial(trial_id)
+        mount.storage.set_trial_system_attr(local, key, value)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """See Optuna."""
-        place, local = self._trial(trial_id)
-        return moved_trial(place.storage.get_trial(local), place.trials)
+        mount, local = self._trial(trial_id)
+        return moved_trial(mount.storage.get_trial(local), mount.trials)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """See Optuna; of a big study most come without their curves."""
-        place, local = self._study(study_id)
-        trials = place.storage.get_all_trials(local, deepcopy, states)
-        moved = [moved_trial(t, place.trials) for t in trials] if place.index else trials
-        return with_few_curves(moved, place.storage.get_study_directions(local)[0])
+        mount, local = self._study(study_id)
+        trials = mount.storage.get_all_trials(local, deepcopy, states)
+        moved = [moved_trial(t, mount.trials) for t in trials] if mount.index else trials
+        return with_few_curves(moved, mount.storage.get_study_directions(local)[0])
 
     def trials_as_kept(self, study_id: int) -> tuple[list[FrozenTrial], int]:
         """The trials of a study as its own storage keeps them, and by how much their numbers are to be moved up."""
-        place, local = self._study(study_id)
-        return place.storage.get_all_trials(local, deepcopy=False), place.trials
+        mount, local = self._study(study_id)
+        return mount.storage.get_all_trials(local, deepcopy=False), mount.trials
 
 
-class ShelfArtifacts:
+class CombinedArtifacts:
     """The artifacts of all folders as one store; an identifier is looked for in each.
 
     Args:
-        shelf: Whose folders.
+        combined: Whose folders.
     """
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
+    def __init__(self, combined: CombinedStorage) -> None:
+        self._combined = combined
 
     def _stores(self) -> list[optuna.artifacts.FileSystemArtifactStore]:
-        folders = [paths.artifacts for place in self._shelf.places for paths in place.folders.values()]
+        folders = [paths.artifacts for mount in self._combined.mounts for paths in mount.folders.values()]
         return [optuna.artifacts.FileSystemArtifactStore(folder) for folder in folders if folder.is_dir()]
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
@@ -328,8 +334,8 @@ def study_folders(folder: Path) -> list[Path]:
     """The study folders in a folder, or itself if it is one, in the order in which their first trials began."""
     if StudyPaths(folder).study.is_file():
         return [folder]
-    found = [p for p in folder.iterdir() if StudyPaths(p).study.is_file()] if folder.is_dir() else []
-    return sorted(found, key=lambda p: (_begun(StudyPaths(p).journal), p.name))
+    folders = [p for p in folder.iterdir() if StudyPaths(p).study.is_file()] if folder.is_dir() else []
+    return sorted(folders, key=lambda p: (_begun(StudyPaths(p).journal), p.name))
 
 
 def _begun(journal: Path) -> str:
@@ -346,41 +352,32 @@ def _moved_key(key: str, by: int) -> str:
     return _NOTE_KEY.sub(lambda m: f"dashboard:{int(m[1]) + by}:", key) if by else key
 
 
-def _moved_links(text: str, place: Place, way: int) -> str:
+def _moved_links(text: str, mount: Mount, way: int) -> str:
     """The links of a note, moved up (``way`` 1) or back (-1)."""
-    if not place.index:
+    if not mount.index:
         return text
 
     def moved(match: re.Match[str]) -> str:
-        trial = f"/{int(match[3]) + way * place.trials}" if match[3] else ""
-        return f"{match[1]}{int(match[2]) + way * place.studies}{trial}"
+        trial = f"/{int(match[3]) + way * mount.trials}" if match[3] else ""
+        return f"{match[1]}{int(match[2]) + way * mount.studies}{trial}"
 
     return _LINK.sub(moved, text)
 
 
-def _moved_attributes(attributes: dict[str, Any], place: Place) -> dict[str, Any]:
+def _moved_attributes(attributes: dict[str, Any], mount: Mount) -> dict[str, Any]:
     """System attributes with the keys and links of notes moved.
 
     A note is cut into pieces, and a link may lie across two of them, so its whole text is put into the first piece.
     """
-    if not place.index:
+    if not mount.index:
         return attributes
-    moved = {_moved_key(key, place.trials): value for key, value in attributes.items()}
+    moved = {_moved_key(key, mount.trials): value for key, value in attributes.items()}
     pieces: dict[str, list[tuple[int, str]]] = {}
     for key, value in moved.items():
         match = _NOTE_TEXT.match(key)
         if match and isinstance(value, str):
             pieces.setdefault(match[1], []).append((int(match[2]), value))
     for prefix, listed in pieces.items():
-        whole = _moved_links("".join(text for _, text in sorted(listed)), place, 1)
+        whole = _moved_links("".join(text for _, text in sorted(listed)), mount, 1)
         moved.update({f"{prefix}{i}": whole if i == 0 else "" for i, _ in listed})
-    return moved
-
-
-def moved_trial(trial: FrozenTrial, by: int) -> FrozenTrial:
-    """The trial with its number in storage moved up; the trial given is not changed."""
-    if not by:
-        return trial
-    moved = copy.copy(trial)
-    moved._trial_id = trial._trial_id + by
     return moved

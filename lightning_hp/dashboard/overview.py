@@ -16,7 +16,7 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.dashboard.combined_storage import Shelf
+from lightning_hp.dashboard.combined_storage import CombinedStorage
 from lightning_hp.report.age import TONES
 from lightning_hp.report.axes import number_text
 from lightning_hp.report.gate_question import is_gate
@@ -24,6 +24,7 @@ from lightning_hp.report.lineage import Verdict, lineage_of
 from lightning_hp.report.page import Page
 from lightning_hp.report.view import finite, value_of
 from lightning_hp.study.description import ATTRIBUTE
+from lightning_hp.study.upstream import study_number
 
 #: seconds for which a folder's size is believed
 SIZE_KEPT = 60.0
@@ -84,21 +85,21 @@ class Status:
         return TONES.get(self.verdict.status, "dim") if self.verdict is not None else "dim"
 
 
-def statuses(shelf: Shelf, now: datetime) -> list[Status]:
+def statuses(combined: CombinedStorage, now: datetime) -> list[Status]:
     """All studies, those with trials running or ended last first."""
-    studies = shelf.get_all_studies()
+    studies = combined.get_all_studies()
     names = {study.study_name for study in studies}
     studies = [study for study in studies if not is_gate(study.study_name, names)]
-    found = [status_of(shelf, study._study_id, study.study_name, now) for study in studies]
+    found = [status_of(combined, study_number(study), study.study_name, now) for study in studies]
     never = datetime(1970, 1, 1, tzinfo=UTC)
     return sorted(found, key=lambda s: (s.running > 0, s.active or never), reverse=True)
 
 
-def status_of(shelf: Shelf, number: int, name: str, now: datetime) -> Status:
+def status_of(combined: CombinedStorage, number: int, name: str, now: datetime) -> Status:
     """One study.
 
     Args:
-        shelf: Where it is.
+        combined: Where it is.
         number: Its number there.
         name: How it is called.
         now: The clock, with a time zone.
@@ -106,15 +107,15 @@ def status_of(shelf: Shelf, number: int, name: str, now: datetime) -> Status:
     Raises:
         KeyError: If there is no such study.
     """
-    trials = shelf.get_all_trials(number, deepcopy=False)
-    attributes = shelf.get_study_user_attrs(number)
+    trials = combined.get_all_trials(number, deepcopy=False)
+    attributes = combined.get_study_user_attrs(number)
     described: dict[str, Any] = attributes.get(ATTRIBUTE) or {}
-    directions = shelf.get_study_directions(number)
+    directions = combined.get_study_directions(number)
     best = _best(trials, directions[0]) if len(directions) == 1 else None
     stages = [t.user_attrs["stage"] for t in trials if "stage" in t.user_attrs]
-    paths = shelf.folder_of(number)
+    paths = combined.folder_of(number)
     lineage = lineage_of(paths, described.get("previous"), now) if paths is not None else None
-    names = shelf.get_study_system_attrs(number).get("study:metric_names") or [""]
+    names = combined.get_study_system_attrs(number).get("study:metric_names") or [""]
     return Status(
         number=number,
         name=name,
@@ -129,7 +130,7 @@ def status_of(shelf: Shelf, number: int, name: str, now: datetime) -> Status:
         verdict=lineage.verdict if lineage is not None else None,
         size=size_of(paths.root) if paths is not None else None,
         has_report=paths is not None and paths.report.is_file(),
-        form=shelf.form_of(number),
+        form=combined.form_of(number),
     )
 
 
@@ -187,9 +188,9 @@ def ago_text(since: datetime | None, now: datetime) -> str:
     return f"{gone // timedelta(days=1)} days ago"
 
 
-def overview(shelf: Shelf, now: datetime) -> str:
+def overview(combined: CombinedStorage, now: datetime) -> str:
     """The page, as HTML."""
-    studies = statuses(shelf, now)
+    studies = statuses(combined, now)
     counts = {
         tone: sum(study.verdict is not None and study.verdict.status == tone for study in studies) for tone in TONES
     }

@@ -24,13 +24,15 @@ from urllib.parse import parse_qs
 
 from optuna.storages import BaseStorage
 
-from lightning_hp.dashboard.combined_storage import Shelf, ShelfArtifacts, study_folders
+from lightning_hp.dashboard.combined_storage import CombinedArtifacts, CombinedStorage, study_folders
 from lightning_hp.dashboard.guard import PASSWORD_VARIABLE, Application, Guard, is_loopback, names_of
 from lightning_hp.dashboard.overview import overview, status_of
+from lightning_hp.dashboard.upstream.figure_order import send_figures_in_order
 from lightning_hp.dashboard.upstream.study_json import Details
 from lightning_hp.report.gate_question import is_gate, tuned_name
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, open_storage
+from lightning_hp.study.upstream import study_number
 
 _log = logging.getLogger(__name__)
 #: waitress threads; a page asks for a few things at once, and a poll of a big study takes a while
@@ -99,7 +101,7 @@ def make_server(
             f"`host` must be this machine's own (127.0.0.1) where there is no password, got {host!r}; "
             f"set {PASSWORD_VARIABLE} or give a password file"
         )
-    guarded = Guard(application(shelf_of(target), read_only), {*names_of(host), *hosts}, password, read_only)
+    guarded = Guard(application(combined_storage_of(target), read_only), {*names_of(host), *hosts}, password, read_only)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, port), family=family)
     return create_server(guarded, sockets=[listening], threads=THREADS, ident="lightning-hp")
@@ -167,55 +169,55 @@ def read_password(file: str | None) -> str | None:
     return password
 
 
-def shelf_of(target: str | Path | BaseStorage) -> Shelf:
+def combined_storage_of(target: str | Path | BaseStorage) -> CombinedStorage:
     """The studies that a person names; see :func:`serve`.
 
     Raises:
         StudyError: If there is no such study or storage.
     """
     if isinstance(target, BaseStorage):
-        return Shelf([(target, {})])
+        return CombinedStorage([(target, {})])
     text = str(target)
     if "://" in text:
-        return Shelf([(open_storage(text, StudyPaths(Path())), {})])
+        return CombinedStorage([(open_storage(text, StudyPaths(Path())), {})])
     for path in (Path(text), Path("runs") / text):
         if path.is_dir() and study_folders(path):
-            return Shelf(folder=path)
+            return CombinedStorage(folder=path)
         if path.is_file() and path.name == "journal.log":
-            return Shelf([(open_storage("journal", StudyPaths(path.parent)), {})])
+            return CombinedStorage([(open_storage("journal", StudyPaths(path.parent)), {})])
         if path.is_file() and path.suffix in (".db", ".sqlite", ".sqlite3"):
-            return Shelf([(open_storage(f"sqlite:///{path.absolute()}", StudyPaths(path.parent)), {})])
+            return CombinedStorage([(open_storage(f"sqlite:///{path.absolute()}", StudyPaths(path.parent)), {})])
     raise StudyError(
         f"`study` must be a study folder, a folder of studies, the name of one in runs, or a storage URL, got {text!r}"
     )
 
 
-def application(shelf: Shelf, read_only: bool = False) -> Application:
+def application(combined: CombinedStorage, read_only: bool = False) -> Application:
     """Optuna's dashboard and our pages as one WSGI application, without the guard.
 
     Args:
-        shelf: The studies.
+        combined: The studies.
         read_only: Whether every page says that nothing can be changed (the guard sees to it).
     """
     from optuna_dashboard import wsgi
 
-    _order_figures()
-    dashboard: Application = wsgi(shelf, artifact_store=ShelfArtifacts(shelf))
-    details = _details(shelf)
+    send_figures_in_order()
+    dashboard: Application = wsgi(combined, artifact_store=CombinedArtifacts(combined))
+    details = _details(combined)
     scripts = {f"/hp/{name}": files(__package__).joinpath(name).read_bytes() for name in ("banner.js", "poll.js")}
     script = _SCRIPT.format(" data-read-only" if read_only else "").encode()
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/":
-            return _redirect(_start_page(shelf), start_response)
+            return _redirect(_start_page(combined), start_response)
         if path in ("/hp", "/hp/"):
-            return _send(overview(shelf, datetime.now(UTC)).encode(), "text/html; charset=utf-8", start_response)
+            return _send(overview(combined, datetime.now(UTC)).encode(), "text/html; charset=utf-8", start_response)
         if path in scripts:
             return _send(scripts[path], "text/javascript; charset=utf-8", start_response)
         numbered = _NUMBERED.match(path)
         if numbered:
-            return _of_study(shelf, numbered[1], int(numbered[2]), start_response)
+            return _of_study(combined, numbered[1], int(numbered[2]), start_response)
         asked = _DETAIL.match(path)
         if asked and details is not None and environ["REQUEST_METHOD"] == "GET":
             sent = _detail(details, int(asked[1]), environ, start_response)
@@ -230,9 +232,9 @@ def application(shelf: Shelf, read_only: bool = False) -> Application:
     return answer
 
 
-def _details(shelf: Shelf) -> Details | None:
+def _details(combined: CombinedStorage) -> Details | None:
     try:
-        return Details(shelf)
+        return Details(combined)
     except ImportError:
         _log.warning("this version of optuna-dashboard is not known: big studies will be slow", exc_info=True)
         return None
@@ -259,35 +261,17 @@ def _detail(
     return _send(body, "application/json", start_response, more=[("ETag", mark)])
 
 
-def _order_figures() -> None:
-    """Have the dashboard send a study's figures by identifier; it keeps them in a set, so they come in random order.
-
-    The function that lists them is private: where it has another name, the order stays random.
-    """
-    import optuna_dashboard._app as dashboard
-
-    listing = getattr(dashboard, "get_plotly_graph_objects", None)
-    if listing is None or getattr(listing, "in_order", False):
-        return
-
-    def in_order(attributes: dict[str, Any]) -> dict[str, str]:
-        return dict(sorted(listing(attributes).items()))
-
-    in_order.in_order = True  # type: ignore[attr-defined]
-    dashboard.get_plotly_graph_objects = in_order
-
-
-def _of_study(shelf: Shelf, what: str, number: int, start_response: Callable[..., Any]) -> Iterable[bytes]:
+def _of_study(combined: CombinedStorage, what: str, number: int, start_response: Callable[..., Any]) -> Iterable[bytes]:
     try:
-        name = shelf.get_study_name_from_id(number)
+        name = combined.get_study_name_from_id(number)
         if what == "status":
-            status = status_of(shelf, number, name, datetime.now(UTC))
+            status = status_of(combined, number, name, datetime.now(UTC))
             told = {"line": status.line, "tone": status.tone, "name": status.name}
             if status.form is not None:
                 told |= {"line": f"{tuned_name(name)} waits for your answer", "tone": "warn", "href": status.form}
             body = json.dumps(told).encode()
             return _send(body, "application/json", start_response)
-        paths = shelf.folder_of(number)
+        paths = combined.folder_of(number)
         report = paths.report.read_bytes() if paths is not None else None
     except (KeyError, FileNotFoundError):
         report = None
@@ -297,11 +281,11 @@ def _of_study(shelf: Shelf, what: str, number: int, start_response: Callable[...
     return _send(report, "text/html; charset=utf-8", start_response, more=sandbox)
 
 
-def _start_page(shelf: Shelf) -> str:
-    studies = shelf.get_all_studies()
+def _start_page(combined: CombinedStorage) -> str:
+    studies = combined.get_all_studies()
     names = {study.study_name for study in studies}
     studies = [study for study in studies if not is_gate(study.study_name, names)]
-    return f"/dashboard/studies/{studies[0]._study_id}" if len(studies) == 1 else "/hp/"
+    return f"/dashboard/studies/{study_number(studies[0])}" if len(studies) == 1 else "/hp/"
 
 
 def _with_body(dashboard: Application, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

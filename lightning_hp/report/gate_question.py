@@ -22,6 +22,7 @@ from lightning_hp.search.boxes import ranked, with_boxes
 from lightning_hp.search.parameters import Parameter
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import DECISIONS, Stage, apply_decisions
+from lightning_hp.study.upstream import storage_of, study_number, trial_number
 
 #: seconds between two looks for the answer
 LOOK_EVERY = 1.0
@@ -97,12 +98,12 @@ def ask(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         gate = optuna.create_study(
-            study_name=gate_name(study.study_name), storage=study._storage, load_if_exists=True,
+            study_name=gate_name(study.study_name), storage=storage_of(study), load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(seed=0),
         )  # fmt: skip
         asked = _open_question(gate, about) or _new_question(gate, question, choices, about)
     while True:
-        trial = gate._storage.get_trial(asked)
+        trial = storage_of(gate).get_trial(asked)
         if trial.state is TrialState.COMPLETE and trial.value is not None:
             answer = choices[round(trial.value)]
             gate.set_user_attr(f"answer {trial.number}", answer)
@@ -121,7 +122,7 @@ def _open_question(gate: optuna.Study, about: str) -> int | None:
     for trial in reversed(gate.get_trials(deepcopy=False)):
         waits = trial.state in (TrialState.RUNNING, TrialState.COMPLETE)
         if about and waits and trial.user_attrs.get(_ABOUT) == about:
-            return trial._trial_id
+            return trial_number(trial)
     return None
 
 
@@ -136,7 +137,7 @@ def _new_question(gate: optuna.Study, question: str, choices: Sequence[str], abo
     asked.set_user_attr("choices", list(choices))
     asked.set_user_attr(_ABOUT, about)
     save_note(asked, question)
-    return int(asked._trial_id)
+    return trial_number(asked)
 
 
 def _close(gate: optuna.Study, number: int) -> bool:
@@ -179,7 +180,7 @@ def question(study: optuna.Study, space: SearchSpace, planned: Sequence[Stage], 
         cells = ["*opens*" if is_new else _side(parameter, so_far[name])]
         cells += [_side(parameter, boxes[answer][name]) for answer in boxes]
         rows.append(_row(parameter.name, found, *cells))
-    link = f"/dashboard/studies/{study._study_id}"
+    link = f"/dashboard/studies/{study_number(study)}"
     said = "no trial is complete yet"
     if best is not None:
         where = f"[trial {best.number}]({link}/trials?numbers={best.number})"

@@ -16,8 +16,6 @@ import time
 import warnings
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -31,6 +29,7 @@ from lightning_hp.report.markdown import study_note, trial_note
 from lightning_hp.report.model import Report, read_report
 from lightning_hp.report.view import value_of
 from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.upstream import note_target, stored_figures, study_number
 
 _log = logging.getLogger(__name__)
 #: seconds between two decorations of a study, unless forced; longer where one takes long, so that it never takes more
@@ -100,7 +99,7 @@ def _decorate(study: optuna.Study, report: Report) -> None:
     _write_attributes(study, report)
     if study.metric_names is None:
         study.set_metric_names([report.monitor])
-    _save(study, None, study_note(report, study._study_id, flagged))
+    _save(study, None, study_note(report, study_number(study), flagged))
     for trial in {t.number: t for t in (*flagged, *view.ranked[:BEST])}.values():
         audit = report.audit_of(trial)
         _save(study, trial, trial_note(report, trial, audit, _upload(study, report.paths, trial, audit)))
@@ -128,14 +127,12 @@ def _save(study: optuna.Study, trial: FrozenTrial | None, body: str) -> None:
     """Put our part of a note in front of what a person wrote below it; nothing is written where nothing changed."""
     from optuna_dashboard import get_note, save_note
 
-    about: Any = study
-    if trial is not None:  # what the dashboard's functions read of a trial; a live Trial would ask the sampler again
-        about = SimpleNamespace(storage=study._storage, study=study, _trial_id=trial._trial_id)
-    had = get_note(about)
-    _, ours, theirs = had.partition(LINE)
-    kept = theirs if ours else (f"\n{had}" if had else "")
-    if had != body + LINE + kept:
-        save_note(about, body + LINE + kept)
+    target = note_target(study, trial)
+    stored = get_note(target)
+    _, end_of_ours, theirs = stored.partition(LINE)
+    kept = theirs if end_of_ours else (f"\n{stored}" if stored else "")
+    if stored != body + LINE + kept:
+        save_note(target, body + LINE + kept)
 
 
 def _upload(study: optuna.Study, paths: StudyPaths, trial: FrozenTrial, audit: Audit) -> str | None:
@@ -150,44 +147,27 @@ def _upload(study: optuna.Study, paths: StudyPaths, trial: FrozenTrial, audit: A
         return None
     name = f"audit-{trial.number:04d}-{hashlib.sha256(drawn.encode()).hexdigest()[:12]}.svg"
     paths.artifacts.mkdir(parents=True, exist_ok=True)
-    known = next((meta.artifact_id for meta in get_all_artifact_meta(study) if meta.filename == name), None)
-    if known is None:
+    artifact = next((meta.artifact_id for meta in get_all_artifact_meta(study) if meta.filename == name), None)
+    if artifact is None:
         file = paths.trial(trial.number).root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(drawn, encoding="utf-8")
         try:
-            known = upload_artifact(
+            artifact = upload_artifact(
                 artifact_store=FileSystemArtifactStore(paths.artifacts), file_path=str(file), study_or_trial=study,
                 mimetype="image/svg+xml",
             )  # fmt: skip
         finally:
             file.unlink()
-    return f"/artifacts/{study._study_id}/{known}"
+    return f"/artifacts/{study_number(study)}/{artifact}"
 
 
 def _save_figures(study: optuna.Study, report: Report) -> None:
     """The figures, those that changed."""
     from optuna_dashboard import save_plotly_graph_object
 
-    stored = _stored_figures(study)
+    stored = stored_figures(study, _FIGURE)
     events = () if report.lineage is None else report.lineage.since
     for name, figure in figures.study_figures(report.view, report.measured, events).items():
         if stored.get(name) != json.loads(figure.to_json()):
             save_plotly_graph_object(study, figure, graph_object_id=name)
-
-
-def _stored_figures(study: optuna.Study) -> dict[str, Any]:
-    """Our figures as they are stored, in pieces, among the study's system attributes."""
-    pieces: dict[str, dict[int, str]] = {}
-    prefix = f"dashboard:plot_data:{_FIGURE}"
-    for key, value in study._storage.get_study_system_attrs(study._study_id).items():
-        if key.startswith(prefix) and isinstance(value, str):
-            name, _, number = key.removeprefix("dashboard:plot_data:").rpartition(":")
-            pieces.setdefault(name, {})[int(number)] = value
-    found = {}
-    for name, parts in pieces.items():
-        try:
-            found[name] = json.loads("".join(parts[i] for i in sorted(parts)))
-        except ValueError:
-            found[name] = None
-    return found

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from lightning_hp.dashboard import server as module
 from lightning_hp.dashboard.combined_storage import STUDY_STRIDE
 from lightning_hp.dashboard.overview import ago_text, size_of, size_text
-from lightning_hp.dashboard.server import make_server, read_password, serve_command, shelf_of
+from lightning_hp.dashboard.server import combined_storage_of, make_server, read_password, serve_command
 from lightning_hp.ledger import events, records
 from lightning_hp.report.html_report import write_report
 from lightning_hp.report.model import read_report
@@ -135,16 +135,6 @@ def test_a_single_study_is_the_start_page_and_several_are_the_overview(port, fol
         assert ask(alone, "/")[1]["Location"].endswith("/dashboard/studies/0")
 
 
-def test_figures_come_in_order(folder, monkeypatch):
-    import optuna_dashboard._app as dashboard
-
-    module._order_figures()
-    module._order_figures()  # twice does no harm
-    names = [f"lightning-hp-{i}-x" for i in range(1, 7)]
-    attributes = {f"dashboard:plot_data:{name}:0": "{}" for name in reversed(names)}
-    assert list(dashboard.get_plotly_graph_objects(attributes)) == names
-
-
 def test_a_page_without_an_end_is_passed_on_unchanged():
     def odd(environ, start_response):
         start_response("200 OK", [("Content-Length", "4")])
@@ -165,7 +155,7 @@ def test_targets(folder, tmp_path, monkeypatch):
     (folder.parent / "runs").symlink_to(folder) if folder.name != "runs" else None
 
     def names(target):
-        return [s.study_name for s in shelf_of(target).get_all_studies()]
+        return [s.study_name for s in combined_storage_of(target).get_all_studies()]
 
     assert names(folder) == ["old", "new"]
     assert names(folder / "new") == ["new"]
@@ -181,7 +171,7 @@ def test_no_study_is_said_in_one_line(target, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(StudyError, match="`study` must be a study folder"):
-        shelf_of(target)
+        combined_storage_of(target)
 
 
 def test_the_network_is_open_with_a_password_only(folder):

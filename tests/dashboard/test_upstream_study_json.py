@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 from optuna_dashboard import save_note, save_plotly_graph_object, wsgi
 from plotly import graph_objects as go
 
-from lightning_hp.dashboard.combined_storage import STUDY_STRIDE, Shelf
+from lightning_hp.dashboard.combined_storage import STUDY_STRIDE, CombinedStorage
 from lightning_hp.dashboard.server import application
 from lightning_hp.dashboard.upstream import curve_limit as shown
 from lightning_hp.dashboard.upstream import study_json as module
@@ -30,9 +30,9 @@ def get(app, path, query="", **more):
     return started[0][0], started[0][1], body
 
 
-def plain(shelf, number, after=0):
+def plain(combined, number, after=0):
     """What optuna-dashboard itself sends, figures and columns in order; a new one each time."""
-    told = json.loads(get(wsgi(shelf), f"/api/studies/{number}", f"after={after}")[2])
+    told = json.loads(get(wsgi(combined), f"/api/studies/{number}", f"after={after}")[2])
     told["plotly_graph_objects"].sort(key=lambda figure: figure["id"])
     told["union_user_attrs"].sort(key=lambda column: column["key"])
     return told
@@ -66,20 +66,20 @@ def study(request, tmp_path):
 
 
 def test_every_part_of_the_answer_is_the_dashboards_own(study):
-    details, shelf = Details(Shelf([(study._storage, {})])), Shelf([(study._storage, {})])
+    details, combined = Details(CombinedStorage([(study._storage, {})])), CombinedStorage([(study._storage, {})])
     number = study._study_id
     for after in (0, 3, 8, 100):
-        assert ours(details, number, after) == plain(shelf, number, after)
+        assert ours(details, number, after) == plain(combined, number, after)
 
 
 def test_the_answer_follows_the_study(study, tmp_path):
-    details, shelf = Details(Shelf([(study._storage, {})])), Shelf([(study._storage, {})])
+    details, combined = Details(CombinedStorage([(study._storage, {})])), CombinedStorage([(study._storage, {})])
     number = study._study_id
     marks = [details.answer(number, 0)[1]]
 
     def changed():
         told, mark = details.answer(number, 0)
-        assert json.loads(told) == plain(shelf, number)
+        assert json.loads(told) == plain(combined, number)
         assert mark not in marks
         assert details.answer(number, 7)[1] == mark
         marks.append(mark)
@@ -106,18 +106,18 @@ def test_numbers_are_moved_in_the_answers_of_a_second_folder(tmp_path):
     for name in ("first", "second"):
         made = run(StudyPaths(tmp_path / name), name, 6)
         save_note(optuna.trial.Trial(made, made.trials[3]._trial_id), f"see /dashboard/studies/0/trials of {name}")
-    shelf = Shelf(folder=tmp_path)
-    details = Details(shelf)
+    combined = CombinedStorage(folder=tmp_path)
+    details = Details(combined)
     for number in (0, STUDY_STRIDE):
-        assert ours(details, number) == plain(shelf, number)
+        assert ours(details, number) == plain(combined, number)
         assert ours(details, number)["trials"][3]["note"]["body"].startswith(f"see /dashboard/studies/{number}/")
 
 
 def test_several_objectives_have_their_front(tmp_path):
     made = optuna.create_study(directions=["minimize", "maximize"])
     made.optimize(lambda t: (x := t.suggest_float("x", 0, 1), x * (1 - x)), n_trials=12)
-    shelf = Shelf([(made._storage, {})])
-    assert ours(Details(shelf), made._study_id) == plain(shelf, made._study_id)
+    combined = CombinedStorage([(made._storage, {})])
+    assert ours(Details(combined), made._study_id) == plain(combined, made._study_id)
 
 
 def test_of_a_big_study_some_curves_are_sent_and_a_trial_that_is_overtaken_loses_its_own(monkeypatch):
@@ -126,12 +126,12 @@ def test_of_a_big_study_some_curves_are_sent_and_a_trial_that_is_overtaken_loses
     made = optuna.create_study(storage=optuna.storages.InMemoryStorage())
     for i in range(12):
         made.add_trial(made_trial(0.5, float(10 - i % 10), intermediate_values={1: 1.0}))
-    shelf = Shelf([(made._storage, {})])
-    details = Details(shelf)
+    combined = CombinedStorage([(made._storage, {})])
+    details = Details(combined)
 
     def curves():
         told = ours(details, made._study_id)
-        assert told == plain(shelf, made._study_id)
+        assert told == plain(combined, made._study_id)
         return {t["number"] for t in told["trials"] if t["intermediate_values"]}
 
     assert curves() == {8, 9, 10, 11}
@@ -142,14 +142,14 @@ def test_of_a_big_study_some_curves_are_sent_and_a_trial_that_is_overtaken_loses
 def test_another_study_under_the_number_of_a_deleted_one_starts_anew(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     storage = optuna.storages.RDBStorage(url)
-    shelf = Shelf([(storage, {})])
-    details = Details(shelf)
+    combined = CombinedStorage([(storage, {})])
+    details = Details(combined)
     for names, trials in (("ab", 3), ("c", 2)):
         made = optuna.create_study(storage=storage, study_name=names)
         for i in range(trials):
             ranges = {n: optuna.distributions.FloatDistribution(0, 1) for n in names}
             made.add_trial(create_trial(value=float(i), params=dict.fromkeys(names, 0.5), distributions=ranges))
-        assert ours(details, 1) == plain(shelf, 1)
+        assert ours(details, 1) == plain(combined, 1)
         assert {p["name"] for p in ours(details, 1)["union_search_space"]} == set(names)
         optuna.delete_study(study_name=names, storage=storage)
     assert details.answer(1, 0) is None
@@ -159,14 +159,14 @@ def test_answers_of_a_few_studies_are_kept():
     storage = optuna.storages.InMemoryStorage()
     for _ in range(module.STUDIES_KEPT + 3):
         optuna.create_study(storage=storage)
-    details = Details(Shelf([(storage, {})]))
+    details = Details(CombinedStorage([(storage, {})]))
     for study in storage.get_all_studies():
         details.answer(study._study_id, 0)
     assert len(details._kept) == module.STUDIES_KEPT
 
 
 def test_a_finished_trial_is_turned_into_json_once(study):
-    details = Details(Shelf([(study._storage, {})]))
+    details = Details(CombinedStorage([(study._storage, {})]))
     made = []
     serialize = details._trial
     details._trial = lambda number, trial, about: made.append(trial.number) or serialize(number, trial, about)
@@ -178,7 +178,7 @@ def test_a_finished_trial_is_turned_into_json_once(study):
 
 
 def test_the_server_answers_so_and_says_when_nothing_is_new(study):
-    app = application(Shelf([(study._storage, {})]))
+    app = application(CombinedStorage([(study._storage, {})]))
     path = f"/api/studies/{study._study_id}"
     status, headers, body = get(app, path, "after=0")
     assert status == "200 OK"
@@ -200,14 +200,14 @@ def test_without_the_dashboards_private_functions_it_answers_for_itself(study, m
     from lightning_hp.dashboard import server
 
     monkeypatch.delattr(serializer, "serialize_frozen_trial")
-    assert server._details(Shelf([(study._storage, {})])) is None
+    assert server._details(CombinedStorage([(study._storage, {})])) is None
     monkeypatch.undo()
 
     def broken(*_):
         raise TypeError("another signature")
 
     monkeypatch.setattr(Details, "answer", broken)
-    status, headers, body = get(application(Shelf([(study._storage, {})])), f"/api/studies/{study._study_id}")
+    status, headers, body = get(application(CombinedStorage([(study._storage, {})])), f"/api/studies/{study._study_id}")
     assert status.startswith("200")
     assert "ETag" not in headers
     assert len(json.loads(body)["trials"]) == 9

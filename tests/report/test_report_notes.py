@@ -24,6 +24,7 @@ from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.results import compute_evidence
 from lightning_hp.study.storage import open_storage
+from lightning_hp.study.upstream import stored_figures
 
 AUDIT = {
     "counts": {"ERROR": 1, "WARN": 0, "INFO": 2},
@@ -107,7 +108,7 @@ def test_short_attributes(decorated):
 
 def test_figures_are_small_and_fit_the_box(decorated):
     study, _, _ = decorated
-    stored = notes._stored_figures(study)
+    stored = stored_figures(study, "lightning-hp-")
     assert [name.split("-", 2)[2] for name in sorted(stored)][:2] == ["1-zoom", "2-history"]
     assert sum(len(json.dumps(figure)) for figure in stored.values()) < 80_000
     for figure in stored.values():

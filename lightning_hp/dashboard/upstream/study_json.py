@@ -23,8 +23,10 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.dashboard.combined_storage import Shelf, moved_trial
+from lightning_hp.dashboard.combined_storage import CombinedStorage
 from lightning_hp.dashboard.upstream.curve_limit import bare, with_curve
+from lightning_hp.dashboard.upstream.numbers import moved_trial
+from lightning_hp.study.upstream import study_number, trial_number
 
 #: the answers of so many studies are kept, of the last asked for; a trial takes some 3 kB
 STUDIES_KEPT = 4
@@ -56,13 +58,13 @@ class Details:
     """Answers of ``/api/studies/N``.
 
     Args:
-        shelf: The studies.
+        combined: The studies.
 
     Raises:
         ImportError: If the installed dashboard has other functions than this was written for.
     """
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, combined: CombinedStorage) -> None:
         from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
         from optuna_dashboard._inmemory_cache import _CachedExtraStudyProperty
         from optuna_dashboard._pareto_front import get_pareto_front_trials
@@ -73,7 +75,7 @@ class Details:
         self._pareto = get_pareto_front_trials
         self._trial = serialize_frozen_trial
         self._detail = serialize_study_detail
-        self._shelf = shelf
+        self._combined = combined
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -87,7 +89,7 @@ class Details:
         Returns:
             None where the dashboard has to answer for itself: there is no such study, or it is a preferential one.
         """
-        study = next((s for s in self._shelf.get_all_studies() if s._study_id == number), None)
+        study = next((s for s in self._combined.get_all_studies() if study_number(s) == number), None)
         if study is None or study.system_attrs.get("preference:is_preferential"):
             return None
         with self._lock:
@@ -96,7 +98,7 @@ class Details:
             while len(self._kept) > STUDIES_KEPT:
                 self._kept.popitem(last=False)
         with kept.lock:
-            trials, moved = self._shelf.trials_as_kept(number)
+            trials, moved = self._combined.trials_as_kept(number)
             directions = study.directions
             if len(trials) < len(kept.parts):  # another study, of the number of one that was deleted
                 kept.extra, kept.parts = self._extra(), {}
@@ -133,7 +135,7 @@ class Details:
         kept: _Kept,
         fresh: list[FrozenTrial],
     ) -> _Part:
-        own = about.get(trial._trial_id + moved, _NOTHING)
+        own = about.get(trial_number(trial) + moved, _NOTHING)
         known = kept.parts.get(trial.number)
         if known is None or known.trial is not trial:
             fresh.append(trial)
