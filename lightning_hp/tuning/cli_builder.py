@@ -25,6 +25,7 @@ from jsonargparse import ArgumentError
 from lightning_hp.search.choices import Choice
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning import key_paths
+from lightning_hp.tuning.build_facts import optimizers
 from lightning_hp.tuning.built import Built
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.project_cli import Call, Place, ProjectCLI, import_path
@@ -187,6 +188,27 @@ class CliBuilder:
                     self._check_values({k: v for k, v in arguments.items() if k in (key, *space.deciders(key))}, key)
                 raise
             self.written_back(resolved)
+        if self.own.config.get("ckpt_path"):
+            self._check_warm_start(space)
+
+    def _check_warm_start(self, space: SearchSpace) -> None:
+        """Refuse what the optimizer's state in a checkpoint overwrites: learning rate, momentum and the like."""
+        points = space.examples()
+        with tempfile.TemporaryDirectory() as folder:
+
+            def optimizers_at(point: Mapping[str, Any]) -> Any:
+                built = self.build(space.arguments(point), Path(folder), 0)
+                return optimizers(built.model, built.trainer)
+
+            at_defaults = optimizers_at(points[0])
+            for parameter in space.parameters:
+                ends = {parameter.stored_name: parameter.at(0.0)}, {parameter.stored_name: parameter.at(1.0)}
+                if any(optimizers_at({**points[0], **end}) != at_defaults for end in ends):
+                    key = next(entry.key for entry in space.entries if parameter.name in entry.names)
+                    raise ConfigError(
+                        f"`space.{key}` must decide its value, but `ckpt_path` restores the optimizer with its own; "
+                        "load the weights alone, in the model or in before_fit, and leave out `ckpt_path`"
+                    )
 
     def written_back(self, resolved: Resolved) -> str:
         """A configuration as a LightningCLI file that the project's command resolves to just this configuration.

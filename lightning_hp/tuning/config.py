@@ -80,7 +80,7 @@ class TuneConfig:
 
     Attributes:
         name: Study name.
-        config: The LightningCLI file; None for a study of Python classes.
+        config: The LightningCLI file, or several, later ones over earlier ones; None for a study of Python classes.
         search: The search space, the number of trials, the seed and the stage plan.
         monitor: Name of the metric, as the model logs it.
         mode: ``min`` or ``max``.
@@ -103,7 +103,7 @@ class TuneConfig:
     """
 
     name: str
-    config: Path | None
+    config: Path | tuple[Path, ...] | None
     search: SearchPlan
     monitor: str = "val_loss"
     mode: str = "min"
@@ -152,9 +152,7 @@ class TuneConfig:
             ConfigError: See :meth:`from_file`.
         """
         _check_keys(mapping, _KEYS, "")
-        config = base / _text(mapping, "config", None)
-        if not config.is_file():
-            raise ConfigError(f"`config` must be a LightningCLI file, got {str(config)!r}: no such file")
+        config = _files(mapping, base)
         if "space" not in mapping:
             raise ConfigError("`space` is missing; expected a preset name or a mapping from parameters to ranges")
         budget = mapping.get("budget", {})
@@ -242,6 +240,20 @@ def _check_keys(given: Any, keys: tuple[str, ...], where: str) -> None:
             close = difflib.get_close_matches(str(key), keys, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise ConfigError(f"`{path}` is not a known key{hint}; expected one of {', '.join(keys)}")
+
+
+def _files(mapping: Mapping[str, Any], base: Path) -> Path | tuple[Path, ...]:
+    """The LightningCLI files that ``config`` names: one, or a list."""
+    names = mapping.get("config")
+    if not isinstance(names, list):
+        names = [_text(mapping, "config", None)]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"`config` must be a LightningCLI file or a list of them, got {names!r}")
+    files = tuple(base / name for name in names)
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"`config` must be a LightningCLI file, got {str(file)!r}: no such file")
+    return files[0] if len(files) == 1 else files
 
 
 def _text(given: Mapping[str, Any], key: str, default: str | None) -> str:

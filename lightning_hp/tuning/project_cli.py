@@ -120,7 +120,8 @@ class ProjectCLI:
     def run(self, arguments: Sequence[str]) -> None:
         """Run the project's command to its end: ``fit`` with these arguments."""
         start = self.target()
-        with _replaced(LightningCLI, setup_parser=_with_arguments(arguments, lambda cli: None)), _own_arguments():
+        setup_parser = _with_arguments(arguments, _save_no_config)
+        with _replaced(LightningCLI, setup_parser=setup_parser), _own_arguments():
             start()
 
     def call(
@@ -229,10 +230,15 @@ class _Visit:
         self._stack.enter_context(_replaced(pl.Trainer, fit=self._fit))  # now that its signature has been read
         for parser in (cli.parser, *getattr(cli, "_subcommand_parsers", {}).values()):
             parser.exit_on_error = False  # raise, instead of printing usage and leaving
-        if cli.save_config_callback is SaveConfigCallback:  # one of the project's own may do more than save
-            cli.save_config_callback = None
-        else:
-            cli.save_config_kwargs = {**cli.save_config_kwargs, "overwrite": True}
+        _save_no_config(cli)
+
+
+def _save_no_config(cli: LightningCLI) -> None:
+    """Leave out the copy of the configuration, which would refuse to replace one; a project's own class stays."""
+    if cli.save_config_callback is SaveConfigCallback:
+        cli.save_config_callback = None
+    else:
+        cli.save_config_kwargs = {**cli.save_config_kwargs, "overwrite": True}
 
 
 def _all_callbacks(cli: LightningCLI, config: dict[str, Any], callbacks: list[pl.Callback]) -> list[pl.Callback]:

@@ -54,6 +54,7 @@ def suppress_repeated_warnings() -> Iterator[None]:
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*Experiment logs directory .* exists and is not empty.*",
             ".*callbacks used to create the checkpoint need to be provided.*",
+            ".*The dirpath has changed from.*",
             r".*isinstance\(treespec, LeafSpec\).*",
         ):
             warnings.filterwarnings("ignore", message=message)

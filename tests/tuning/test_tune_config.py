@@ -296,3 +296,14 @@ def test_arguments_of_tune_are_checked_before_anything_is_trained(tmp_path, argu
     with pytest.raises(ConfigError, match=said) as error:
         tune(module, **{"space": {"x": {"low": 0.1, "high": 1.0}}, "folder": tmp_path / "study", **arguments})
     assert "\n" not in str(error.value)
+
+
+def test_config_may_name_several_files(read, tmp_path):
+    (tmp_path / "more.yaml").write_text("trainer: {max_epochs: 4}\n")
+    assert read(config=["train.yaml", "more.yaml"]).config == (tmp_path / "train.yaml", tmp_path / "more.yaml")
+    assert read(config=["train.yaml"]).config == tmp_path / "train.yaml"
+    with pytest.raises(ConfigError, match=r"`config` must be a LightningCLI file, got '.*none\.yaml': no such file"):
+        read(config=["train.yaml", "none.yaml"])
+    for wrong in ([], [3], 3):
+        with pytest.raises(ConfigError, match="`config` must be a "):
+            read(config=wrong)
