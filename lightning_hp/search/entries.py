@@ -138,32 +138,32 @@ def read_layers(
 
 def _completed(key: str, name: str, fields: Mapping[str, Any], where: str, own: Any) -> dict[str, Any]:
     """The fields with tier, scale, range and conditions filled in."""
-    known = guess(key)
+    usual = guess(key)
     start = fields.get("default", own)
     completed = dict(fields)
     if "choices" not in fields and "low" not in fields:
         several = isinstance(start, list | tuple)
-        around = known.range_for([number_or_text(v) for v in start] if several else number_or_text(start))
+        around = usual.range_for([number_or_text(v) for v in start] if several else number_or_text(start))
         if not around:
             raise ValueError(
                 f"`{where}` must have a range: low and high, or choices; nothing is known of the name {name!r}"
             )
         completed = {**around, **fields}
-    completed["tier"] = fields.get("tier") or known.tier
+    completed["tier"] = fields.get("tier") or usual.tier
     completed["active_if"] = read_conditions(fields.get("active_if"), f"{where}.active_if")
     return completed
 
 
 def _made(key: str, name: str, completed: Mapping[str, Any], where: str) -> Parameter:
     """The parameter that completed fields describe: of choices, whole numbers or real ones."""
-    known = guess(key)
+    usual = guess(key)
     if "choices" in completed:
-        return Choice.from_dict(name, completed, where, known.numeric)
+        return Choice.from_dict(name, completed, where, usual.numeric)
     low, high = (number_or_text(completed[bound]) for bound in ("low", "high"))
     whole = all(isinstance(bound, int) and not isinstance(bound, bool) for bound in (low, high))
     kind = completed.get("type") or ("int" if whole else "float")
     numbers = is_number(low) and is_number(high)  # else the kinds say what is wrong
-    scale = completed.get("scale") or (known.scale_for(kind, low, high) if numbers else "linear")
+    scale = completed.get("scale") or (usual.scale_for(kind, low, high) if numbers else "linear")
     made_by = Int if kind == "int" else Float
     return made_by.from_dict(name, {**completed, "scale": scale}, where)
 

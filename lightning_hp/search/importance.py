@@ -173,9 +173,9 @@ def _ped_anova(
 ) -> list[dict[str, float]]:
     """PED-ANOVA scores by natural name, once for each vector of losses (n,) of the same points (n, d)."""
     axes: dict[str, BaseDistribution] = {}
-    known = ~np.isnan(points)
+    present = ~np.isnan(points)
     for j, parameter in enumerate(space.parameters):
-        if known[:, j].sum() >= 2 and (parameter.cardinality is None or parameter.cardinality > 1):
+        if present[:, j].sum() >= 2 and (parameter.cardinality is None or parameter.cardinality > 1):
             axes[parameter.name] = _axis(parameter)
     with _silent():
         study = optuna.create_study()
@@ -183,7 +183,7 @@ def _ped_anova(
             values = {
                 p.name: _coordinate(p, points[i, j])
                 for j, p in enumerate(space.parameters)
-                if p.name in axes and known[i, j]
+                if p.name in axes and present[i, j]
             }
             distributions = {name: axes[name] for name in values}
             study.add_trial(optuna.create_trial(params=values, distributions=distributions, value=0.0))

@@ -369,8 +369,8 @@ class SearchSpace:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two spaces, given as :meth:`SearchSpace.to_dict`: one short sentence for each difference."""
     before, after = old["parameters"], new["parameters"]
-    said = [f"{name} is gone" for name in before if name not in after]
-    said += [f"{name} is new" for name in after if name not in before]
+    changes = [f"{name} is gone" for name in before if name not in after]
+    changes += [f"{name} is new" for name in after if name not in before]
     for name in before:
         if name not in after:
             continue
@@ -378,10 +378,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for field in fields:
             was, now = before[name].get(field), after[name].get(field)
             if was != now:
-                said.append(f"{name}.{field} was {was!r}, is {now!r}")
-    if not said and old != new:
-        said.append("the paths of the parameters differ")
-    return said
+                changes.append(f"{name}.{field} was {was!r}, is {now!r}")
+    if not changes and old != new:
+        changes.append("the paths of the parameters differ")
+    return changes
 
 
 def _suggest(trial: optuna.trial.BaseTrial, parameter: Parameter) -> Any:

@@ -5,6 +5,7 @@ import json
 import optuna
 import pytest
 
+from lightning_hp.search.boxes import positions
 from lightning_hp.search.curves import CurveReader
 from lightning_hp.search.labels import LONGEST, label, labels
 from lightning_hp.search.plan import SearchPlan
@@ -119,6 +120,7 @@ def test_trials_are_read_back_onto_the_unit_axis():
         assert space.unit([stored])[0].tolist() == [position, position]
         trial = optuna.create_trial(params=stored, distributions=space.distributions, value=1.0)
         assert CurveReader(space, None, False).read([trial])[0].unit.tolist() == [position, position]
+        assert positions(space, [trial]).tolist() == [[position, position]]
     assert space.at([0.25, 0.25])["mixed"] == 1
 
 
