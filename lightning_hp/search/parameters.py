@@ -120,7 +120,8 @@ class Float:
             raise ValueError(
                 f"`{where}` must have high of at most 1 - 1e-12 on the one_minus_log scale, got high={self.high!r}"
             )
-        if len({self.at(unit) for unit in np.linspace(0.0, 1.0, DISTINCT)}) < DISTINCT:
+        spread = from_unit(np.linspace(0.0, 1.0, DISTINCT), self.low, self.high, self.scale)
+        if len({self.store(value) for value in spread}) < DISTINCT:
             raise ValueError(
                 f"`{where}` must have a range that holds at least {DISTINCT} different values, "
                 f"got low={self.low!r}, high={self.high!r}"
