@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_hp.callbacks.audit.auditor import BatchNormAuditor as BatchNormAuditor
     from lightning_hp.callbacks.audit.auditor import BatchNormWarning as BatchNormWarning
     from lightning_hp.callbacks.panda.babysitter import PandaBabysitter as PandaBabysitter
+    from lightning_hp.callbacks.panda.replay import ReplayPolicy as ReplayPolicy
     from lightning_hp.callbacks.staleness import StalenessTracker as StalenessTracker
 
 _WHERE = {
@@ -17,6 +18,7 @@ _WHERE = {
     "BatchNormAuditor": "audit.auditor",
     "BatchNormWarning": "audit.auditor",
     "PandaBabysitter": "panda.babysitter",
+    "ReplayPolicy": "panda.replay",
     "StalenessTracker": "staleness",
 }
 

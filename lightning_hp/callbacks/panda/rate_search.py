@@ -18,7 +18,7 @@ from lightning_hp.callbacks.panda.settings import Settings
 SEARCH = ("slow_start", "too_fast", "memory", "batch", "reload")
 #: relative distance that the weights go in a window of the start (`START_STEPS` steps): they hardly move below the
 #: first, walk below the second, jump above the third; a changed rate aims at the last
-STILL, WALKED, JUMPED, WANTED = 0.02, 0.3, 0.5, 0.15
+STILL, WALKED, JUMPED, WANTED = 0.02, 0.3, 0.5, 0.1
 #: optimiser steps in a window while the learning rate is searched
 START_STEPS = 10
 #: fall of the loss in such a window, on the log scale, that is not slow; and factor that a raise must gain

@@ -101,4 +101,4 @@ def state_of(module, optimizer):
 def assert_equal(one, two):
     assert one.keys() == two.keys()
     for name in one:
-        assert torch.equal(one[name], two[name]), name
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=0, equal_nan=True, msg=name)
