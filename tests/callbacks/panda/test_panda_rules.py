@@ -162,7 +162,7 @@ def test_a_slow_start_is_raised_until_it_is_fast_then_left_alone():
 
 def test_weights_that_jump_are_cut_by_what_is_wanted():
     made = begin(1.0)
-    assert attempt(made, 1.5, moved=1.0).values["learning_rate"] == pytest.approx(0.15)
+    assert attempt(made, 1.5, moved=1.0).values["learning_rate"] == pytest.approx(0.1)
     assert made.done[0].what.rule == "too_fast"
     assert attempt(made, 1.2, moved=0.2) is None
 
