@@ -377,7 +377,7 @@ def _moved_attributes(attributes: dict[str, Any], mount: Mount) -> dict[str, Any
         match = _NOTE_TEXT.match(key)
         if match and isinstance(value, str):
             pieces.setdefault(match[1], []).append((int(match[2]), value))
-    for prefix, listed in pieces.items():
-        whole = _moved_links("".join(text for _, text in sorted(listed)), mount, 1)
-        moved.update({f"{prefix}{i}": whole if i == 0 else "" for i, _ in listed})
+    for prefix, parts in pieces.items():
+        whole = _moved_links("".join(text for _, text in sorted(parts)), mount, 1)
+        moved.update({f"{prefix}{i}": whole if i == 0 else "" for i, _ in parts})
     return moved

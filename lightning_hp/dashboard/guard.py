@@ -114,10 +114,10 @@ class Guard:
         if kind.lower() != "basic" or self._wanted is None:
             return False
         try:
-            _, colon, given = base64.b64decode(coded.strip(), validate=True).partition(b":")
+            _, colon, password = base64.b64decode(coded.strip(), validate=True).partition(b":")
         except (binascii.Error, ValueError):
             return False
-        return bool(colon) and hmac.compare_digest(self._hashed(given), self._wanted)
+        return bool(colon) and hmac.compare_digest(self._hashed(password), self._wanted)
 
     def _hashed(self, password: bytes) -> bytes:
         return hmac.new(self._key, password, hashlib.sha256).digest()

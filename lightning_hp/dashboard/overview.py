@@ -30,6 +30,7 @@ from lightning_hp.study.upstream import study_number
 SIZE_KEPT = 60.0
 #: seconds between two loads of the overview
 REFRESH = 15
+#: folder to the moment of its measurement, seconds, and its size, bytes
 _sizes: dict[Path, tuple[float, int]] = {}
 
 
@@ -72,11 +73,8 @@ class Status:
     @property
     def line(self) -> str:
         """Such as ``4 fine ABC, best 0.081; stale since 2026-01-31 (tier A)``."""
-        said = [self.stage] if self.stage else []
-        said.append(
-            f"best {number_text(self.best)}" if self.best is not None else f"{self.finished} trials, none complete"
-        )
-        text = ", ".join(said)
+        result = f"best {number_text(self.best)}" if self.best is not None else f"{self.finished} trials, none complete"
+        text = f"{self.stage}, {result}" if self.stage else result
         return f"{text}; {self.verdict.reason}" if self.verdict is not None else text
 
     @property
@@ -90,9 +88,9 @@ def statuses(combined: CombinedStorage, now: datetime) -> list[Status]:
     studies = combined.get_all_studies()
     names = {study.study_name for study in studies}
     studies = [study for study in studies if not is_gate(study.study_name, names)]
-    found = [status_of(combined, study_number(study), study.study_name, now) for study in studies]
+    rows = [status_of(combined, study_number(study), study.study_name, now) for study in studies]
     never = datetime(1970, 1, 1, tzinfo=UTC)
-    return sorted(found, key=lambda s: (s.running > 0, s.active or never), reverse=True)
+    return sorted(rows, key=lambda s: (s.running > 0, s.active or never), reverse=True)
 
 
 def status_of(combined: CombinedStorage, number: int, name: str, now: datetime) -> Status:
@@ -109,23 +107,23 @@ def status_of(combined: CombinedStorage, number: int, name: str, now: datetime) 
     """
     trials = combined.get_all_trials(number, deepcopy=False)
     attributes = combined.get_study_user_attrs(number)
-    described: dict[str, Any] = attributes.get(ATTRIBUTE) or {}
+    description: dict[str, Any] = attributes.get(ATTRIBUTE) or {}
     directions = combined.get_study_directions(number)
     best = _best(trials, directions[0]) if len(directions) == 1 else None
     stages = [t.user_attrs["stage"] for t in trials if "stage" in t.user_attrs]
     paths = combined.folder_of(number)
-    lineage = lineage_of(paths, described.get("previous"), now) if paths is not None else None
+    lineage = lineage_of(paths, description.get("previous"), now) if paths is not None else None
     names = combined.get_study_system_attrs(number).get("study:metric_names") or [""]
     return Status(
         number=number,
         name=name,
-        metric=str(described.get("monitor") or names[0]),
+        metric=str(description.get("monitor") or names[0]),
         best=value_of(best) if best is not None else None,
         best_trial=best.number if best is not None else None,
         stage=str(stages[-1]) if stages else "",
         finished=sum(t.state.is_finished() for t in trials),
         running=sum(t.state is TrialState.RUNNING for t in trials),
-        planned=described.get("n_trials"),
+        planned=description.get("n_trials"),
         active=_active(trials),
         verdict=lineage.verdict if lineage is not None else None,
         size=size_of(paths.root) if paths is not None else None,
@@ -150,10 +148,10 @@ def _active(trials: list[FrozenTrial]) -> datetime | None:
 
 def size_of(folder: Path) -> int:
     """Bytes of all files below a folder; links are not followed, vanished files not counted."""
-    at = time.monotonic()
-    known = _sizes.get(folder)
-    if known is not None and at - known[0] < SIZE_KEPT:
-        return known[1]
+    now = time.monotonic()
+    measured_at, size = _sizes.get(folder, (float("-inf"), 0))
+    if now - measured_at < SIZE_KEPT:
+        return size
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -161,7 +159,7 @@ def size_of(folder: Path) -> int:
                 total += os.lstat(os.path.join(root, name)).st_size
             except OSError:
                 continue
-    _sizes[folder] = (at, total)
+    _sizes[folder] = (now, total)
     return total
 
 

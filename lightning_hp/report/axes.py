@@ -121,11 +121,11 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     if len(decades) >= 3:
         return decades[:: math.ceil(len(decades) / most)]
     for mantissas in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(m / 10 for m in range(10, 100, 2))):
-        found = [
+        marks = [
             m * 10.0**e for e in range(first, last + 1) for m in mantissas if low * 0.999 <= m * 10.0**e <= high * 1.001
         ]
-        if len(found) >= 3:
-            return found[:: math.ceil(len(found) / most)]
+        if len(marks) >= 3:
+            return marks[:: math.ceil(len(marks) / most)]
     return [low, high]
 
 
@@ -137,5 +137,5 @@ def _linear_ticks(low: float, high: float, most: int, whole: bool) -> list[float
     if whole:
         step = max(1.0, round(step))
     start = math.ceil(low / step - 1e-9)
-    found = [round(i * step, 12) for i in range(start, start + most + 1) if i * step <= high + 1e-9 * (high - low)]
-    return found if len(found) >= 2 else [low, high]
+    marks = [round(i * step, 12) for i in range(start, start + most + 1) if i * step <= high + 1e-9 * (high - low)]
+    return marks if len(marks) >= 2 else [low, high]

@@ -25,7 +25,7 @@ from lightning_hp.report.style import (
     LEGEND,
     LINE,
     MOST_POINTS,
-    box,
+    fit_dashboard_box,
     ring,
     style,
     thinned,
@@ -214,8 +214,8 @@ def _points(trials: Sequence[FrozenTrial], name: str, colour: str, metric: str) 
 
 
 def _marks(view: StudyView, trials: Sequence[FrozenTrial], name: str, symbol: str, metric: str) -> go.Scatter:
-    seen = [(t, [t.value] if finite(t.value) else [v for _, v in finite_points(t)[-1:]]) for t in trials]
-    valued = [(t, v) for t, values in seen for v in values]
+    last_values = [(t, [t.value] if finite(t.value) else [v for _, v in finite_points(t)[-1:]]) for t in trials]
+    valued = [(t, v) for t, values in last_values for v in values]
     return go.Scatter(
         x=[t.number for t, _ in valued], y=[v for _, v in valued], mode="markers", name=name,
         marker={"size": 7, "symbol": symbol, "color": [view.colour_of(t) for t, _ in valued], "opacity": 0.75},
@@ -302,5 +302,5 @@ def study_figures(
     if any(event.get("event") in ("checked", "drifted") for event in events):
         drawn.append(("6-drift", "Checks since the tuning", drift_history(events, FEW_POINTS)))
     for _, title, figure in drawn:
-        box(figure, title)
+        fit_dashboard_box(figure, title)
     return {f"lightning-hp-{name}": figure for name, _, figure in drawn}

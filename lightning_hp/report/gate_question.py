@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.report.axes import number_text, value_text
+from lightning_hp.report.axes import value_text
+from lightning_hp.report.rendering import render_markdown
 from lightning_hp.search.boxes import ranked, with_boxes
 from lightning_hp.search.parameters import Parameter
 from lightning_hp.search.space import SearchSpace
@@ -133,11 +135,11 @@ def _new_question(gate: optuna.Study, question: str, choices: Sequence[str], abo
     values = [float(i) for i in range(len(choices))]
     widget = ChoiceWidget(choices=list(choices), values=values, description="What shall the next stage do?")
     register_objective_form_widgets(gate, [widget])
-    asked = gate.ask()
-    asked.set_user_attr("choices", list(choices))
-    asked.set_user_attr(_ABOUT, about)
-    save_note(asked, question)
-    return trial_number(asked)
+    trial = gate.ask()
+    trial.set_user_attr("choices", list(choices))
+    trial.set_user_attr(_ABOUT, about)
+    save_note(trial, question)
+    return trial_number(trial)
 
 
 def _close(gate: optuna.Study, number: int) -> bool:
@@ -164,61 +166,66 @@ def question(study: optuna.Study, space: SearchSpace, planned: Sequence[Stage], 
     trials = study.get_trials(deepcopy=False)
     best = next((t for t in ranked(trials, direction) if t.state is TrialState.COMPLETE), None)
     before = planned[: stage.index]
-    boxes = {
-        answer: with_boxes(space, trials, apply_decisions(before, {str(stage.first): answer}), direction)[-1].box or {}
-        for answer in ("zoom here", "widen")
-    }
+
+    def box_after(answer: str) -> Mapping[str, tuple[float, float]]:
+        decided = apply_decisions(before, {str(stage.first): answer})
+        return with_boxes(space, trials, decided, direction)[-1].box or {}
+
+    zoomed, wide = box_after("zoom here"), box_after("widen")
     so_far = with_boxes(space, trials, before[:-1], direction)[-1].box or {}
-    rows = []
-    point = space.defaults() if best is None else best.params
-    for parameter, active in zip(space.parameters, space.active(point), strict=True):
-        name = parameter.stored_name
-        if parameter.tier not in stage.tiers:
-            continue
-        is_new = parameter.tier in stage.new
-        found = value_text(parameter, parameter.natural(best.params[name])) if best is not None and active else "–"
-        cells = ["*opens*" if is_new else _side(parameter, so_far[name])]
-        cells += [_side(parameter, boxes[answer][name]) for answer in boxes]
-        rows.append(_row(parameter.name, found, *cells))
-    link = f"/dashboard/studies/{study_number(study)}"
-    said = "no trial is complete yet"
-    if best is not None:
-        where = f"[trial {best.number}]({link}/trials?numbers={best.number})"
-        said = f"the best is {where} with **{number_text(best.value)}**"
-    wide = "they search the ranges in the column *widen*; choose it where the best lies near an end"
-    if all(boxes["widen"][p.stored_name] == (0.0, 1.0) for p in space.parameters if p.tier in stage.tiers):
-        wide = "they search the full ranges; nothing is wider"
-    as_planned = "zooms" if stage.zoom else "searches the full ranges"
-    return "\n".join(
-        [
-            f"## Before stage {stage.name}",
-            "",
-            f"{len(trials)} trials of [{study.study_name}]({link}) have ended; {said}. "
-            f"The next {stage.last - stage.first} trials are up to you:",
-            "",
-            "* **zoom here**: they search the ranges in the column *zoom here*, around the good trials",
-            f"* **widen**: {wide}",
-            "* **stop**: the study ends here, with its best evaluated and its report written",
-            "",
-            _row("parameter", "best", "so far", "zoom here", "widen"),
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            f"Choose below and press Submit. At {until} the study goes on by itself, as planned: it {as_planned}.",
-        ]
+    searched = [parameter for parameter in space.parameters if parameter.tier in stage.tiers]
+    active = dict(zip(space.parameters, space.active(space.defaults() if best is None else best.params), strict=True))
+    rows = [
+        RangesRow(
+            parameter.name,
+            None if best is None or not active[parameter] else _best_text(parameter, best),
+            None if parameter.tier in stage.new else _side_text(parameter, so_far),
+            _side_text(parameter, zoomed),
+            _side_text(parameter, wide),
+        )
+        for parameter in searched
+    ]
+    return render_markdown(
+        "gate_question.md",
+        stage=stage,
+        study=study.study_name,
+        number=study_number(study),
+        n_trials=len(trials),
+        best=best,
+        rows=rows,
+        nothing_is_wider=all(wide[parameter.stored_name] == (0.0, 1.0) for parameter in searched),
+        until=until,
     )
 
 
-def _row(first: str, *others: str) -> str:
-    """A row of a table, with room before its cells, since the page draws none and no lines either."""
-    return f"| {first} |" + "".join(f" \N{EM SPACE}{cell} |" for cell in others)
+@dataclass(frozen=True)
+class RangesRow:
+    """One parameter of the question: its best value and the ranges of the answers, as text.
+
+    Attributes:
+        name: Its name.
+        best: The best value, None where it was not in use.
+        so_far: Where the last stage searched, None if the coming stage is the first to search it.
+        zoomed: Where the stage searches after ``zoom here``.
+        wide: Where it searches after ``widen``.
+    """
+
+    name: str
+    best: str | None
+    so_far: str | None
+    zoomed: str
+    wide: str
 
 
-def _side(parameter: Parameter, side: tuple[float, float]) -> str:
-    """A side of a box in natural values."""
+def _best_text(parameter: Parameter, best: FrozenTrial) -> str:
+    return value_text(parameter, parameter.natural(best.params[parameter.stored_name]))
+
+
+def _side_text(parameter: Parameter, box: Mapping[str, tuple[float, float]]) -> str:
+    """A side of a box in natural values, the smaller first."""
     if parameter.is_categorical:
         return "all"
+    low, high = box[parameter.stored_name]
     inset = 1e-9 if parameter.cardinality is not None else 0.0
-    ends = (parameter.natural(parameter.at(at)) for at in (side[0] + inset, side[1] - inset))  # type: ignore[arg-type]
-    low, high = sorted(ends)
-    return f"{value_text(parameter, low)} – {value_text(parameter, high)}"
+    ends = (parameter.natural(parameter.at(unit)) for unit in (low + inset, high - inset))  # type: ignore[arg-type]
+    return " – ".join(value_text(parameter, natural) for natural in sorted(ends))

@@ -134,7 +134,7 @@ def _within(view: StudyView, stage: Mapping[str, Any]) -> StageImportance | None
         return None
     shares = {str(key): float(share) for key, share in importance.items() if finite(share)}
     between, held = measured.get("between"), measured.get("at")
-    shown = next((known for known in view.stages if known.name == name), None)
+    stage_view = next((one for one in view.stages if one.name == name), None)
     ranges, values = {}, {}
     for parameter in view.space.parameters:
         if isinstance(between, Mapping) and isinstance(between.get(parameter.name), list):
@@ -142,8 +142,8 @@ def _within(view: StudyView, stage: Mapping[str, Any]) -> StageImportance | None
             ranges[parameter.name] = (", " if parameter.is_categorical else " to ").join(ends)
         elif isinstance(held, Mapping) and parameter.name in held:
             values[parameter.name] = value_text(parameter, held[parameter.name])
-        elif shown is not None and parameter.name in shares:
-            ranges[parameter.name] = ends_text(parameter, *shown.interval(parameter.stored_name))
+        elif stage_view is not None and parameter.name in shares:
+            ranges[parameter.name] = ends_text(parameter, *stage_view.interval(parameter.stored_name))
     return StageImportance(name, trials if isinstance(trials, int) else 0, shares, ranges, values)
 
 

@@ -27,7 +27,7 @@ from lightning_hp.report.outcomes import reason_of, seconds_of
 from lightning_hp.report.rows import FailureRow, LeaderRow, NewerStudy, ScoreRow, SearchedRow, StageRow, ValueRow
 from lightning_hp.report.view import StageView, StudyView, finite, value_of
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.results import fit_command
+from lightning_hp.study.results import stored_fit_command
 
 _log = logging.getLogger(__name__)
 #: most trials in the table of the best
@@ -140,7 +140,7 @@ class Report:
     @property
     def fit_command(self) -> str:
         """The command that trains with the best values; empty where there is none."""
-        return fit_command(self.result, self.paths)
+        return stored_fit_command(self.result, self.paths)
 
     @cached_property
     def stages(self) -> list[StageRow]:

@@ -74,7 +74,7 @@ def style(figure: go.Figure, height: int) -> None:
     )  # fmt: skip
 
 
-def box(figure: go.Figure, title: str) -> None:
+def fit_dashboard_box(figure: go.Figure, title: str) -> None:
     """Fit a figure into the dashboard's box and give it a title, plain text."""
     legend = len(figure.data) > 1 and bool(figure.layout.showlegend)
     figure.update_layout(

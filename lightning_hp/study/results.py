@@ -24,7 +24,7 @@ def read_result(paths: StudyPaths) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def fit_command(result: Mapping[str, Any], paths: StudyPaths | None = None) -> str:
+def stored_fit_command(result: Mapping[str, Any], paths: StudyPaths | None = None) -> str:
     """The command that trains with a study's best values; empty where there is none.
 
     Args:

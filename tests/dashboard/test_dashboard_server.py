@@ -12,7 +12,7 @@ import pytest
 from decorated_studies import made_trial, run, serving
 from optuna.trial import TrialState
 
-from lightning_hp.dashboard import server as module
+from lightning_hp.dashboard import application
 from lightning_hp.dashboard.combined_storage import STUDY_STRIDE
 from lightning_hp.dashboard.overview import ago_text, size_of, size_text
 from lightning_hp.dashboard.server import combined_storage_of, make_server, read_password, serve_command
@@ -141,7 +141,7 @@ def test_a_page_without_an_end_is_passed_on_unchanged():
         return [b"odd!"]
 
     seen = []
-    assert module._with_banner(odd, b"x", {}, lambda status, headers: seen.append(headers)) == [b"odd!"]
+    assert application._with_banner(odd, b"x", {}, lambda status, headers: seen.append(headers)) == [b"odd!"]
     assert seen == [[("Content-Length", "4")]]
 
 

@@ -11,8 +11,8 @@ from optuna.trial import TrialState, create_trial
 from optuna_dashboard import save_note, save_plotly_graph_object, wsgi
 from plotly import graph_objects as go
 
+from lightning_hp.dashboard.application import application
 from lightning_hp.dashboard.combined_storage import STUDY_STRIDE, CombinedStorage
-from lightning_hp.dashboard.server import application
 from lightning_hp.dashboard.upstream import curve_limit as shown
 from lightning_hp.dashboard.upstream import study_json as module
 from lightning_hp.dashboard.upstream.study_json import Details
@@ -197,10 +197,10 @@ def test_the_server_answers_so_and_says_when_nothing_is_new(study):
 def test_without_the_dashboards_private_functions_it_answers_for_itself(study, monkeypatch):
     import optuna_dashboard._serializer as serializer
 
-    from lightning_hp.dashboard import server
+    from lightning_hp.dashboard import application as server_application
 
     monkeypatch.delattr(serializer, "serialize_frozen_trial")
-    assert server._details(CombinedStorage([(study._storage, {})])) is None
+    assert server_application._study_json(CombinedStorage([(study._storage, {})])) is None
     monkeypatch.undo()
 
     def broken(*_):

@@ -2,14 +2,17 @@
 
 import http.client
 import json
+import re
 
 import optuna
 import pytest
-from decorated_studies import serving
+from decorated_studies import made_trial, serving
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
-from lightning_hp.report.gate_question import ask
+from lightning_hp.report.gate_question import ask, question
+from lightning_hp.search.plan import SearchPlan
+from lightning_hp.search.space import SearchSpace
 
 
 class Clock:
@@ -72,9 +75,9 @@ def test_nobody_answers(study):
 
 def test_the_tuned_study_is_not_touched_and_questions_add_up(study):
     before = study._storage.get_all_trials(study._study_id)
-    for question in ("first", "second"):
+    for text in ("first", "second"):
         clock = Clock()
-        ask(study, question, 1, sleep=clock.sleep, clock=clock)
+        ask(study, text, 1, sleep=clock.sleep, clock=clock)
     assert study._storage.get_all_trials(study._study_id) == before
     gate = gate_of(study)
     assert [get_note(optuna.trial.Trial(gate, t._trial_id)) for t in gate.trials] == ["first", "second"]
@@ -148,3 +151,28 @@ def test_a_person_finds_the_form_answers_and_is_not_told_of_an_error(study, chro
         page.goto(f"http://127.0.0.1:{port}/hp/")
         assert page.get_by_role("link", name="digits").all_inner_texts() == ["digits"]
         context.close()
+
+
+def test_a_question_shows_what_each_answer_searches_and_names_are_text():
+    evil = "a|<b>*c*"
+    space = SearchSpace.from_dict(
+        {evil: {"low": 0.0, "high": 1.0, "tier": "A"}, "late": {"choices": ["x|y", "z"], "tier": "B"}}
+    )
+    sampler = SearchPlan(space=space, n_trials=40).sampler()
+    asked = optuna.create_study(study_name="*s* [x]", sampler=sampler)
+    asked.add_trials([made_trial(u / 8, abs(u / 8 - 0.5), space=space) for u in range(1, 8)])
+    stage = sampler.planned[1]
+    note = question(asked, space, sampler.planned, stage, "noon")
+    assert note.startswith(
+        f"## Before stage {stage.name}\n\n7 trials of [\\*s\\* \\[x\\]](/dashboard/studies/0) have ended"
+    )
+    assert f"[trial 3](/dashboard/studies/0/trials?numbers=3) with **0**. The next {stage.last - stage.first}" in note
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in note.splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows} == {5}
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    best, so_far, zoomed, wide = cells[r"a\|\<b\>\*c\*"]
+    assert (best, so_far) == ("0.5", "0 – 1")
+    low, high = (float(end) for end in zoomed.split(" – "))
+    assert 0 <= low < 0.5 < high <= 1
+    assert float(wide.split(" – ")[0]) <= low
+    assert re.search(r"here\*, around the good trials\n\* \*\*widen\*\*: .*\n\* \*\*stop\*\*", note)

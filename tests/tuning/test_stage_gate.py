@@ -154,7 +154,7 @@ def test_the_question_shows_the_boxes_and_the_wait_is_told(studies, answering, m
     assert heard[1] == "stage 2 fine AB: zoom here"
     gate = optuna.load_study(study_name="toy gate", storage=studies.open()._storage)
     note = get_note(optuna.trial.Trial(gate, gate.trials[0]._trial_id))
-    rows = [line.split("|")[1:-1] for line in note.splitlines() if line.startswith("| learning_rate")]
+    rows = [line.split("|")[1:-1] for line in note.splitlines() if line.startswith(r"| learning\_rate")]
     so_far, zoom, wide = (cell.strip() for cell in rows[0][2:])
     assert so_far == wide == "0.0001 – 1"
     assert zoom != so_far

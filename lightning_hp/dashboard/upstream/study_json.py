@@ -1,10 +1,10 @@
-"""What a page asks for again and again, a study with its trials, put together from parts that are kept.
+"""A study with its trials as JSON, which an open page asks for again and again, put together from parts that are kept.
 
 Optuna's dashboard turns every trial into JSON at every request, and reads all of them to see which parameters there
 are. A finished trial does not change, so here its JSON is made once. What is sent is what the dashboard itself would
 send (a test compares them), with three differences: of a big study most trials come without their curves
-(:mod:`.shown`), figures and columns come in order, and there is a mark (``ETag``) of what was sent, so that a page that
-holds it already need not read it, and draw it, again.
+(:mod:`.curve_limit`); figures and columns come in order; and there is a mark (``ETag``) of what was sent, so that a
+page that holds it already need not read it, and draw it, again.
 
 It uses the dashboard's own functions, which are private: where they are missing, the dashboard answers for itself.
 """
@@ -47,7 +47,7 @@ class _Part:
 
 @dataclass
 class _Kept:
-    """What is known of one study."""
+    """The answers of one study that are kept."""
 
     extra: Any
     parts: dict[int, _Part] = field(default_factory=dict)
@@ -114,14 +114,14 @@ class Details:
             if fresh:
                 kept.extra._cursor = -1  # or it would pass over trials that have ended since
                 kept.extra.update(fresh)
-            told = self._detail(
+            detail = self._detail(
                 study, [moved_trial(t, moved) for t in self._best(trials, directions)], [],
                 kept.extra.intersection_search_space, kept.extra.union_search_space,
                 sorted(kept.extra.union_user_attrs), kept.extra.has_intermediate_values,
                 dict(sorted(self._figures(study.system_attrs).items())), [],
             )  # fmt: skip
-        del told["trials"]
-        rest = json.dumps(told, separators=(",", ":")).encode()
+        del detail["trials"]
+        rest = json.dumps(detail, separators=(",", ":")).encode()
         marks.update(rest)
         return b"".join((b'{"trials":[', b",".join(parts[after:]), b"],", rest[1:])), f'"{marks.hexdigest()}"'
 
@@ -136,13 +136,13 @@ class Details:
         fresh: list[FrozenTrial],
     ) -> _Part:
         own = about.get(trial_number(trial) + moved, _NOTHING)
-        known = kept.parts.get(trial.number)
-        if known is None or known.trial is not trial:
+        last = kept.parts.get(trial.number)
+        if last is None or last.trial is not trial:
             fresh.append(trial)
-        elif known.curve == curve and known.about == own:
-            return known
-        shown = moved_trial(trial if curve or not trial.state.is_finished() else bare(trial), moved)
-        sent = json.dumps(self._trial(number, shown, own), separators=(",", ":")).encode()
+        elif last.curve == curve and last.about == own:
+            return last
+        limited = moved_trial(trial if curve or not trial.state.is_finished() else bare(trial), moved)
+        sent = json.dumps(self._trial(number, limited, own), separators=(",", ":")).encode()
         part = _Part(trial, own, curve, sent, blake2b(sent, digest_size=8).digest())
         if trial.state.is_finished():  # another one may still be written to
             kept.parts[trial.number] = part
@@ -160,9 +160,9 @@ class Details:
 
 def _by_trial(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """The attributes of a study that are about a trial (its note, its artifacts), by trial."""
-    found: dict[int, dict[str, Any]] = {}
+    by_trial: dict[int, dict[str, Any]] = {}
     for key, value in attributes.items():
         match = _OF_TRIAL.match(key)
         if match:
-            found.setdefault(int(match[1]), {})[key] = value
-    return found
+            by_trial.setdefault(int(match[1]), {})[key] = value
+    return by_trial
