@@ -140,6 +140,11 @@ class CliBuilder:
         """The project's arguments of the Trainer."""
         return self.own.config.get("trainer") or {}
 
+    def takes(self) -> list[str]:
+        """Every key of the model, the data and the optimizer that the project's configuration has."""
+        sections = ("model", "data", "optimizer", "lr_scheduler")
+        return [key for section in sections for key in _dotted(self.own.config.get(section), section)]
+
     def defaults(self, keys: Iterable[str]) -> dict[str, Any]:
         """The project's own value of each key; one that it has none of is left out."""
         values = {}
@@ -313,6 +318,13 @@ class CliBuilder:
 def limits(length: TrainingLength) -> dict[str, int]:
     """The limits of a training as keys of the file."""
     return {f"trainer.{name}": limit for name, limit in length.to_json().items()}
+
+
+def _dotted(value: Any, prefix: str) -> list[str]:
+    """The dotted keys of all values that are no mappings."""
+    if not isinstance(value, Mapping):
+        return [prefix]
+    return [key for name, inner in value.items() for key in _dotted(inner, f"{prefix}.{name}")]
 
 
 def _points(space: SearchSpace) -> list[dict[str, Any]]:

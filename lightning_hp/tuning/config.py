@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lightning_hp.ledger.dates import intervals_by_tier
 from lightning_hp.search.plan import SearchPlan
@@ -140,13 +140,20 @@ class TuneConfig:
         return cls.from_dict(read_yaml(path, "config"), base=path.parent, source=path)
 
     @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any], base: Path = Path("."), source: Path | None = None) -> TuneConfig:
+    def from_dict(
+        cls,
+        mapping: Mapping[str, Any],
+        base: Path = Path("."),
+        source: Path | None = None,
+        project: Project | None = None,
+    ) -> TuneConfig:
         """Check the mapping of ``tune.yaml``.
 
         Args:
             mapping: The mapping.
             base: Folder that a relative ``config`` is looked for in.
             source: The file that the mapping comes from.
+            project: Knows the project's own values, where the study starts; None reads them from ``config``.
 
         Raises:
             ConfigError: See :meth:`from_file`.
@@ -159,18 +166,24 @@ class TuneConfig:
         return cls(
             config=config,
             budget=_budget(budget),
-            search=_search(mapping["space"], _trials(budget), mapping, paths=True),
             caviar=_caviar(mapping.get("caviar", {})),
             model=_text(mapping, "model", "") or None,
             data=_text(mapping, "data", "") or None,
             cli=_text(mapping, "cli", "") or None,
             source=source,
             **_settings(mapping),
+            search=_search(
+                mapping["space"], _trials(budget), mapping, project or _project_of(config, mapping), paths=True
+            ),
         )
 
     @classmethod
     def from_arguments(
-        cls, space: SearchSpace | Mapping[str, Any] | str, budget: Mapping[str, Any], settings: Mapping[str, Any]
+        cls,
+        space: SearchSpace | Mapping[str, Any] | str,
+        budget: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        project: Project | None = None,
     ) -> TuneConfig:
         """Check the arguments of :func:`lightning_hp.tune`; there is no file.
 
@@ -178,6 +191,7 @@ class TuneConfig:
             space: As for ``tune``.
             budget: ``trials``, and ``max_epochs`` and ``max_steps`` where they are given.
             settings: The other arguments, under the names of the keys of ``tune.yaml``.
+            project: Knows the project's own values; None leaves the defaults of the space to the space.
 
         Raises:
             ConfigError: Naming the argument, what was expected and what was given.
@@ -185,7 +199,7 @@ class TuneConfig:
         return cls(
             config=None,
             budget=_budget(budget, ""),
-            search=_search(space, _trials(budget, ""), settings, paths=False),
+            search=_search(space, _trials(budget, ""), settings, project, paths=False),
             **_settings(settings),
         )
 
@@ -220,13 +234,43 @@ def _settings(mapping: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+class Project(Protocol):
+    """Knows what a project is tuned from: its own values, where the study starts."""
+
+    def takes(self) -> list[str]:
+        """The keys that the model and the data take."""
+        ...
+
+    def defaults(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The project's own value of each key; one that it has none of is left out."""
+        ...
+
+
+def _project_of(config: Path, mapping: Mapping[str, Any]) -> Project:
+    """The project of a ``tune.yaml``."""
+    from lightning_hp.tuning.cli_builder import CliBuilder  # it loads Lightning
+
+    classes = [_text(mapping, key, "") or None for key in ("model", "data", "cli")]
+    return CliBuilder(config, *classes)
+
+
 def _search(
-    space: SearchSpace | Mapping[str, Any] | str, n_trials: int, mapping: Mapping[str, Any], paths: bool
+    space: SearchSpace | Mapping[str, Any] | str,
+    n_trials: int,
+    mapping: Mapping[str, Any],
+    project: Project | None,
+    paths: bool,
 ) -> SearchPlan:
     seed = _whole(mapping, "seed", 0, 0, "seed")
     plan = _one_of(mapping, "plan", PLANS, "default")
+    takes, own = None, {}
+    if project is not None and isinstance(space, str):
+        takes = project.takes()
+        own = project.defaults(takes)
+    elif project is not None and isinstance(space, Mapping):
+        own = project.defaults(map(str, space))
     try:
-        return SearchPlan.of(space, paths=paths, n_trials=n_trials, seed=seed, plan=plan)
+        return SearchPlan.of(space, paths=paths, takes=takes, defaults=own, n_trials=n_trials, seed=seed, plan=plan)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
 

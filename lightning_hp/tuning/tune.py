@@ -16,6 +16,8 @@ from lightning_hp.tuning.curve_store import POINTS
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.progress import StudyDisplay
+from lightning_hp.tuning.python_project import LoadersModule, check_project
+from lightning_hp.tuning.yaml_file import ConfigError
 
 
 def tune(
@@ -23,6 +25,9 @@ def tune(
     datamodule: Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None = None,
     space: SearchSpace | Mapping[str, Any] | str = "sgd",
     *,
+    train_dataloaders: Any = None,
+    val_dataloaders: Any = None,
+    test_dataloaders: Any = None,
     monitor: str = "val_loss",
     mode: str = "min",
     trials: int = 60,
@@ -52,7 +57,11 @@ def tune(
         datamodule: The same for the data; an instance where no hyperparameter belongs to the data; None where the
             module brings its own loaders.
         space: A :class:`SearchSpace`, the mapping that it is made from, or the name of a preset. Keys are arguments of
-            ``module`` or ``datamodule``.
+            ``module`` or ``datamodule``, or ``trainer.NAME`` for those of the Trainer. An entry without a default takes
+            the argument's own, so that trial 0 is the module as it is.
+        train_dataloaders: Loaders in place of a data module; all trials share them, and nothing of them is searched.
+        val_dataloaders: For validation.
+        test_dataloaders: For the winner's test metrics.
         monitor: Name of the metric, as the module logs it.
         mode: ``min`` or ``max``.
         trials: Total number of trials.
@@ -100,8 +109,13 @@ def tune(
         settings["folder"] = str(folder)
     limits = {"trials": trials, "max_epochs": max_epochs, "max_steps": max_steps}
     budget = {limit: value for limit, value in limits.items() if value is not None}
-    config = TuneConfig.from_arguments(space, budget, settings)
-    return _shown(config, PythonBuilder(module, datamodule, trainer), progress, now)
+    check_project(module, datamodule, trainer)
+    if train_dataloaders is not None:
+        if datamodule is not None:
+            raise ConfigError("`datamodule` must be None where `train_dataloaders` is given, got both")
+        datamodule = LoadersModule(train_dataloaders, val_dataloaders, test_dataloaders)
+    builder = PythonBuilder(module, datamodule, trainer)
+    return _shown(TuneConfig.from_arguments(space, budget, settings, builder), builder, progress, now)
 
 
 def tune_file(path: str | Path, progress: bool = True) -> Result:

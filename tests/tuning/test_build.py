@@ -280,7 +280,10 @@ def test_a_module_without_data_and_data_without_hyperparameters():
     built = PythonBuilder(Routed, data, TRAINER).build({"depth": 2}, Path("t"), 0)
     assert built.data is not data, "a trial must not leave its traces in the next one's data"
     assert built.data.batch_size == 8
-    with pytest.raises(ConfigError, match=r"`space\.batch_size` must be .*or of the data module \(nothing\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`space\.batch_size` must be .*of the data module \(nothing\) or, as",
+    ):
         PythonBuilder(Routed, data, TRAINER).check(space_of(batch_size={"low": 1, "high": 3}))
 
 

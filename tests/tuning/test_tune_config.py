@@ -15,13 +15,29 @@ from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 SPACE = {"model.init_args.learning_rate": {"low": 1e-4, "high": 1.0, "scale": "log"}}
 
 
+class NoProject:
+    """A project without values of its own."""
+
+    def takes(self):
+        return [f"{part}.init_args.{name}" for part, name in ARGUMENTS]
+
+    def defaults(self, keys):
+        return {}
+
+
+NAMES = sorted({name for preset in PRESETS.values() for name in preset} - {"batch_size", "batch_growth"})
+ARGUMENTS = [*(("model", name) for name in NAMES), ("data", "batch_size")]
+
+
 @pytest.fixture
 def read(tmp_path):
     (tmp_path / "train.yaml").write_text("trainer: {max_epochs: 3}\n")
 
     def from_dict(**changes):
         given = {"name": "study", "config": "train.yaml", "space": SPACE, **changes}
-        return TuneConfig.from_dict({k: v for k, v in given.items() if v is not ...}, base=tmp_path)
+        return TuneConfig.from_dict(
+            {k: v for k, v in given.items() if v is not ...}, base=tmp_path, project=NoProject()
+        )
 
     return from_dict
 
