@@ -246,7 +246,7 @@ class Project(Protocol):
         ...
 
 
-def _project_of(config: Path, mapping: Mapping[str, Any]) -> Project:
+def _project_of(config: Path | tuple[Path, ...], mapping: Mapping[str, Any]) -> Project:
     """The project of a ``tune.yaml``."""
     from lightning_hp.tuning.cli_builder import CliBuilder  # it loads Lightning
 

@@ -152,7 +152,8 @@ def close_loggers(trainer: pl.Trainer) -> None:
     """End what outlives a training: W&B has one run at a time in a process, and the next trial would go on with it."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger._experiment is not None:
-            logger._experiment.finish(quiet=True)
+            run: Any = logger._experiment
+            run.finish()
 
 
 def _names(folder: Path) -> tuple[str, str]:
