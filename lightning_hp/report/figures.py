@@ -186,7 +186,7 @@ def importance(view: StudyView, measured: Measured) -> go.Figure:
             x=[round(row.share, 4) for row in rows],
             orientation="h",
             marker={"color": colours},
-            customdata=["" if row.has_effect else ", no more than chance" for row in rows],
+            customdata=["" if row.has_effect else f", {measured.no_effect}" for row in rows],
             hovertemplate="%{y}: %{x:.0%}%{customdata}<extra></extra>",
         )
     )

@@ -42,7 +42,7 @@ def html_report(report: Report) -> str:
     view, measured = report.view, report.measured
     finished = [trial for trial in view.trials if trial.state.is_finished()]
     audit = None if report.best is None else report.audit_of(report.best)
-    shares = {row.parameter.name: row.share for row in measured.rows}
+    rows = {row.parameter.name: row for row in measured.rows}
     return Page(f"{view.name} – tuning report").render(
         "report.html",
         report=report,
@@ -55,8 +55,8 @@ def html_report(report: Report) -> str:
         pair=figures.landscape_pair(view, measured),
         has_curves=any(finite_points(trial) for trial in view.ranked),
         no_effect=NO_EFFECT,
-        study_shares=shares,
-        within_rows=sorted(view.by_tier, key=lambda parameter: -shares.get(parameter.name, 0.0)),
+        study_rows=rows,
+        within_rows=[*(row.parameter for row in measured.rows), *(p for p in view.by_tier if p.name not in rows)],
         neutral=NEUTRAL,
         audit=audit,
         picture="" if audit is None else audit_picture(audit),

@@ -112,6 +112,11 @@ class Measured:
         """Whether any parameter had more effect than chance would give."""
         return any(row.has_effect for row in self.rows)
 
+    @property
+    def no_effect(self) -> str:
+        """What stands for the share of a parameter without effect: only coarse trials are compared with chance."""
+        return "no clear effect" if self.method == "model" else "no more than chance"
+
     def main_pair(self, view: StudyView) -> tuple[Parameter, Parameter] | None:
         """The two parameters that mattered most in the study; by tier where that is not known."""
         if len(view.space) < 2:

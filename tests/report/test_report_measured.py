@@ -30,6 +30,8 @@ def test_what_it_was_measured_by_is_kept(finished):
     view = StudyView.read(finished[0])
     measured = Measured.read(view, {"measured_by": {"method": "model", "trials": 31}})
     assert (measured.method, measured.trials) == ("model", 31)
+    assert measured.no_effect == "no clear effect"
+    assert Measured.read(view, {"measured_by": {"method": "coarse trials"}}).no_effect == "no more than chance"
     assert Measured.read(view, {"measured_by": None}).method == ""
 
 
