@@ -10,14 +10,17 @@ The statistics of the validation weights are then taken from the recorded calls,
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_hp.batchnorm.copies import calls_for_copy, find_copies
 from lightning_hp.batchnorm.measure import measure
@@ -25,7 +28,6 @@ from lightning_hp.batchnorm.recalibrate import recalibrate
 from lightning_hp.batchnorm.snapshot import Facts, OtherWeights, Snapshot
 from lightning_hp.batchnorm.statistics import find_layers
 from lightning_hp.batchnorm.watch import TrainingWatch
-from lightning_hp.callbacks.audit.reference import weights_fingerprint
 
 __all__ = ["EvaluationWeights"]
 
@@ -47,24 +49,32 @@ class EvaluationWeights:
     def __init__(self, model: nn.Module, watch: TrainingWatch, repairs: list[dict[str, Any]]) -> None:
         self.swapped = False
         self._model, self._watch, self._repairs = model, watch, repairs
-        self._after_batch = self._at_start = ""
+        self._after_batch: tuple[float, ...] = ()
+        self._at_start: tuple[float, ...] = ()
         self._noted_at = -1
         self._modes: dict[str, bool] = {}
         self._measured: OtherWeights | None = None
-        self._measured_weights = ""
+        self._measured_weights: tuple[float, ...] = ()
         self._copies: dict[str, str] | None = None
         self._copy: OtherWeights | None = None
         self._called: set[str] = set()  # copies that some validation called
         self._handles: list[Any] = []
 
-    def _fingerprint(self) -> str:
-        return weights_fingerprint(dict(self._model.named_parameters()))
+    def _fingerprint(self) -> tuple[float, ...]:
+        """The sum of every parameter: whatever puts other weights in moves nearly all of them."""
+        with torch.no_grad():
+            # of a sharded parameter the part on this rank; a sum over ranks would be a collective
+            parts = [getattr(p, "_local_tensor", p) for p in self._model.parameters() if not is_lazy(p)]
+            sums = [part.sum(dtype=torch.float32) for part in parts]
+            together = len({part.device for part in sums}) == 1  # read at once: an accelerator then waits once only
+            values = torch.stack(sums).tolist() if together else [float(part) for part in sums]
+        return tuple(value if value == value else math.inf for value in values)  # NaN differs from itself
 
     def after_batch(self, trainer: pl.Trainer, index: int) -> None:
         """Call after each training batch: before a validation the weights (and modes) of training are remembered."""
-        every = getattr(trainer, "val_check_batch", None)
+        every = trainer.val_check_batch
         near = trainer.is_last_batch or (isinstance(every, int) and every > 0 and (index + 1) % every == 0)
-        if near and self._watch.layers and self._watch.steps:
+        if near and trainer.enable_validation and self._watch.layers and self._watch.steps:
             self._after_batch, self._noted_at = self._fingerprint(), trainer.global_step
             self._modes = {name: module.training for name, module in self._model.named_modules()}
 
@@ -98,7 +108,7 @@ class EvaluationWeights:
         if repair or due:
             self._await_calls(trainer, weights, repair)
 
-    def _look(self, trainer: pl.Trainer, weights: str, repair: bool, other: bool) -> list[str]:
+    def _look(self, trainer: pl.Trainer, weights: tuple[float, ...], repair: bool, other: bool) -> list[str]:
         """Repair and measure with the weights at hand; names of the layers whose statistics were replaced."""
         written: list[str] = []
         with trainer.precision_plugin.forward_context():
@@ -130,7 +140,7 @@ class EvaluationWeights:
                     self._copy = OtherWeights(f"{copy}, a copy of {original}", repair, snapshot)
         return written
 
-    def _await_calls(self, trainer: pl.Trainer, weights: str, repair: bool) -> None:
+    def _await_calls(self, trainer: pl.Trainer, weights: tuple[float, ...], repair: bool) -> None:
         """At the first call of the model: have its weights been replaced since, as by a context manager in the step?"""
 
         def root(module: nn.Module, args: Any) -> None:
