@@ -27,6 +27,11 @@ _VERBS = {
     "status": "status.status_verb",
     "postpone": "postpone.postpone_verb",
     "dashboard": "dashboard.dashboard_verb",
+    "nudge": "nudge.nudge_verb",
+    "pause": "nudge.pause_verb",
+    "resume": "nudge.resume_verb",
+    "undo": "nudge.undo_verb",
+    "stop": "nudge.stop_verb",
 }
 
 
@@ -48,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from lightning_hp.commands.fit import fit_verb
 
             return fit_verb([a for a in arguments[1:] if a != "--debug"])
+        if arguments and arguments[0] == "babysit":  # its further options too
+            from lightning_hp.commands.babysit import babysit_verb
+
+            return babysit_verb([a for a in arguments[1:] if a != "--debug"])
         options = parser().parse_args(arguments)
         module, _, function = _VERBS[options.verb].partition(".")
         run = getattr(importlib.import_module(f"lightning_hp.commands.{module}"), function)

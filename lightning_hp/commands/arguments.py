@@ -43,6 +43,10 @@ def parser() -> ArgumentParser:
         "config", type=str, help="LightningCLI file"
     )
 
+    verb("babysit", "Train a LightningCLI file with a babysitter at its side; --help shows its options.").add_argument(
+        "config", type=str, help="LightningCLI file"
+    )
+
     best = verb("best", "Show the best trial of a study.")
     best.add_argument("study", type=str, help="study folder, or the name of one in runs/")
     best.add_argument("--json", action="store_true", help="print result.json")
@@ -112,6 +116,20 @@ def parser() -> ArgumentParser:
     postpone.add_argument("--why", type=str, required=True, help="the reason")
     postpone.add_argument("--by", type=str, default=None, help="who decided; default the current user")
     postpone.add_argument("--ledger", type=str, default=".", help="the ledger, or a folder to search; default here")
+
+    for name, about in (
+        ("nudge", "Set hyperparameters of a babysat run, from its next check on."),
+        ("pause", "Have a babysitter only watch."),
+        ("resume", "Have a paused babysitter act again."),
+        ("undo", "Take back the last change of a babysat run's hyperparameters."),
+        ("stop", "End a babysat run in the ordinary way."),
+    ):
+        ask = verb(name, about)
+        ask.add_argument("run", type=str, help="folder of the run, or the name of one in runs/")
+        if name == "nudge":
+            ask.add_argument("values", type=str, nargs="+", help="NAME=NUMBER, such as learning_rate=0.003")
+        ask.add_argument("--why", type=str, default=None, help="the reason; it goes into the log")
+        ask.add_argument("--wait", type=float, default=10.0, help="seconds to wait for the answer; default 10")
 
     dashboard = verb("dashboard", "Serve optuna-dashboard on studies, on this machine.")
     dashboard.add_argument("study", type=str, nargs="?", default="runs", help="study, folder of studies, or Optuna URL")

@@ -41,9 +41,17 @@ class _Survey:
 
 
 def status_verb(options: Namespace) -> int:
-    """Print what is tuned; the exit code says whether something is due."""
+    """Print what is tuned, and how babysat runs stand; the exit code says whether something is due."""
+    runs = [path for path in options.paths if (Path(path) / "panda.json").is_file()]
+    if runs:
+        from lightning_hp.commands.nudge import status_line
+
+        for run in runs:
+            sys.stdout.write(status_line(Path(run)) + "\n")
+        if len(runs) == len(options.paths):
+            return FRESH
     return status_command(
-        options.paths,
+        [path for path in options.paths if path not in runs],
         json=options.json,
         fail_on=options.fail_on,
         write_cron=options.write_cron,

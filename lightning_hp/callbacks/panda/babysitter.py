@@ -56,6 +56,7 @@ class PandaBabysitter(Callback):
             initial rate; ``leave`` never touches what it sets. None means ``leave``, and says so.
         policy: Decides instead of ``mode``; a `ReplayPolicy`, for example.
         dirpath: Folder of ``panda.jsonl``; None for the logger's folder, else the Trainer's root. "" writes no files.
+        picture: Write ``panda.html`` (about 5 MB) beside the log at the end of training.
 
     Raises:
         ValueError: If an argument is not one of the above.
@@ -76,6 +77,7 @@ class PandaBabysitter(Callback):
         scheduler: str | None = None,
         policy: Policy | None = None,
         dirpath: str | Path | None = None,
+        picture: bool = True,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"`mode` must be one of {MODES}, got {mode!r}")
@@ -89,7 +91,7 @@ class PandaBabysitter(Callback):
             raise ValueError("`policy` must be None with `settings` or `hyperparameters`: it brings its own")
         self.mode, self.monitor, self.monitor_mode = mode, monitor, monitor_mode
         self.policy = policy or _policy(mode, settings_from(settings, bounds_from(hyperparameters)))
-        self.check_every, self.scheduler, self.dirpath = check_every, scheduler, dirpath
+        self.check_every, self.scheduler, self.dirpath, self.picture = check_every, scheduler, dirpath, picture
         self.history = History(direction=1 if monitor_mode == "min" else -1)
         self.journal = Journal()
         self.snapshots: dict[str, snapshot.Snapshot] = {}
@@ -331,6 +333,10 @@ class PandaBabysitter(Callback):
         self._reload.settle(trainer)
         self._event(trainer, "running", "ended", "the training is over", numbers={"values": dict(self.history.values)})
         self.journal.status("ended", self.history, trainer.current_epoch, always=True)
+        if self.picture and self.journal.folder is not None:
+            from lightning_hp.callbacks.panda.picture import write_picture
+
+            write_picture(self.journal.folder)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say in the status that the run was interrupted."""
