@@ -52,6 +52,10 @@ def _read_csv(file: Path, separator: str, decimal: str, as_text: str | None) -> 
     how: dict[str, Any] = {"sep": separator, "decimal": decimal, "index_col": False}
     if as_text is not None:
         how["converters"] = {as_text: _MARK.__add__}  # a text that no reader takes for a missing value
+    if len(separator) > 1 and separator != r"\s+":
+        how["engine"] = "python"  # which alone knows such separators, and no chunks
+    else:
+        how["low_memory"] = False  # one type a column, not one a chunk
     frame = _read_ragged(file, separator, how)
     empty = [c for c in frame.columns if str(c).startswith("Unnamed: ") and frame[c].isna().all()]
     frame = frame.drop(columns=empty)  # of a header that ends in a separator itself
@@ -63,7 +67,7 @@ def _read_csv(file: Path, separator: str, decimal: str, as_text: str | None) -> 
 def _read_ragged(file: Path, separator: str, how: dict[str, Any]) -> pd.DataFrame:
     """Read rows of which some have more values than the header has names: right if those values are empty."""
     try:
-        frame, longer = _warned(file, **how, low_memory=False)
+        frame, longer = _warned(file, **how)
     except pd.errors.ParserError as error:  # a later row is longer than the first
         if "Expected" not in str(error):
             raise
@@ -74,12 +78,13 @@ def _read_ragged(file: Path, separator: str, how: dict[str, Any]) -> pd.DataFram
                 raise ValueError(_too_long(file, separator, width))
             return values[:width]
 
-        return pd.read_csv(file, **how, engine="python", on_bad_lines=shorten)
+        how = {key: value for key, value in how.items() if key != "low_memory"}
+        return pd.read_csv(file, **{**how, "engine": "python"}, on_bad_lines=shorten)
     if not longer:
         return frame
     names = list(frame.columns)
     try:
-        frame, longer = _warned(file, **how, low_memory=False, names=[*names, _SURPLUS], header=0)
+        frame, longer = _warned(file, **how, names=[*names, _SURPLUS], header=0)
     except pd.errors.ParserError as error:
         raise ValueError(_too_long(file, separator, len(names))) from error
     if longer or any(not pd.isna(value) and str(value).strip() for value in frame[_SURPLUS].unique()):

@@ -168,6 +168,16 @@ def test_a_trailing_separator_moves_no_column(tmp_path, content):
         np.testing.assert_array_equal(features(seen)[name], values)
 
 
+@pytest.mark.parametrize("separator", ["::", " ", "\t", r"\s+", ";"])
+@pytest.mark.parametrize("ending", ["", "with"])
+def test_other_separators_may_end_a_row_too(tmp_path, separator, ending):
+    written = " " if separator == r"\s+" else separator
+    content = lines(ending=written if ending else "").replace(",", written)
+    plain, seen = loaded(tmp_path, lines()), loaded(tmp_path, content, separator=separator)
+    for name, values in features(plain).items():
+        np.testing.assert_array_equal(features(seen)[name], values)
+
+
 @pytest.mark.parametrize("one", [0, 150])
 @pytest.mark.parametrize(("text", "fields"), [(",7", 4), (",,7", 5)])
 def test_a_row_longer_than_the_header_is_named(tmp_path, one, text, fields):
