@@ -1,1 +1,1 @@
-"""Pictures, notes, the report and the dashboard server."""
+"""The dashboard server: optuna-dashboard over all studies of a folder, behind a guard, with our pages beside it."""

@@ -20,7 +20,7 @@ from lightning_hp.dashboard.combined_storage import CombinedArtifacts, CombinedS
 from lightning_hp.dashboard.guard import Application
 from lightning_hp.dashboard.overview import overview, status_of
 from lightning_hp.dashboard.upstream.figure_order import send_figures_in_order
-from lightning_hp.dashboard.upstream.study_json import Details
+from lightning_hp.dashboard.upstream.study_json import StudyJson
 from lightning_hp.report.gate_question import is_gate, tuned_name
 from lightning_hp.study.upstream import study_number
 
@@ -71,17 +71,17 @@ def application(combined: CombinedStorage, read_only: bool = False) -> Applicati
     return answer
 
 
-def _study_json(combined: CombinedStorage) -> Details | None:
+def _study_json(combined: CombinedStorage) -> StudyJson | None:
     """What answers for a study with its trials; None where the dashboard's own parts for it are missing."""
     try:
-        return Details(combined)
+        return StudyJson(combined)
     except ImportError:
         _log.warning("this version of optuna-dashboard is not known: big studies will be slow", exc_info=True)
         return None
 
 
 def _study_detail(
-    study_json: Details, number: int, environ: dict[str, Any], start_response: Callable[..., Any]
+    study_json: StudyJson, number: int, environ: dict[str, Any], start_response: Callable[..., Any]
 ) -> Iterable[bytes] | None:
     """A study with its trials; None where the dashboard has to answer."""
     after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[-1]

@@ -339,7 +339,7 @@ def study_folders(folder: Path) -> list[Path]:
 
 
 def _begun(journal: Path) -> str:
-    """When the first trial of a journal began, as it tells; the empty text where it does not."""
+    """When the first trial of a journal began; empty where the journal does not say."""
     try:
         with open(journal, encoding="utf-8") as file:
             match = re.search(r'"datetime_start": ?"([^"]+)"', file.read(65536))

@@ -22,8 +22,9 @@ from lightning_hp.report.axes import number_text
 from lightning_hp.report.gate_question import is_gate
 from lightning_hp.report.lineage import Verdict, lineage_of
 from lightning_hp.report.page import Page
-from lightning_hp.report.view import finite, value_of
+from lightning_hp.report.view import value_of
 from lightning_hp.study.description import ATTRIBUTE
+from lightning_hp.study.trials import ranked_trials
 from lightning_hp.study.upstream import study_number
 
 #: seconds for which a folder's size is believed
@@ -94,7 +95,7 @@ def statuses(combined: CombinedStorage, now: datetime) -> list[Status]:
 
 
 def status_of(combined: CombinedStorage, number: int, name: str, now: datetime) -> Status:
-    """One study.
+    """What the overview shows of one study.
 
     Args:
         combined: Where it is.
@@ -109,7 +110,8 @@ def status_of(combined: CombinedStorage, number: int, name: str, now: datetime) 
     attributes = combined.get_study_user_attrs(number)
     description: dict[str, Any] = attributes.get(ATTRIBUTE) or {}
     directions = combined.get_study_directions(number)
-    best = _best(trials, directions[0]) if len(directions) == 1 else None
+    ranked = ranked_trials(trials, directions[0] is not StudyDirection.MAXIMIZE) if len(directions) == 1 else []
+    best = ranked[0] if ranked else None
     stages = [t.user_attrs["stage"] for t in trials if "stage" in t.user_attrs]
     paths = combined.folder_of(number)
     lineage = lineage_of(paths, description.get("previous"), now) if paths is not None else None
@@ -132,16 +134,8 @@ def status_of(combined: CombinedStorage, number: int, name: str, now: datetime) 
     )
 
 
-def _best(trials: list[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
-    sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
-    counted = [
-        t for t in trials if t.state is TrialState.COMPLETE and finite(t.value) and not t.user_attrs.get("diverged")
-    ]
-    return min(counted, key=lambda t: (sign * value_of(t), t.number), default=None)
-
-
 def _active(trials: list[FrozenTrial]) -> datetime | None:
-    """Optuna keeps local time without a zone."""
+    """When a trial last began or ended; Optuna keeps local time without a zone."""
     moments = [m for t in trials for m in (t.datetime_complete or t.datetime_start,) if m is not None]
     return max(moments).astimezone(UTC) if moments else None
 

@@ -154,7 +154,7 @@ def read_password(file: str | None) -> str | None:
 
 
 def combined_storage_of(target: str | Path | BaseStorage) -> CombinedStorage:
-    """The studies that a person names; see :func:`serve`.
+    """The studies of a folder, a file, a URL or a storage; see :func:`serve`.
 
     Raises:
         StudyError: If there is no such study or storage.

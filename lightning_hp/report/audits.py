@@ -1,4 +1,4 @@
-"""The BatchNorm audit of a trial, read from its ``audit.json``, and what the trials of a study were found to have.
+"""The BatchNorm audit of a trial, read from its ``audit.json``, and how often each severity was found in a study.
 
 A file may be missing, broken or of another version: what cannot be read is left out.
 """

@@ -18,7 +18,7 @@ from lightning_hp.search.parameters import Choice, Parameter
 
 
 @dataclass(frozen=True)
-class Side:
+class ValueChange:
     """One hyperparameter before and after.
 
     Attributes:
@@ -71,21 +71,21 @@ class Side:
 
 @dataclass(frozen=True)
 class Refresh:
-    """Before and after.
+    """Before and after a refresh.
 
     Attributes:
         older: The study that was refreshed.
         scores: The metric before, the same values on today's data, and after; each with what it is. None where not
             known.
         gain: What the refresh brought against the old values on today's data; empty where that is not known.
-        sides: All hyperparameters of either record, by tier.
+        changes: All hyperparameters of either record, by tier.
         moved: What the training data did since, in sentences; columns that did the same share one. None if not known.
     """
 
     older: StudyLink
     scores: tuple[tuple[str, float | None], ...]
     gain: str
-    sides: tuple[Side, ...]
+    changes: tuple[ValueChange, ...]
     moved: tuple[str, ...] | None
 
 
@@ -99,12 +99,12 @@ def refresh_of(view: StudyView, lineage: Lineage | None) -> Refresh | None:
         lineage.link_to(lineage.older),
         scores,
         _gain(view, before=scores[1][1], after=scores[2][1]),
-        tuple(_sides(view, lineage, lineage.older)),
+        tuple(_changes(view, lineage, lineage.older)),
         None if moved is None else tuple(dates.together(moved)),
     )
 
 
-def _sides(view: StudyView, lineage: Lineage, older_record: Mapping[str, Any]) -> list[Side]:
+def _changes(view: StudyView, lineage: Lineage, older_record: Mapping[str, Any]) -> list[ValueChange]:
     older = _tier_and_value(older_record["hyperparameters"])
     if lineage.own is not None:
         newer = _tier_and_value(lineage.own["hyperparameters"])
@@ -119,7 +119,7 @@ def _sides(view: StudyView, lineage: Lineage, older_record: Mapping[str, Any]) -
     absent = ("?", None)
     tiers = {name: newer.get(name, older.get(name, absent))[0] for name in {**newer, **older}}
     return [
-        Side(tiers[name], name, parameters.get(name), older.get(name, absent)[1], newer.get(name, absent)[1])
+        ValueChange(tiers[name], name, parameters.get(name), older.get(name, absent)[1], newer.get(name, absent)[1])
         for name in sorted(tiers, key=lambda name: tiers[name])
     ]
 

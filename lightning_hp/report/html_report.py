@@ -38,7 +38,7 @@ def write_report(report: Report) -> Path:
 
 
 def html_report(report: Report) -> str:
-    """The page."""
+    """The report as one HTML page."""
     view, measured = report.view, report.measured
     finished = [trial for trial in view.trials if trial.state.is_finished()]
     audit = None if report.best is None else report.audit_of(report.best)

@@ -197,7 +197,7 @@ def _folder_or_beside(folder: Path, beside: Path) -> Path:
 
 
 def event_rows(events: Sequence[Mapping[str, Any]], most: int = 12) -> tuple[list[EventRow], int]:
-    """Events for a table; checks that found nothing are drawn together.
+    """Events for a table; checks that found nothing become one row.
 
     Args:
         events: Of a ledger, oldest first.

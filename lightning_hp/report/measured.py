@@ -78,7 +78,7 @@ class Measured:
 
     @classmethod
     def read(cls, view: StudyView, evidence: Mapping[str, Any]) -> Measured:
-        """Read the evidence; what is missing or of another form is left out.
+        """Read the evidence; entries that are missing or of another form are left out.
 
         Args:
             view: The study.

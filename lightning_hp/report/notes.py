@@ -1,10 +1,10 @@
-"""What the dashboard is told about a study: notes, figures, short attributes. Written by one process, now and then.
+"""What the dashboard shows of a study beside its own pages: notes, figures and short attributes.
 
 A study's note says what a person would ask first: the best values by tier, the stages, what mattered, what is at an
 edge, what failed, how old it is. Only the best trials and flagged ones get a note of their own, since a study with
 thousands of notes makes the page slow. What a person writes below the line that ends our part of a note stays.
 
-A failure to decorate never fails a study: it is logged, and that is all.
+One process at a time writes them. An error while they are written is logged and never stops the study.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def decorate(
 
 
 def _too_soon(stamp: Path) -> bool:
-    """Whether the last decoration is too short ago; its stamp holds the seconds that it took."""
+    """Whether the notes were written too short a time ago; the stamp holds the seconds that this took."""
     try:
         took = float(stamp.read_text(encoding="utf-8") or 0)
         return time.time() - stamp.stat().st_mtime < max(EVERY, took / SHARE)
@@ -124,7 +124,7 @@ def _write_attributes(study: optuna.Study, report: Report) -> None:
 
 
 def _save(study: optuna.Study, trial: FrozenTrial | None, body: str) -> None:
-    """Put our part of a note in front of what a person wrote below it; nothing is written where nothing changed."""
+    """Replace our part of a note and keep what a person wrote below it; an unchanged note is not written."""
     from optuna_dashboard import get_note, save_note
 
     target = note_target(study, trial)
@@ -163,7 +163,7 @@ def _upload(study: optuna.Study, paths: StudyPaths, trial: FrozenTrial, audit: A
 
 
 def _save_figures(study: optuna.Study, report: Report) -> None:
-    """The figures, those that changed."""
+    """Write the figures that have changed."""
     from optuna_dashboard import save_plotly_graph_object
 
     stored = stored_figures(study, _FIGURE)

@@ -24,6 +24,7 @@ from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage, stage_at
 from lightning_hp.study.description import Description, describe
+from lightning_hp.study.trials import ranked_trials
 
 _log = logging.getLogger(__name__)
 #: tier -> hue; distinguishable with the common colour deficiencies, and on white as well as on near-black
@@ -145,9 +146,7 @@ class StudyView:
     @cached_property
     def ranked(self) -> tuple[FrozenTrial, ...]:
         """Complete trials that did not diverge, best first; ties by number."""
-        sign = 1.0 if self.minimises else -1.0
-        counted = [t for t in self.complete if not t.user_attrs.get("diverged")]
-        return tuple(sorted(counted, key=lambda t: (sign * value_of(t), t.number)))
+        return tuple(ranked_trials(self.trials, self.minimises))
 
     @property
     def best(self) -> FrozenTrial | None:

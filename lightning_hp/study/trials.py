@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 
+def ranked_trials(trials: Iterable[FrozenTrial], minimises: bool) -> list[FrozenTrial]:
+    """Complete trials with a finite value that did not diverge, best first; ties by number.
+
+    Args:
+        trials: Trials of one study, of any state.
+        minimises: Whether smaller is better.
+    """
+    counted = [
+        (trial.values[0] if minimises else -trial.values[0], trial.number, trial)
+        for trial in trials
+        if trial.state is TrialState.COMPLETE
+        and math.isfinite(trial.values[0])
+        and not trial.user_attrs.get("diverged")
+    ]
+    return [trial for _, _, trial in sorted(counted, key=lambda entry: entry[:2])]
+
+
 def best_trials(study: optuna.Study, n: int) -> list[FrozenTrial]:
     """The best n complete trials that did not diverge, best first."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    good = [t for t in complete if not t.user_attrs.get("diverged") and t.value is not None]
-    sign = 1.0 if study.direction is StudyDirection.MINIMIZE else -1.0
-    return sorted(good, key=lambda t: (sign * (t.value or 0.0), t.number))[:n]
+    return ranked_trials(study.get_trials(deepcopy=False), study.direction is StudyDirection.MINIMIZE)[:n]
 
 
 def no_best(study: optuna.Study) -> str:

@@ -15,7 +15,7 @@ from lightning_hp.dashboard.application import application
 from lightning_hp.dashboard.combined_storage import STUDY_STRIDE, CombinedStorage
 from lightning_hp.dashboard.upstream import curve_limit as shown
 from lightning_hp.dashboard.upstream import study_json as module
-from lightning_hp.dashboard.upstream.study_json import Details
+from lightning_hp.dashboard.upstream.study_json import StudyJson
 from lightning_hp.study.paths import StudyPaths
 
 
@@ -66,14 +66,14 @@ def study(request, tmp_path):
 
 
 def test_every_part_of_the_answer_is_the_dashboards_own(study):
-    details, combined = Details(CombinedStorage([(study._storage, {})])), CombinedStorage([(study._storage, {})])
+    details, combined = StudyJson(CombinedStorage([(study._storage, {})])), CombinedStorage([(study._storage, {})])
     number = study._study_id
     for after in (0, 3, 8, 100):
         assert ours(details, number, after) == plain(combined, number, after)
 
 
 def test_the_answer_follows_the_study(study, tmp_path):
-    details, combined = Details(CombinedStorage([(study._storage, {})])), CombinedStorage([(study._storage, {})])
+    details, combined = StudyJson(CombinedStorage([(study._storage, {})])), CombinedStorage([(study._storage, {})])
     number = study._study_id
     marks = [details.answer(number, 0)[1]]
 
@@ -107,7 +107,7 @@ def test_numbers_are_moved_in_the_answers_of_a_second_folder(tmp_path):
         made = run(StudyPaths(tmp_path / name), name, 6)
         save_note(optuna.trial.Trial(made, made.trials[3]._trial_id), f"see /dashboard/studies/0/trials of {name}")
     combined = CombinedStorage(folder=tmp_path)
-    details = Details(combined)
+    details = StudyJson(combined)
     for number in (0, STUDY_STRIDE):
         assert ours(details, number) == plain(combined, number)
         assert ours(details, number)["trials"][3]["note"]["body"].startswith(f"see /dashboard/studies/{number}/")
@@ -117,7 +117,7 @@ def test_several_objectives_have_their_front(tmp_path):
     made = optuna.create_study(directions=["minimize", "maximize"])
     made.optimize(lambda t: (x := t.suggest_float("x", 0, 1), x * (1 - x)), n_trials=12)
     combined = CombinedStorage([(made._storage, {})])
-    assert ours(Details(combined), made._study_id) == plain(combined, made._study_id)
+    assert ours(StudyJson(combined), made._study_id) == plain(combined, made._study_id)
 
 
 def test_of_a_big_study_some_curves_are_sent_and_a_trial_that_is_overtaken_loses_its_own(monkeypatch):
@@ -127,7 +127,7 @@ def test_of_a_big_study_some_curves_are_sent_and_a_trial_that_is_overtaken_loses
     for i in range(12):
         made.add_trial(made_trial(0.5, float(10 - i % 10), intermediate_values={1: 1.0}))
     combined = CombinedStorage([(made._storage, {})])
-    details = Details(combined)
+    details = StudyJson(combined)
 
     def curves():
         told = ours(details, made._study_id)
@@ -143,7 +143,7 @@ def test_another_study_under_the_number_of_a_deleted_one_starts_anew(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     storage = optuna.storages.RDBStorage(url)
     combined = CombinedStorage([(storage, {})])
-    details = Details(combined)
+    details = StudyJson(combined)
     for names, trials in (("ab", 3), ("c", 2)):
         made = optuna.create_study(storage=storage, study_name=names)
         for i in range(trials):
@@ -159,14 +159,14 @@ def test_answers_of_a_few_studies_are_kept():
     storage = optuna.storages.InMemoryStorage()
     for _ in range(module.STUDIES_KEPT + 3):
         optuna.create_study(storage=storage)
-    details = Details(CombinedStorage([(storage, {})]))
+    details = StudyJson(CombinedStorage([(storage, {})]))
     for study in storage.get_all_studies():
         details.answer(study._study_id, 0)
     assert len(details._kept) == module.STUDIES_KEPT
 
 
 def test_a_finished_trial_is_turned_into_json_once(study):
-    details = Details(CombinedStorage([(study._storage, {})]))
+    details = StudyJson(CombinedStorage([(study._storage, {})]))
     made = []
     serialize = details._trial
     details._trial = lambda number, trial, about: made.append(trial.number) or serialize(number, trial, about)
@@ -206,7 +206,7 @@ def test_without_the_dashboards_private_functions_it_answers_for_itself(study, m
     def broken(*_):
         raise TypeError("another signature")
 
-    monkeypatch.setattr(Details, "answer", broken)
+    monkeypatch.setattr(StudyJson, "answer", broken)
     status, headers, body = get(application(CombinedStorage([(study._storage, {})])), f"/api/studies/{study._study_id}")
     assert status.startswith("200")
     assert "ETag" not in headers

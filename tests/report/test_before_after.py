@@ -11,7 +11,7 @@ from optuna_dashboard import get_note
 from test_html_report import Reader
 
 from lightning_hp.ledger import records
-from lightning_hp.report.before_after import Side
+from lightning_hp.report.before_after import ValueChange
 from lightning_hp.report.html_report import write_report
 from lightning_hp.report.lineage import event_rows, lineage_of
 from lightning_hp.report.model import read_report
@@ -221,7 +221,7 @@ def test_a_change_is_said_on_the_parameters_scale(name, before, after, change, p
             "kind": {"choices": ["relu", "tanh"], "tier": "C", "default": "relu"},
         }
     )
-    side = Side("A", name, next(p for p in space.parameters if p.name == name), before, after)
+    side = ValueChange("A", name, next(p for p in space.parameters if p.name == name), before, after)
     assert side.change == change
     assert side.places() == pytest.approx(places, abs=0.01)
 

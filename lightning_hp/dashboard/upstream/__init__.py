@@ -1,1 +1,1 @@
-"""Every use of private parts of Optuna and optuna-dashboard, each with a public fallback."""
+"""Every use of private parts of optuna-dashboard, each with a public fallback; those of Optuna: ``study/upstream``."""

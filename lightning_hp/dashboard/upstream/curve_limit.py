@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 MANY, CURVES = 60, 25
 
 
-def with_curve(trials: Sequence[FrozenTrial], direction: StudyDirection) -> set[int] | None:
+def numbers_with_curve(trials: Sequence[FrozenTrial], direction: StudyDirection) -> set[int] | None:
     """The numbers of the finished trials that are shown with their curves; None for all.
 
     Args:
@@ -41,13 +41,13 @@ def with_few_curves(trials: list[FrozenTrial], direction: StudyDirection) -> lis
         trials: All trials of a study, by number; they are not changed.
         direction: Of the first objective.
     """
-    kept = with_curve(trials, direction)
+    kept = numbers_with_curve(trials, direction)
     if kept is None:
         return trials
-    return [t if t.number in kept or not t.state.is_finished() else bare(t) for t in trials]
+    return [t if t.number in kept or not t.state.is_finished() else without_curve(t) for t in trials]
 
 
-def bare(trial: FrozenTrial) -> FrozenTrial:
+def without_curve(trial: FrozenTrial) -> FrozenTrial:
     """The trial without its curve; the trial given is not changed."""
     if not trial.intermediate_values:
         return trial

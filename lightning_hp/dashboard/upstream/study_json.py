@@ -24,7 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.dashboard.combined_storage import CombinedStorage
-from lightning_hp.dashboard.upstream.curve_limit import bare, with_curve
+from lightning_hp.dashboard.upstream.curve_limit import numbers_with_curve, without_curve
 from lightning_hp.dashboard.upstream.numbers import moved_trial
 from lightning_hp.study.upstream import study_number, trial_number
 
@@ -54,7 +54,7 @@ class _Kept:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Details:
+class StudyJson:
     """Answers of ``/api/studies/N``.
 
     Args:
@@ -102,7 +102,7 @@ class Details:
             directions = study.directions
             if len(trials) < len(kept.parts):  # another study, of the number of one that was deleted
                 kept.extra, kept.parts = self._extra(), {}
-            curves = with_curve(trials, directions[0])
+            curves = numbers_with_curve(trials, directions[0])
             about = _by_trial(study.system_attrs)
             fresh: list[FrozenTrial] = []
             parts = []
@@ -141,7 +141,7 @@ class Details:
             fresh.append(trial)
         elif last.curve == curve and last.about == own:
             return last
-        limited = moved_trial(trial if curve or not trial.state.is_finished() else bare(trial), moved)
+        limited = moved_trial(trial if curve or not trial.state.is_finished() else without_curve(trial), moved)
         sent = json.dumps(self._trial(number, limited, own), separators=(",", ":")).encode()
         part = _Part(trial, own, curve, sent, blake2b(sent, digest_size=8).digest())
         if trial.state.is_finished():  # another one may still be written to
