@@ -48,7 +48,7 @@ from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.length import TrainingLength
-from lightning_hp.tuning.retune import retune
+from lightning_hp.tuning.retune import retune_study
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIALS, EPOCHS = 40, 27
@@ -161,7 +161,7 @@ def one_seed(seed: int, moves: list[str], folder: Path) -> Iterator[dict[str, An
     for move in moves:
         copied = folder / f"{move.replace(' ', '_')}_{seed}"
         shutil.copytree(first.folder, copied)
-        done = retune(str(copied), replace(first, folder=copied), builder(move))
+        done = retune_study(str(copied), replace(first, folder=copied), builder(move))
         assert done.test is not None
         row: dict[str, Any] = {"seed": seed, "move": move, "confirmed": done.test.confirmed, "drift": len(done.drift)}
         row |= {"retest_epochs": done.test.epochs, "study_epochs": spent}

@@ -29,7 +29,7 @@ from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.listener import SilentListener
-from lightning_hp.tuning.retune import retune
+from lightning_hp.tuning.retune import retune_study
 
 FOLDER = Path("runs/life")
 START = datetime.now(UTC) - timedelta(days=4)
@@ -120,9 +120,9 @@ def main():
     now = START + timedelta(days=4)
     print(f"\n{now:%Y-%m-%d}, lightning-hp retune life:")
     config = replace(config, search=replace(config.search, n_trials=12))
-    done = retune(str(FOLDER), config, builder(NewScanner), trials=8, listener=Say(), now=now)
+    done = retune_study(str(FOLDER), config, builder(NewScanner), trials=8, listener=Say(), now=now)
     if done.result is None:  # still the best: the dates moved on; a refresh can be asked for all the same
-        done = retune(str(FOLDER), config, builder(NewScanner), trials=8, test=False, listener=Say(), now=now)
+        done = retune_study(str(FOLDER), config, builder(NewScanner), trials=8, test=False, listener=Say(), now=now)
     print(f"refreshed: val_loss {done.result.value:.4f}, {done.result.test}")
     status("refreshed", now)
     print(f"\nBefore and after, side by side: {done.result.report}")

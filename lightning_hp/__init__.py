@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_hp.callbacks import PandaBabysitter as PandaBabysitter
+    from lightning_hp.callbacks.pruning import TrialPruning as TrialPruning
     from lightning_hp.search.presets import preset as preset
     from lightning_hp.search.pruner import CurvePruner as CurvePruner
     from lightning_hp.search.sampler import CoarseToFineSampler as CoarseToFineSampler
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_hp.training import TabularDataModule as TabularDataModule
     from lightning_hp.tuning.config import TuneConfig as TuneConfig
     from lightning_hp.tuning.finish import Result as Result
+    from lightning_hp.tuning.tune import retune as retune
     from lightning_hp.tuning.tune import tune as tune
     from lightning_hp.tuning.tune import tune_file as tune_file
     from lightning_hp.tuning.yaml_file import ConfigError as ConfigError
@@ -43,6 +45,8 @@ _HOMES = {
     "TuneConfig": "lightning_hp.tuning.config",
     "Result": "lightning_hp.tuning.finish",
     "StudyError": "lightning_hp.study.storage",
+    "TrialPruning": "lightning_hp.callbacks.pruning",
+    "retune": "lightning_hp.tuning.tune",
     "tune": "lightning_hp.tuning.tune",
     "tune_file": "lightning_hp.tuning.tune",
 }

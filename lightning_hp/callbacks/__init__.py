@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_hp.callbacks.audit.auditor import BatchNormWarning as BatchNormWarning
     from lightning_hp.callbacks.panda.babysitter import PandaBabysitter as PandaBabysitter
     from lightning_hp.callbacks.panda.replay import ReplayPolicy as ReplayPolicy
+    from lightning_hp.callbacks.pruning import TrialPruning as TrialPruning
     from lightning_hp.callbacks.staleness import StalenessTracker as StalenessTracker
 
 _WHERE = {
@@ -20,6 +21,7 @@ _WHERE = {
     "PandaBabysitter": "panda.babysitter",
     "ReplayPolicy": "panda.replay",
     "StalenessTracker": "staleness",
+    "TrialPruning": "pruning",
 }
 
 __all__ = sorted(_WHERE)

@@ -14,7 +14,7 @@ from lightning_hp.commands.tune import show_end
 from lightning_hp.study.storage import find_study
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.progress import StudyDisplay
-from lightning_hp.tuning.retune import retune
+from lightning_hp.tuning.retune import retune_study
 from lightning_hp.tuning.tune import cli_builder
 from lightning_hp.tuning.yaml_file import ConfigError
 
@@ -36,7 +36,7 @@ def retune_verb(options: Namespace) -> int:
     if "OMP_NUM_THREADS" not in os.environ:  # as the workers that tuned it had: the same sums in the same order
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.caviar.workers))
     with StudyDisplay(config.name, config.search.n_trials, config.monitor, config.mode) as display:
-        retuned = retune(
+        retuned = retune_study(
             str(paths.root),
             config,
             cli_builder(config),

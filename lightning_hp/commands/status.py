@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json as json_format
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -149,8 +148,9 @@ def _from_here(verdict: dates.Verdict, ledger: Path) -> dates.Verdict:
     folder = ledger.parent
     if not (folder / "study.json").is_file() or (Path(verdict.study) / "study.json").is_file():
         return verdict
-    was, now = (f"lightning-hp retune {shlex.quote(str(name))}" for name in (verdict.study, folder))
-    return replace(verdict, todo=verdict.todo.replace(was, now))
+    by = "command" if verdict.refresh == dates.refresh_text(verdict.study, "command") else "python"
+    refresh = dates.refresh_text(str(folder), by)
+    return replace(verdict, todo=verdict.todo.replace(verdict.refresh, refresh), refresh=refresh)
 
 
 def own_program() -> list[str]:

@@ -7,7 +7,6 @@ event instead of adding one. Tiers that share a date share an event.
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
@@ -49,7 +48,7 @@ def _events(source: str, verdict: Verdict, now: datetime) -> list[str]:
     for key, tiers in by_day.items():
         identity = hashlib.sha256("\0".join((source, verdict.name, *tiers)).encode()).hexdigest()[:24]
         title = f"Re-test {verdict.name} (tier {', '.join(tiers)})"
-        text = f"{verdict.reason}\nDo: lightning-hp retune {shlex.quote(verdict.study)}\nLedger: {source}"
+        text = f"{verdict.reason}\nDo: {verdict.refresh}\nLedger: {source}"
         lines += [
             "BEGIN:VEVENT",
             f"UID:{identity}@lightning-hp",

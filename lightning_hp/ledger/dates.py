@@ -161,6 +161,7 @@ class Verdict:
         confirmed_at: When a re-test last confirmed them.
         age: Time since ``tuned_at``.
         study: The study that found them.
+        refresh: What re-tests and refreshes it: a command, or a call for a study of Python classes.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Verdict:
     confirmed_at: datetime | None = None
     age: timedelta | None = None
     study: str = ""
+    refresh: str = ""
 
     @property
     def next_date(self) -> datetime | None:
@@ -360,14 +362,29 @@ def _judge(base: Mapping[str, Any], state: _State, now: datetime) -> Verdict:
     if excused and state.postponed:
         by = f" by {state.postponed['by']}" if state.postponed.get("by") else ""
         reasons.append(f"postponed until {_day(from_text(state.postponed['until']))}{by}: {state.postponed['why']}")
+    refresh = refresh_text(study, str(base.get("tuned_by") or "command"))
     todo = {
         "fresh": "nothing",
-        "due": f"lightning-hp retune {shlex.quote(study)}",
-        "stale": f"lightning-hp retune {shlex.quote(study)}",
+        "due": refresh,
+        "stale": refresh,
         "invalid": "tune again: the record describes another model, space or data",
     }[status]
     age = max(now - tuned_at, timedelta())
-    return Verdict(str(base["name"]), status, "; ".join(reasons), todo, dates, tuned_at, state.confirmed_at, age, study)
+    return Verdict(
+        str(base["name"]), status, "; ".join(reasons), todo, dates, tuned_at, state.confirmed_at, age, study, refresh
+    )
+
+
+def refresh_text(study: str, tuned_by: str) -> str:
+    """What re-tests and refreshes a study, as a person types it.
+
+    Args:
+        study: Its folder or name.
+        tuned_by: ``command`` (a configuration file says what is tuned), or ``python`` (a script does).
+    """
+    if tuned_by == "python":
+        return f"in the script that tuned it: lightning_hp.retune({study!r}, ...)"
+    return f"lightning-hp retune {shlex.quote(study)}"
 
 
 def _day(moment: datetime) -> str:

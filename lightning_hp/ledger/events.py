@@ -35,6 +35,7 @@ def tuned(
     retune_after: object = None,
     versions: Mapping[str, str] | None = None,
     reference_moments: str | None = None,
+    tuned_by: str = "command",
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """The event of a finished study.
@@ -53,6 +54,7 @@ def tuned(
         retune_after: None, one interval (``30d``), or intervals by tier.
         versions: Of torch, lightning, optuna and others.
         reference_moments: Path of the stored validation moments.
+        tuned_by: ``command`` or ``python``: how it can be tuned again.
         now: When the study ended.
 
     Returns:
@@ -88,6 +90,7 @@ def tuned(
         "retest_at": {tier: dates.to_text(dates.parse_interval(text).after(at)) for tier, text in kept.items()},
         "versions": plain(versions or {}, "versions"),
         "reference_moments": reference_moments,
+        "tuned_by": tuned_by,
         "fingerprints": _fingerprints(space=space_fingerprint, model=model_fingerprint, data=data_fingerprint),
     }
     check(event)

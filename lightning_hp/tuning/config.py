@@ -6,7 +6,6 @@ command runs, as are the paths inside the LightningCLI file itself.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +18,12 @@ from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.curve_store import FEWEST, POINTS
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
+from lightning_hp.tuning.yaml_values import check_keys, class_block, one_of, part, switch, text_of, whole
 
 #: seconds that a person has for an answer unless told otherwise
 GATE_TIMEOUT = 1800.0
+#: the value of ``seed`` that trains all trials with one seed
+SAME_SEED = "fixed"
 ENGINES = ("in_process", "local")
 PLANS = ("default", "opening", "tiers")
 _KEYS = (
@@ -37,6 +39,9 @@ _KEYS = (
     "seed",
     "plan",
     "prune",
+    "grace",
+    "pruner",
+    "sampler",
     "curve_points",
     "gate",
     "audit",
@@ -88,7 +93,11 @@ class TuneConfig:
         caviar: See :class:`Caviar`.
         folder: Where the study's files are.
         storage: ``journal`` or an Optuna URL.
+        same_seed: Whether all trials are trained with one seed, instead of one each.
         prune: Whether hopeless trials are stopped.
+        grace: No trial is stopped before this part of its training, from 0 to 1.
+        pruner: ``class_path`` and ``init_args`` of an Optuna pruner in place of ours.
+        sampler: ``class_path`` and ``init_args`` of an Optuna sampler that proposes the points of fine stages.
         curve_points: How many points of a learning curve are stored, see :mod:`lightning_hp.tuning.curve_store`.
         gate: Seconds that a person has between two stages to decide about the next one; None for no questions.
         audit: Whether BatchNorm layers are audited at the end of every trial.
@@ -111,7 +120,11 @@ class TuneConfig:
     caviar: Caviar = field(default_factory=Caviar)
     folder: Path = Path("runs")
     storage: str = "journal"
+    same_seed: bool = False
     prune: bool = True
+    grace: float = 0.0
+    pruner: Mapping[str, Any] | None = None
+    sampler: Mapping[str, Any] | None = None
     curve_points: int = POINTS
     gate: float | None = None
     audit: bool = True
@@ -158,7 +171,7 @@ class TuneConfig:
         Raises:
             ConfigError: See :meth:`from_file`.
         """
-        _check_keys(mapping, _KEYS, "")
+        check_keys(mapping, _KEYS, "")
         config = _files(mapping, base)
         if "space" not in mapping:
             raise ConfigError("`space` is missing; expected a preset name or a mapping from parameters to ranges")
@@ -167,9 +180,9 @@ class TuneConfig:
             config=config,
             budget=_budget(budget),
             caviar=_caviar(mapping.get("caviar", {})),
-            model=_text(mapping, "model", "") or None,
-            data=_text(mapping, "data", "") or None,
-            cli=_text(mapping, "cli", "") or None,
+            model=text_of(mapping, "model", "") or None,
+            data=text_of(mapping, "data", "") or None,
+            cli=text_of(mapping, "cli", "") or None,
             source=source,
             **_settings(mapping),
             search=_search(
@@ -206,10 +219,10 @@ class TuneConfig:
 
 def _settings(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """What a file and a call of ``tune`` say in the same words."""
-    name = _text(mapping, "name", None)
+    name = text_of(mapping, "name", None)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"`name` must be letters, digits, '.', '_' or '-', got {name!r}")
-    storage = _text(mapping, "storage", "journal")
+    storage = text_of(mapping, "storage", "journal")
     if storage != "journal" and "://" not in storage:
         raise ConfigError(f"`storage` must be journal or an Optuna URL such as sqlite:///study.db, got {storage!r}")
     retune_after = mapping.get("retune_after")
@@ -218,19 +231,28 @@ def _settings(mapping: Mapping[str, Any]) -> dict[str, Any]:
             intervals_by_tier(retune_after)
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
+    if isinstance(mapping.get("monitor"), list | tuple):
+        raise ConfigError(
+            f"`monitor` must be one metric, since trials are ranked by one value, got {mapping['monitor']!r}; log one "
+            "score that combines them, or use SearchSpace.suggest in an Optuna study with several objectives"
+        )
     return {
         "name": name,
-        "monitor": _text(mapping, "monitor", "val_loss"),
-        "mode": _one_of(mapping, "mode", ("min", "max"), "min"),
-        "folder": Path(_text(mapping, "folder", f"runs/{name}")),
+        "monitor": text_of(mapping, "monitor", "val_loss"),
+        "mode": one_of(mapping, "mode", ("min", "max"), "min"),
+        "folder": Path(text_of(mapping, "folder", f"runs/{name}")),
         "storage": storage,
-        "prune": _switch(mapping, "prune", True),
-        "curve_points": _whole(mapping, "curve_points", POINTS, FEWEST, "curve_points"),
+        "same_seed": mapping.get("seed") == SAME_SEED,
+        "prune": switch(mapping, "prune", True),
+        "grace": part(mapping, "grace"),
+        "pruner": class_block(mapping, "pruner"),
+        "sampler": class_block(mapping, "sampler"),
+        "curve_points": whole(mapping, "curve_points", POINTS, FEWEST, "curve_points"),
         "gate": _gate(mapping.get("gate", False)),
-        "audit": _switch(mapping, "audit", True),
-        "keep_checkpoints": _whole(mapping, "keep_checkpoints", 3, 1, "keep_checkpoints"),
+        "audit": switch(mapping, "audit", True),
+        "keep_checkpoints": whole(mapping, "keep_checkpoints", 3, 1, "keep_checkpoints"),
         "retune_after": retune_after,
-        "accept_changes": _switch(mapping, "accept_changes", False),
+        "accept_changes": switch(mapping, "accept_changes", False),
     }
 
 
@@ -250,7 +272,7 @@ def _project_of(config: Path | tuple[Path, ...], mapping: Mapping[str, Any]) -> 
     """The project of a ``tune.yaml``."""
     from lightning_hp.tuning.cli_builder import CliBuilder  # it loads Lightning
 
-    classes = [_text(mapping, key, "") or None for key in ("model", "data", "cli")]
+    classes = [text_of(mapping, key, "") or None for key in ("model", "data", "cli")]
     return CliBuilder(config, *classes)
 
 
@@ -261,8 +283,8 @@ def _search(
     project: Project | None,
     paths: bool,
 ) -> SearchPlan:
-    seed = _whole(mapping, "seed", 0, 0, "seed")
-    plan = _one_of(mapping, "plan", PLANS, "default")
+    seed = 0 if mapping.get("seed") == SAME_SEED else whole(mapping, "seed", 0, 0, "seed")
+    plan = one_of(mapping, "plan", PLANS, "default")
     takes, own = None, {}
     if project is not None and isinstance(space, str):
         takes = project.takes()
@@ -275,22 +297,11 @@ def _search(
         raise ConfigError(str(error)) from error
 
 
-def _check_keys(given: Any, keys: tuple[str, ...], where: str) -> None:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"`{where or 'tune.yaml'}` must be a mapping with the keys {', '.join(keys)}, got {given!r}")
-    for key in given:
-        if key not in keys:
-            path = f"{where}.{key}" if where else str(key)
-            close = difflib.get_close_matches(str(key), keys, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ConfigError(f"`{path}` is not a known key{hint}; expected one of {', '.join(keys)}")
-
-
 def _files(mapping: Mapping[str, Any], base: Path) -> Path | tuple[Path, ...]:
     """The LightningCLI files that ``config`` names: one, or a list."""
     names = mapping.get("config")
     if not isinstance(names, list):
-        names = [_text(mapping, "config", None)]
+        names = [text_of(mapping, "config", None)]
     if not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"`config` must be a LightningCLI file or a list of them, got {names!r}")
     files = tuple(base / name for name in names)
@@ -300,46 +311,16 @@ def _files(mapping: Mapping[str, Any], base: Path) -> Path | tuple[Path, ...]:
     return files[0] if len(files) == 1 else files
 
 
-def _text(given: Mapping[str, Any], key: str, default: str | None) -> str:
-    value = given.get(key, default)
-    if value is None:
-        raise ConfigError(f"`{key}` is missing; expected a text")
-    if not isinstance(value, str):
-        raise ConfigError(f"`{key}` must be a text, got {value!r}")
-    return value
-
-
-def _one_of(given: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: str) -> str:
-    value = given.get(key, default)
-    if value not in allowed:
-        raise ConfigError(f"`{key}` must be one of {', '.join(allowed)}, got {value!r}")
-    return str(value)
-
-
-def _switch(given: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = given.get(key, default)
-    if not isinstance(value, bool):
-        raise ConfigError(f"`{key}` must be true or false, got {value!r}")
-    return value
-
-
-def _whole(given: Mapping[str, Any], key: str, default: int, least: int, path: str) -> int:
-    value = given.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"`{path}` must be a whole number of at least {least}, got {value!r}")
-    return value
-
-
 def _budget(budget: Any, where: str = "budget.") -> Budget:
-    _check_keys(budget, ("trials", "max_epochs", "max_steps", "time"), "budget")
-    limits = {n: _whole(budget, n, 1, 1, f"{where}{n}") for n in ("max_epochs", "max_steps") if n in budget}
+    check_keys(budget, ("trials", "max_epochs", "max_steps", "time"), "budget")
+    limits = {n: whole(budget, n, 1, 1, f"{where}{n}") for n in ("max_epochs", "max_steps") if n in budget}
     seconds = _seconds(budget["time"]) if "time" in budget else None
     return Budget(TrainingLength(**limits), seconds)
 
 
 def _trials(budget: Any, where: str = "budget.") -> int:
     """The planned total number of trials."""
-    return _whole(budget if isinstance(budget, Mapping) else {}, "trials", 60, 1, f"{where}trials")
+    return whole(budget if isinstance(budget, Mapping) else {}, "trials", 60, 1, f"{where}trials")
 
 
 def _seconds(given: Any, path: str = "budget.time", more: str = "") -> float:
@@ -358,7 +339,7 @@ def _gate(given: Any) -> float | None:
         return GATE_TIMEOUT if given else None
     if not isinstance(given, Mapping):
         raise ConfigError(f"`gate` must be true, false or a mapping such as {{timeout: 30m}}, got {given!r}")
-    _check_keys(given, ("timeout",), "gate")
+    check_keys(given, ("timeout",), "gate")
     timeout = given.get("timeout", GATE_TIMEOUT)
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", timeout) if isinstance(timeout, str) else None
     if parts and float(parts[1]) > 0:
@@ -367,11 +348,11 @@ def _gate(given: Any) -> float | None:
 
 
 def _caviar(given: Any) -> Caviar:
-    _check_keys(given, ("engine", "workers"), "caviar")
+    check_keys(given, ("engine", "workers"), "caviar")
     engine = given.get("engine", "in_process")
     if engine not in ENGINES:
         raise ConfigError(f"`caviar.engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
-    workers = _whole(given, "workers", 2 if engine == "local" else 1, 1, "caviar.workers")
+    workers = whole(given, "workers", 2 if engine == "local" else 1, 1, "caviar.workers")
     if engine == "in_process" and workers > 1:
         raise ConfigError(f"`caviar.workers` must be 1 for the engine in_process (use local), got {workers}")
     return Caviar(engine, workers)

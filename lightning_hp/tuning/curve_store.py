@@ -52,15 +52,17 @@ class ThinCurve:
         trial: The live trial; what it has of a curve, from a run that was interrupted, stays.
         max_steps: The step of a complete training, None where it is not known: then all is stored.
         points: See :func:`kept_steps`.
-        prune: Whether the study's pruner is asked.
+        prune_from: The study's pruner is asked from this step on; None for never.
     """
 
-    def __init__(self, trial: optuna.Trial, max_steps: int | None, points: int = POINTS, *, prune: bool = True) -> None:
+    def __init__(
+        self, trial: optuna.Trial, max_steps: int | None, points: int = POINTS, *, prune_from: int | None = 0
+    ) -> None:
         self._trial = trial
         self._stored = dict(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
         self._curve = dict(self._stored)
         self._due = None if max_steps is None else sorted(kept_steps(max_steps, points))
-        self._prune = prune
+        self._prune_from = prune_from
 
     def report(self, value: float, step: int) -> None:
         """Take in the next point.
@@ -76,7 +78,7 @@ class ThinCurve:
 
     def should_prune(self) -> bool:
         """Whether the study's pruner would stop the trial, shown the whole curve."""
-        if not self._prune:
+        if self._prune_from is None or max(self._curve, default=0) < self._prune_from:
             return False
         if len(self._curve) == len(self._stored):
             return self._trial.should_prune()

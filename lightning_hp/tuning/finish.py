@@ -135,6 +135,7 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
         data_fingerprint=measured["data_fingerprint"],
         retune_after=runner.config.retune_after,
         versions=runner.description.versions,
+        tuned_by="command" if isinstance(runner.builder, CliBuilder) else "python",
         reference_moments=_moments(checkpoint, paths.reference, lineage.root),
         now=now,
     )

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,7 @@ def run_trial(
     callbacks: Sequence[pl.Callback] = (),
     prune: bool = True,
     curve_points: int = POINTS,
+    grace: float = 0.0,
 ) -> Outcome:
     """Train one trial. Never raises for what the training did; see the table at the top of this file.
 
@@ -119,9 +121,10 @@ def run_trial(
         max_steps: In how many units the curve counts it, see :mod:`.length`.
         callbacks: Further callbacks for the Trainer.
         prune: Whether the study's pruner may stop the trial.
+        grace: The pruner is not asked before this part of the training.
         curve_points: How many points of the curve are stored, see :mod:`.curve_store`.
     """
-    curve = ThinCurve(trial, max_steps, curve_points, prune=prune)
+    curve = ThinCurve(trial, max_steps, curve_points, prune_from=math.ceil(grace * max_steps) if prune else None)
     pruning = TrialPruning(curve, monitor, max_steps)
     checkpoint = TrialCheckpoint(
         dirpath=paths.checkpoints,

@@ -75,7 +75,7 @@ class Retuned:
     result: Result | None
 
 
-def retune(
+def retune_study(
     study: str,
     config: TuneConfig,
     builder: CliBuilder | PythonBuilder,

@@ -40,6 +40,7 @@ from lightning_hp.tuning.objective import (
     structure,
     trial_seed,
 )
+from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
 from lightning_hp.tuning.quiet import quick_collection, suppress_repeated_warnings
 from lightning_hp.tuning.stage_gate import StageGate
 from lightning_hp.tuning.yaml_file import ConfigError
@@ -100,7 +101,7 @@ class StudyRunner:
             study = open_study(config.name, storage, self.wanted, self.paths, config.accept_changes)
             remember(self.paths, config.name, config.storage, config.source)
         self.description = describe(study)
-        self.sampler = self.description.plan.sampler()
+        self.sampler = self.description.plan.sampler(base_sampler(config.sampler))
         self.study = optuna.load_study(
             study_name=config.name,
             storage=storage,
@@ -119,7 +120,9 @@ class StudyRunner:
     def _pruner(self, pruner: Callable[[int], optuna.pruners.BasePruner] | None) -> optuna.pruners.BasePruner:
         if not self.config.prune:
             return optuna.pruners.NopPruner()
-        return self.sampler.pruner() if pruner is None else pruner(self.max_steps)
+        if pruner is not None:
+            return pruner(self.max_steps)
+        return base_pruner(self.config.pruner) or self.sampler.pruner()
 
     # --- the loop ---
 
@@ -239,6 +242,7 @@ class StudyRunner:
             callbacks=[] if auditor is None else [auditor],
             prune=self.config.prune,
             curve_points=self.config.curve_points,
+            grace=self.config.grace,
         )
         if outcome.stop is not None:
             # told nothing: it is run again, with the same values, once the cause is gone
@@ -256,7 +260,8 @@ class StudyRunner:
         """The seed that a trial is or was trained with; a re-test gives several trials one ``seed_number``."""
         if "seed" in trial.user_attrs:  # of a study of another seed, if it was brought from a re-test
             return int(trial.user_attrs["seed"])
-        return trial_seed(self.description.plan.seed, trial.user_attrs.get("seed_number", trial.number))
+        own = 0 if self.config.same_seed else trial.number
+        return trial_seed(self.description.plan.seed, trial.user_attrs.get("seed_number", own))
 
     def _auditor(self, number: int) -> BatchNormAuditor:
         """Looks at the BatchNorm layers once, at the end of a trial; writes ``audit.json`` into its folder."""

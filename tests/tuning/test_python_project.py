@@ -1,6 +1,8 @@
 """What ``tune()`` takes and what it refuses, before the first trial."""
 
+import json
 import threading
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import lightning.pytorch as pl
@@ -9,13 +11,15 @@ import torch
 import toy_project as toy
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hp import tune
+from lightning_hp import retune, tune
+from lightning_hp.commands.status import status_command
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.python_builder import PythonBuilder
 from lightning_hp.tuning.python_project import signature_of
 from lightning_hp.tuning.yaml_file import ConfigError
 
 RATE = {"learning_rate": {"low": 1e-4, "high": 1.0, "scale": "log"}}
+START = datetime(2026, 1, 1, tzinfo=UTC)
 TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
 
 
@@ -130,3 +134,18 @@ def test_defaults_are_those_of_module_data_and_trainer():
     keys = ["learning_rate", "batch_size", "trainer.gradient_clip_val", "trainer.max_time"]
     assert builder.defaults(keys) == {"learning_rate": 0.1, "batch_size": 4, "trainer.gradient_clip_val": 3.0}
     assert {"learning_rate", "momentum", "batch_size"} <= set(builder.takes())
+
+
+def test_a_study_of_python_classes_is_retuned_from_python(tmp_path, capsys):
+    """What `status` says to do is something that can be done."""
+    folder = tmp_path / "s"
+    options = {"trainer": TRAINER, "progress": False}
+    tuned = tune(toy.Toy, toy.ToyData, RATE, folder=folder, trials=4, max_epochs=2, prune=False, now=START, **options)
+    assert status_command([folder], json=True, now=START + timedelta(days=31)) == 3
+    advice = json.loads(capsys.readouterr().out)["tuned"][0]["todo"]
+    assert advice == f"in the script that tuned it: lightning_hp.retune({str(folder)!r}, ...)"
+
+    retuned = retune(folder, toy.Toy, toy.ToyData, neighbours=0, now=START + timedelta(days=31), **options)
+    assert retuned.test.confirmed
+    assert retuned.test.now == pytest.approx(tuned.value, abs=1e-12)
+    assert status_command([folder], now=START + timedelta(days=32)) == 0

@@ -26,7 +26,7 @@ from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.objective import trial_seed
 from lightning_hp.tuning.retest import BehindPruner, clearly_better, neighbours
-from lightning_hp.tuning.retune import copy_retest_trials, retune
+from lightning_hp.tuning.retune import copy_retest_trials, retune_study
 from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.yaml_file import ConfigError
 
@@ -85,7 +85,7 @@ def test_an_unmoved_best_is_confirmed_with_its_old_value_and_dates_the_ledger_fo
     before = records.read(tuned.folder / "ledger.jsonl")
     assert verdict(before.of("toy"), later).status == "due"
 
-    done = retune(str(tuned.folder), tuned, builder(), k=3, now=later)
+    done = retune_study(str(tuned.folder), tuned, builder(), k=3, now=later)
 
     assert done.test is not None
     assert done.test.confirmed
@@ -97,7 +97,7 @@ def test_an_unmoved_best_is_confirmed_with_its_old_value_and_dates_the_ledger_fo
 
 def test_a_moved_optimum_beats_the_recorded_best_and_the_new_study_is_linked(tuned):
     messages = Messages()
-    done = retune(str(tuned.folder), tuned, builder(Moved), k=6, trials=8, listener=messages)
+    done = retune_study(str(tuned.folder), tuned, builder(Moved), k=6, trials=8, listener=messages)
 
     assert done.test is not None
     assert not done.test.confirmed
@@ -113,7 +113,7 @@ def test_a_moved_optimum_beats_the_recorded_best_and_the_new_study_is_linked(tun
     assert len(done.result.study.trials) == len(done.test.study.trials) + 8
     assert any("beaten" in text for text in messages.texts)
 
-    again = retune(str(done.result.folder), tuned, builder(Moved), k=2)  # named by its newest study
+    again = retune_study(str(done.result.folder), tuned, builder(Moved), k=2)  # named by its newest study
     assert again.test is not None
     assert again.test.was == pytest.approx(done.result.value)
 
@@ -128,8 +128,8 @@ def test_a_refreshing_study_that_was_stopped_goes_on_without_a_second_retest(tun
                 raise Stopped("by hand")
 
     with pytest.raises(Stopped, match="by hand"):
-        retune(str(tuned.folder), tuned, builder(Moved), trials=6, test=False, listener=Stop())
-    done = retune(str(tuned.folder), tuned, builder(Moved))
+        retune_study(str(tuned.folder), tuned, builder(Moved), trials=6, test=False, listener=Stop())
+    done = retune_study(str(tuned.folder), tuned, builder(Moved))
     assert done.test is None
     assert done.result is not None
     assert [t.number for t in done.result.study.trials] == list(range(6))
@@ -138,7 +138,7 @@ def test_a_refreshing_study_that_was_stopped_goes_on_without_a_second_retest(tun
 
 
 def test_moved_data_are_searched_although_nothing_is_ahead_and_the_retest_is_the_beginning(tuned):
-    done = retune(str(tuned.folder), tuned, builder(data=MovedData), k=2, trials=6)
+    done = retune_study(str(tuned.folder), tuned, builder(data=MovedData), k=2, trials=6)
 
     assert done.drift
     assert done.test is not None
@@ -164,7 +164,7 @@ def test_moved_data_are_searched_although_nothing_is_ahead_and_the_retest_is_the
 
 def test_the_seed_of_a_brought_trial_is_the_one_it_was_trained_with(tuned):
     other = replace(tuned, search=replace(tuned.search, seed=5))
-    done = retune(str(tuned.folder), other, builder(data=MovedData), k=1, trials=1)
+    done = retune_study(str(tuned.folder), other, builder(data=MovedData), k=1, trials=1)
     assert done.result is not None
     runner = StudyRunner(replace(other, **_as_described(done.result)), builder())
     first = done.result.study.trials[0]
@@ -193,8 +193,8 @@ def test_a_search_that_was_stopped_goes_on_after_the_trials_of_the_retest(tuned)
                 raise Stopped("by hand")
 
     with pytest.raises(Stopped, match="by hand"):
-        retune(str(tuned.folder), tuned, builder(data=MovedData), k=2, trials=6, listener=Stop())
-    done = retune(str(tuned.folder), tuned, builder(data=MovedData))
+        retune_study(str(tuned.folder), tuned, builder(data=MovedData), k=2, trials=6, listener=Stop())
+    done = retune_study(str(tuned.folder), tuned, builder(data=MovedData))
     assert done.test is None
     assert done.result is not None
     marks = [t.user_attrs.get("retest") for t in done.result.study.trials]
@@ -204,7 +204,7 @@ def test_a_search_that_was_stopped_goes_on_after_the_trials_of_the_retest(tuned)
 
 
 def test_bringing_that_was_stopped_halfway_goes_on(tuned, monkeypatch):
-    done = retune(str(tuned.folder), tuned, builder(), k=3, search=False)
+    done = retune_study(str(tuned.folder), tuned, builder(), k=3, search=False)
     assert done.test is not None
     runner = StudyRunner(replace(tuned, name="next", folder=tuned.folder.parent / "next"), builder())
     add, added = runner.study.add_trial, []
@@ -243,7 +243,7 @@ def test_what_is_behind_the_first_trial_at_a_look_is_stopped(direction):
 
 
 def test_only_a_retest_runs_no_study(tuned):
-    done = retune(str(tuned.folder), tuned, builder(Moved), k=6, search=False)
+    done = retune_study(str(tuned.folder), tuned, builder(Moved), k=6, search=False)
     assert done.result is None
     assert events(tuned)[-1] == "retested"
     assert not (tuned.folder.parent / "toy-r2").exists()
@@ -255,13 +255,13 @@ def test_other_parameters_are_refused_with_what_differs(tuned):
     space = SearchSpace.from_dict({"learning_rate": toy_project.SPACE["learning_rate"]})
     other = replace(tuned, search=replace(tuned.search, space=space))
     with pytest.raises(ConfigError, match=r"`space` must have the parameters of the study.*momentum is gone"):
-        retune(str(tuned.folder), other, builder())
+        retune_study(str(tuned.folder), other, builder())
 
 
 def test_a_study_without_a_record_is_refused(tuned):
     (tuned.folder / "ledger.jsonl").unlink()
     with pytest.raises(StudyError, match="has not been tuned to its end"):
-        retune(str(tuned.folder), tuned, builder())
+        retune_study(str(tuned.folder), tuned, builder())
 
 
 def test_neighbours_are_the_moves_that_are_expected_to_be_best():
@@ -310,8 +310,8 @@ def test_a_retest_that_failed_is_made_anew_after_the_repair(tuned):
             raise RuntimeError("a bad file")
 
     with pytest.raises(StudyError, match="a bad file"):
-        retune(str(tuned.folder), tuned, builder(Broken), k=1)
-    done = retune(str(tuned.folder), tuned, builder(), k=1)
+        retune_study(str(tuned.folder), tuned, builder(Broken), k=1)
+    done = retune_study(str(tuned.folder), tuned, builder(), k=1)
     assert done.test is not None
     assert done.test.confirmed
     assert [p.name for p in sorted((tuned.folder / "retests").iterdir())] == ["toy-0", "toy-0.old-1"]

@@ -19,7 +19,7 @@ from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.length import TrainingLength
-from lightning_hp.tuning.retune import retune
+from lightning_hp.tuning.retune import retune_study
 
 START = datetime(2031, 1, 31, 9, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -91,14 +91,14 @@ def test_fresh_due_drifted_beaten_refreshed_and_fresh_again(tmp_path, status):
     assert f"lightning-hp retune {folder}" in table
 
     # the re-test fails
-    tested = retune(str(folder), config, builder(FadedDigits), search=False, now=START + 3 * DAY)
+    tested = retune_study(str(folder), config, builder(FadedDigits), search=False, now=START + 3 * DAY)
     assert tested.test is not None
     assert not tested.test.confirmed
     code, table = status(3)
     assert (code, f"re-test of {date(3)} found better values" in table) == (3, True), table
 
     # the study is refreshed
-    done = retune(str(folder), config, builder(FadedDigits), trials=6, now=START + 4 * DAY)
+    done = retune_study(str(folder), config, builder(FadedDigits), trials=6, now=START + 4 * DAY)
     assert done.result is not None
     assert done.result.value < 0.9 * tested.test.now
     code, table = status(4)

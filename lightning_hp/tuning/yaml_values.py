@@ -1,0 +1,83 @@
+"""Single values of ``tune.yaml``, checked; every error names the key, what was expected and what was given."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_hp.tuning.yaml_file import ConfigError
+
+
+def check_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:
+    """Check that a mapping has these keys only.
+
+    Raises:
+        ConfigError: Naming the key and, where one is close, what was meant.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(
+            f"`{where or 'tune.yaml'}` must be a mapping with the keys {', '.join(keys)}, got {mapping!r}"
+        )
+    for key in mapping:
+        if key not in keys:
+            path = f"{where}.{key}" if where else str(key)
+            close = difflib.get_close_matches(str(key), keys, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(f"`{path}` is not a known key{hint}; expected one of {', '.join(keys)}")
+
+
+def text_of(mapping: Mapping[str, Any], key: str, default: str | None) -> str:
+    """A text; None as default means that it must be there."""
+    value = mapping.get(key, default)
+    if value is None:
+        raise ConfigError(f"`{key}` is missing; expected a text")
+    if not isinstance(value, str):
+        raise ConfigError(f"`{key}` must be a text, got {value!r}")
+    return value
+
+
+def one_of(mapping: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: str) -> str:
+    """One of several words."""
+    value = mapping.get(key, default)
+    if value not in allowed:
+        raise ConfigError(f"`{key}` must be one of {', '.join(allowed)}, got {value!r}")
+    return str(value)
+
+
+def switch(mapping: Mapping[str, Any], key: str, default: bool) -> bool:
+    """True or false."""
+    value = mapping.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"`{key}` must be true or false, got {value!r}")
+    return value
+
+
+def part(mapping: Mapping[str, Any], key: str) -> float:
+    """A number from 0 to 1, 0 where it is not given."""
+    value = mapping.get(key, 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"`{key}` must be a number from 0 to 1, got {value!r}")
+    return float(value)
+
+
+def class_block(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    """``class_path`` and ``init_args``, None where there is no such block."""
+    block = mapping.get(key)
+    if block is None:
+        return None
+    check_keys(block, ("class_path", "init_args"), key)
+    if not isinstance(block.get("class_path"), str) or not isinstance(block.get("init_args", {}), Mapping):
+        raise ConfigError(
+            f"`{key}` must be a block such as {{class_path: optuna.pruners.MedianPruner, init_args: {{}}}}, "
+            f"got {block!r}"
+        )
+    return dict(block)
+
+
+def whole(mapping: Mapping[str, Any], key: str, default: int, least: int, path: str) -> int:
+    """A whole number of at least ``least``; ``path`` is what errors call it."""
+    value = mapping.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"`{path}` must be a whole number of at least {least}, got {value!r}")
+    return value
