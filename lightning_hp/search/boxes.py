@@ -43,7 +43,7 @@ def loss(trial: FrozenTrial, direction: str = "minimize") -> float:
         trial: A finished trial of a study with one objective.
         direction: ``minimize`` or ``maximize``.
     """
-    value = trial.values[0] if trial.values else None
+    value: float | None = trial.values[0] if trial.values else None
     if value is None and trial.intermediate_values:
         value = trial.intermediate_values[max(trial.intermediate_values)]
     if value is None or math.isnan(value):

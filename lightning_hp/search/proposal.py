@@ -156,7 +156,8 @@ def _polish(
 
 def snap(space: SearchSpace, unit: Array) -> Array:
     """The nearest position that stands for values the parameters can take, shape (d,)."""
-    return space.unit([space.at(unit)])[0]
+    snapped: Array = space.unit([space.at(unit)])[0]
+    return snapped
 
 
 def _hop(space: SearchSpace, points: Array, rng: np.random.Generator, part: float = 0.15) -> Array:
@@ -170,10 +171,9 @@ def _hop(space: SearchSpace, points: Array, rng: np.random.Generator, part: floa
 
 def choose(ranked: Array, taken: Sequence[Array], tolerance: float = 2e-3) -> Array | None:
     """The first point that no taken one is closer to than the tolerance on every axis, shape (d,); None without."""
-    if not len(taken):
-        return ranked[0]
-    others = np.stack(list(taken))
+    point: Array
+    others = np.stack(list(taken)) if len(taken) else np.empty((0, ranked.shape[1]))
     for point in ranked:
-        if np.abs(others - point).max(axis=1).min() > tolerance:
+        if np.abs(others - point).max(axis=1).min(initial=np.inf) > tolerance:
             return point
     return None

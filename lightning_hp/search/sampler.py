@@ -244,7 +244,8 @@ class CoarseToFineSampler(BaseSampler):
         modelled = self._base_for(trial, "").infer_relative_search_space(study, trial)
         joint = {n: d for n, d in narrow.items() if n in modelled and not d.single()}
         proposed = self._ask_base(study, trial, joint, narrow)
-        return self.space.unit([{**self.space.defaults(), **proposed}])[0]
+        unit: NDArray[np.float64] = self.space.unit([{**self.space.defaults(), **proposed}])[0]
+        return unit
 
     def _ask_base(
         self,

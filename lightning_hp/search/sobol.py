@@ -34,7 +34,8 @@ def sobol_point(space: SearchSpace, stage: Stage, number: int, seed: int) -> NDA
     block, row = divmod(number - stage.first, _SOBOL_BLOCK)
     cube = _sobol(seed, stage.index, len(space), block)[row]
     sides = np.array([stage.box[p.stored_name] for p in space.parameters])
-    return sides[:, 0] + cube * (sides[:, 1] - sides[:, 0])
+    point: NDArray[np.float64] = sides[:, 0] + cube * (sides[:, 1] - sides[:, 0])
+    return point
 
 
 @lru_cache(maxsize=64)
@@ -45,7 +46,8 @@ def _sobol(seed: int, stage: int, d: int, block: int) -> NDArray[np.float64]:
         engine = qmc.Sobol(d, scramble=True, bits=53, seed=np.random.default_rng([seed, stage]))
         for _ in range(block):  # scipy's fast_forward fails with more than 32 bits
             engine.random(_SOBOL_BLOCK)
-        return engine.random(_SOBOL_BLOCK)
+        points: NDArray[np.float64] = engine.random(_SOBOL_BLOCK)
+    return points
 
 
 def to_stored_values(space: SearchSpace, stage: Stage, unit: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:

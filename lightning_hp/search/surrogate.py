@@ -282,7 +282,8 @@ def _matern_and_slope(squared: Array) -> tuple[Array, Array]:
 def _distances(a: Array, b: Array) -> Array:
     """Euclidean distances, shape (len(a), len(b))."""
     squared = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)[None, :] - 2.0 * (a @ b.T)
-    return np.sqrt(np.maximum(squared, 0.0))
+    distances: Array = np.sqrt(np.maximum(squared, 0.0))
+    return distances
 
 
 def _squares(features: Array, groups: NDArray[np.intp], k: int) -> Array:

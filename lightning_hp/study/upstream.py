@@ -29,7 +29,7 @@ def storage_of(study: optuna.Study) -> BaseStorage:
     Raises:
         StudyError: If this version of Optuna keeps it elsewhere; there is no public way.
     """
-    storage = getattr(study, "_storage", None)
+    storage: BaseStorage | None = getattr(study, "_storage", None)
     if storage is None:
         raise StudyError(f"`optuna` must be of version 5, got {optuna.__version__}: it hides the storage of a study")
     return storage
