@@ -21,7 +21,7 @@ from lightning_hp.dashboard.guard import Application
 from lightning_hp.dashboard.overview import overview, status_of
 from lightning_hp.dashboard.upstream.figure_order import send_figures_in_order
 from lightning_hp.dashboard.upstream.study_json import StudyJson
-from lightning_hp.report.gate_question import is_gate, tuned_name
+from lightning_hp.study.questions import is_gate, tuned_name
 from lightning_hp.study.upstream import study_number
 
 _log = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.dashboard.upstream.curve_limit import with_few_curves
 from lightning_hp.dashboard.upstream.numbers import moved_study, moved_trial
-from lightning_hp.report.gate_question import open_question
 from lightning_hp.study.description import ATTRIBUTE
 from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.questions import open_question
 from lightning_hp.study.storage import StudyError, open_storage
 from lightning_hp.study.upstream import study_number
 

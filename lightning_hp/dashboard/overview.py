@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hp.dashboard.combined_storage import CombinedStorage
 from lightning_hp.report.age import TONES
 from lightning_hp.report.axes import number_text
-from lightning_hp.report.gate_question import is_gate
 from lightning_hp.report.lineage import Verdict, lineage_of
 from lightning_hp.report.page import Page
 from lightning_hp.report.view import value_of
 from lightning_hp.study.description import ATTRIBUTE
+from lightning_hp.study.questions import is_gate
 from lightning_hp.study.trials import ranked_trials
 from lightning_hp.study.upstream import study_number
 

@@ -88,21 +88,21 @@ class StudyView:
     attributes: Mapping[str, Any]
 
     @classmethod
-    def read(cls, study: optuna.Study, stages: Sequence[Stage] | None = None) -> StudyView:
+    def read(cls, study: optuna.Study) -> StudyView:
         """Read a study from storage.
+
+        The stages are the sampler's. Where they cannot be had, or trials were drawn by another plan (a study that was
+        prolonged), they are those that the trials name, and a box is the range of the stage's trials.
 
         Args:
             study: A study that lightning_hp made.
-            stages: Its stages as the sampler gives them; None works them out from storage. Where they cannot be had, or
-                trials were drawn by another plan (a study that was prolonged), the stages that the trials name are
-                taken, and a box is the range of the stage's trials.
 
         Raises:
             StudyError: If lightning_hp did not make the study.
         """
         description = describe(study)
         trials = tuple(study.get_trials(deepcopy=False))
-        drawn = list(stages) if stages is not None else _ask_sampler(study, description)
+        drawn = _ask_sampler(study, description)
         if drawn and _agree(drawn, trials):
             shown = [_from_sampler(stage) for stage in drawn]
         else:

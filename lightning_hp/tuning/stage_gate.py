@@ -21,6 +21,7 @@ from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.stages import DECIDED, Stage, apply_decisions, stage_at
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import quiet_optuna
+from lightning_hp.tuning.gate_question import ask, question
 
 #: what stands in the study where nobody answered
 NOBODY = "as planned"
@@ -92,7 +93,6 @@ class StageGate:
             self._stopping.wait(LOOK_EVERY)
 
     def _ask(self, stage: Stage) -> None:
-        from lightning_hp.report.gate_question import ask, question
         from lightning_hp.report.notes import decorate
 
         decorate(self._study, self._paths, force=True)

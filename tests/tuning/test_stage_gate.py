@@ -8,9 +8,9 @@ import pytest
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
-from lightning_hp.report.gate_question import gate_name
 from lightning_hp.search.stages import DECIDED
 from lightning_hp.study.description import describe
+from lightning_hp.study.questions import gate_name
 from lightning_hp.study.storage import quiet_optuna
 from lightning_hp.tuning import stage_gate as module
 from lightning_hp.tuning.stage_gate import StageGate

@@ -10,9 +10,9 @@ from decorated_studies import made_trial, serving
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
-from lightning_hp.report.gate_question import ask, question
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
+from lightning_hp.tuning.gate_question import ask, question
 
 
 class Clock:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -24,46 +23,12 @@ from lightning_hp.search.boxes import ranked, with_boxes
 from lightning_hp.search.parameters import Parameter
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import DECISIONS, Stage, apply_decisions
+from lightning_hp.study.questions import gate_name
 from lightning_hp.study.upstream import storage_of, study_number, trial_number
 
 #: seconds between two looks for the answer
 LOOK_EVERY = 1.0
-_ABOUT, _NAMED = "about", " gate"
-
-
-def gate_name(study: str) -> str:
-    """The name of the small study that holds a study's questions."""
-    return study + _NAMED
-
-
-def tuned_name(gate: str) -> str:
-    """The inverse of :func:`gate_name`; a name that is none of a gate stays."""
-    return gate.removesuffix(_NAMED)
-
-
-def is_gate(study: str, studies: Container[str]) -> bool:
-    """Whether a study holds the questions of another one.
-
-    Args:
-        study: Its name.
-        studies: The names of all studies.
-    """
-    return study.endswith(_NAMED) and tuned_name(study) in studies
-
-
-def open_question(storage: BaseStorage, study: str) -> tuple[int, int] | None:
-    """The study and the trial number of a question that waits for its answer, None if there is none.
-
-    Args:
-        storage: Where the study that is tuned is.
-        study: Its name, or that of its gate.
-    """
-    try:
-        gate = storage.get_study_id_from_name(gate_name(tuned_name(study)))
-    except KeyError:
-        return None
-    waiting = storage.get_all_trials(gate, deepcopy=False, states=(TrialState.RUNNING,))
-    return (gate, waiting[-1].number) if waiting else None
+_ABOUT = "about"
 
 
 def ask(
