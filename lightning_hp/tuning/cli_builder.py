@@ -124,9 +124,10 @@ class CliBuilder:
             read_yaml(file, "config")
         try:
             return self.resolve({})
-        except ConfigError as error:
+        except Exception as error:  # also of the project's code, which sets its parser up
             names = ", ".join(map(str, self.files))
-            raise ConfigError(f"`config` must be a LightningCLI file, got {names!r}: {error}") from None
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"`config` must be a LightningCLI file, got {names!r}: {reason}") from error
 
     def resolve(self, arguments: Mapping[str, Any]) -> Resolved:
         """The configuration with some values replaced.

@@ -124,8 +124,9 @@ def logger_of_trial(logger: Logger, folder: Path) -> Logger:
     kind = type(logger).__name__
     if getattr(logger, "_experiment", None) is not None:
         raise ConfigError(f"`trainer.logger` must be a logger that has not begun to log, got {kind} at work")
+    own: Logger = object.__new__(type(logger))  # copy.copy would make WandbLogger begin its run
     try:
-        own = deepcopy(logger)
+        vars(own).update(deepcopy(vars(logger)))
     except Exception as error:
         raise ConfigError(
             f"`trainer.logger` must be one that each trial can have a copy of, got {kind}: {error}"

@@ -414,3 +414,33 @@ def test_a_logger_that_is_shared_is_copied_for_every_trial():
     assert shared.experiment is not None
     with pytest.raises(ConfigError, match=r"`trainer\.logger` must be a logger that has not begun to log"):
         made.build({}, trial(2), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["WandbLogger", "MLFlowLogger"])
+def test_loggers_that_name_runs(kind, monkeypatch):
+    """Offline: a run a trial, named after it, in the group or experiment of the study."""
+    pytest.importorskip({"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}[kind])
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    settings = {"WandbLogger": {"offline": True, "project": "mine"}, "MLFlowLogger": {"save_dir": "mlruns"}}[kind]
+    made = builder(changed(trainer={"logger": {"class_path": kind, "init_args": settings}, "log_every_n_steps": 1}))
+    runs = []
+    for number in range(2):
+        built = made.build({}, trial(number), 0, length=TrainingLength(max_epochs=1))
+        built.fit()
+        logger = built.trainer.logger
+        if kind == "WandbLogger":
+            run = logger.experiment
+            assert Path(run.dir).is_relative_to(trial(number).absolute())
+            runs.append((run.id, run.name, run.group))
+        else:
+            run = logger.experiment.get_run(logger.run_id)
+            assert run.data.metrics["val_loss"] > 0
+            runs.append(
+                (run.info.run_id, run.info.run_name, logger.experiment.get_experiment(logger.experiment_id).name)
+            )
+    assert [run[1:] for run in runs] == [("s-0000", "s"), ("s-0001", "s")]
+    assert runs[0][0] != runs[1][0]
+    assert not Path("wandb").exists()
