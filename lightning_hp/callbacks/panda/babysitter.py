@@ -158,10 +158,14 @@ class PandaBabysitter(Callback):
         """Read the values as they are, plan the checks, and keep the first snapshot."""
         folder = self._folder(trainer)
         steps = trainer.estimated_stepping_batches
+        if not self._resumed:  # the callback may have served another fit
+            self.history = History(direction=self.history.direction)
         history = self.history
-        history.planned = int(steps) if math.isfinite(steps) and steps > 0 else None
+        if history.loader_since < 0:  # else planned anew when the batch size changed
+            history.planned = int(steps) if math.isfinite(steps) and steps > 0 else None
         values = read_values(trainer.optimizers[0], trainer.datamodule)  # type: ignore[attr-defined]
         if self._resumed:
+            self._resumed = False
             self._go_on(trainer, folder, values)
             return
         history.values = values

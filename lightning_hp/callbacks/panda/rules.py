@@ -29,6 +29,8 @@ from lightning_hp.callbacks.panda.settings import Settings
 MEMORY_SHARE = 0.04
 #: steps that it may remember in any training: momentum 0.9 is never too long
 LEAST_MEMORY = 10.5
+#: rollbacks in a row after which training is given up, at the last good state
+MOST_ROLLBACKS = 5
 #: share of the first level above which nothing has been learned
 UNTRAINED = 0.8
 #: fewest optimiser steps of a training that was planned well
@@ -84,6 +86,9 @@ def divergence(history: History, settings: Settings) -> Intervention | None:
         return None
     why, numbers = reason
     again = _rollbacks_in_a_row(history)
+    if again >= MOST_ROLLBACKS:
+        why = f"{why}, {again} times in a row: no learning rate helps"
+        return Intervention("divergence", why, restore=GOOD, stop=True, numbers=numbers)
     values = _after_divergence(history, settings, again)
     return Intervention("divergence", why, values=values, restore=GOOD, numbers=numbers)
 
@@ -119,12 +124,12 @@ def _after_divergence(history: History, settings: Settings, again: int) -> dict[
 
 
 def _rollbacks_in_a_row(history: History) -> int:
-    """Divergences since the last good window."""
-    count = 0
+    """Divergences so far, each within two windows of the next, and the last of the present one."""
+    count, after = 0, history.step
     for done in reversed(history.done):
-        if done.what.rule != "divergence":
+        if done.what.rule != "divergence" or sum(done.step < window.step < after for window in history.windows) > 2:
             break
-        count += 1
+        count, after = count + 1, done.step
     return count
 
 

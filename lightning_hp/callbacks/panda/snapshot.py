@@ -65,25 +65,24 @@ def restore(trainer: pl.Trainer, module: pl.LightningModule, snapshot: Snapshot,
     set_random_states(snapshot["random"])
 
 
-def weights(module: nn.Module) -> list[Tensor]:
-    """Trainable parameters, the tensors whose movement is measured."""
-    return [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
-
-
 def distance(module: nn.Module, snapshot: Snapshot) -> float:
-    """Distance of the weights from those of a snapshot, relative to the snapshot's norm; 0 for a norm of 0."""
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    now = weights(module)
+    """Distance of the trainable weights from a snapshot's, relative to the norm of those; 0 for a norm of 0."""
+    now, old = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            kept = snapshot["tensors"][name]
+            now.append(parameter.detach())
+            old.append(kept if kept.device == parameter.device else kept.to(parameter.device))
     if not now:
         return 0.0
-    old = [snapshot["tensors"][name].to(tensor.device) for name, tensor in zip(names, now, strict=True)]
-    moved = torch._foreach_sub(now, old)
-    norms = torch.stack([_total_norm(moved), _total_norm(old)]).tolist()
-    return norms[0] / norms[1] if norms[1] else 0.0
+    moved, norm = torch.stack([_total_norm(torch._foreach_sub(now, old)), _total_norm(old)]).tolist()
+    return moved / norm if norm else 0.0
 
 
 def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
     norms = torch._foreach_norm(list(tensors))
+    if all(norm.dtype == torch.float32 and norm.device == norms[0].device for norm in norms):
+        return torch.stack(norms).norm()
     return torch.stack([norm.float().to(norms[0].device) for norm in norms]).norm()
 
 
@@ -180,11 +179,10 @@ def _quiet() -> Iterator[None]:
 def random_states() -> dict[str, Any]:
     """Random states of torch (all devices), numpy and Python, in types that load with ``weights_only=True``."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    version, internal, gauss = random.getstate()
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
-        "python": (version, torch.tensor(internal, dtype=torch.int64), gauss),
+        "python": random.getstate(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state_all()
@@ -197,6 +195,6 @@ def set_random_states(states: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
     version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal.tolist()), gauss))
+    random.setstate((version, tuple(internal), gauss))
     if "cuda" in states:
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

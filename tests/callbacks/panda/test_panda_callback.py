@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -154,6 +159,75 @@ class Killer(pl.Callback):
         if trainer.current_epoch == self.epoch:
             trainer.should_stop = True
             trainer.limit_val_batches = 0
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[3].split(os.pathsep)
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from panda_project import Module, data, trainer
+import lightning.pytorch as pl
+from lightning_hp.callbacks import PandaBabysitter
+
+class Kill(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 47:  # in a probe, in the middle of an epoch
+            assert pa.history.last().what.rule == "probe", pa.history.last()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+folder = sys.argv[1]
+pa = PandaBabysitter(mode="probe", check_every=4, dirpath=folder, picture=False)
+more = [Kill()] if sys.argv[2] == "kill" else []
+pl.seed_everything(7, verbose=False)
+fitted = trainer(folder, [pa, ModelCheckpoint(folder, save_last=True), *more], epochs=10, enable_checkpointing=True)
+fitted.fit(Module(rate=1e-3), data(), ckpt_path=folder + "/last.ckpt" if sys.argv[2] == "resume" else None)
+import torch
+torch.save(fitted.lightning_module.state_dict(), folder + "/end.pt")
+"""
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_in_the_middle_of_a_probe_changes_nothing(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(KILLED)
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+
+    def run(folder, word):
+        command = [sys.executable, str(script), str(folder), word, paths]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+
+    assert run(tmp_path / "whole", "whole").returncode == 0
+    assert run(tmp_path / "cut", "kill").returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "end.pt").exists()
+    assert run(tmp_path / "cut", "resume").returncode == 0
+    assert_equal(*(torch.load(tmp_path / name / "end.pt", weights_only=True) for name in ("whole", "cut")))
+    whole, cut = (read_rows(tmp_path / name / "panda.jsonl") for name in ("whole", "cut"))
+    living = [row for row in cut if not row.get("lost") and row["why"] != "goes on from a checkpoint"]
+    assert living == whole
+    assert any(row.get("lost") for row in cut), "what came after the checkpoint is not forgotten"
+
+
+def test_one_callback_serves_two_fits(tmp_path):
+    panda = PandaBabysitter(dirpath="")
+    fit(tmp_path, panda, Module(rate=1e-3), epochs=4)
+    first = panda.history.to_dict()
+    fit(tmp_path, panda, Module(rate=1e-3), epochs=4)
+    assert panda.history.to_dict() == first
+
+
+def test_a_training_without_a_planned_end_and_without_validation(tmp_path):
+    class End(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.should_stop = trainer.global_step >= 60
+
+    panda = PandaBabysitter(dirpath="", check_every=5)
+    fitted, _ = fit(tmp_path, panda, Module(rate=1e-4), [End()], epochs=-1, limit_val_batches=0)
+    assert panda.history.planned is None
+    assert panda.history.count("slow_start") >= 1
+    assert panda.history.count("wind_down") == 0
+    assert fitted.global_step == 60
 
 
 def test_lines_after_the_checkpoint_stay_and_are_marked_lost(tmp_path):

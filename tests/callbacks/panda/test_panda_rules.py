@@ -127,6 +127,26 @@ def test_a_second_divergence_in_a_row_cuts_more_and_shortens_the_memory():
     assert second.values["momentum"] == pytest.approx(1 - 1 / 40)  # 4 % of 1,000 steps
 
 
+def test_divergences_far_apart_are_not_in_a_row():
+    made = history([1.0, 0.9, 0.8, math.nan])
+    carried_out(made, rules.decide(made, Settings(start_share=0.0)), back_to=30)
+    for step in (50, 60, 70, 80):
+        made.windows.append(dataclasses.replace(made.windows[2], step=step, level=0.7, values=dict(made.values)))
+    made.windows.append(dataclasses.replace(made.windows[3], step=90, values=dict(made.values)))
+    again = rules.decide(made, Settings(start_share=0.0))
+    assert again.values["learning_rate"] == pytest.approx(0.1 * 0.3 * 0.3)
+
+
+def test_a_training_that_no_rate_helps_is_given_up_at_its_last_good_state():
+    made = history([1.0, 0.9, 0.8])
+    for number in range(6):
+        made.windows.append(Window(40 + 10 * number, 0, 10, 1.0, math.nan, 0.0, finite=False, values=made.values))
+        decision = rules.decide(made, Settings(start_share=0.0))
+        assert (decision.restore, decision.stop) == ("good", number == 5)
+        carried_out(made, decision, back_to=30)
+    assert "no learning rate helps" in decision.why
+
+
 def test_a_rate_never_leaves_its_bounds():
     settings = Settings(bounds=bounds_from({"learning_rate": (0.09, 0.2)}))
     assert rules.decide(history([1.0, math.nan]), settings).values["learning_rate"] == 0.09
