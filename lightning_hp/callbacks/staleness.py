@@ -20,7 +20,8 @@ from lightning_hp.batchnorm.reference import Reference
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.callbacks.audit.reference import read_reference
 from lightning_hp.ledger import dates, records
-from lightning_hp.ledger.fingerprint import Tolerance, compare, data_fingerprint, model_fingerprint
+from lightning_hp.ledger.changes import Change, merge_columns, summarise_changes
+from lightning_hp.ledger.fingerprint import Tolerance, compare_fingerprints, data_fingerprint, model_fingerprint
 
 ACTIONS = ("warn", "raise", "log")
 #: A check that finds nothing new is written at most this often, so that frequent fits do not fill the ledger.
@@ -165,7 +166,7 @@ class StalenessTracker(pl.Callback):
         name = self._name_in(ledger)
         now = self.clock()
         if ledger.latest(name) is not None and write:
-            self._enter(ledger, name, "moments", list(findings), False, now)
+            self._enter(ledger, name, "moments", [Change(sentence) for sentence in findings], False, now)
             ledger = records.read(self.ledger)
         self.verdict = dates.verdict(ledger.of(name), now, tolerance=self.tolerance)
         return self.verdict
@@ -198,7 +199,7 @@ class StalenessTracker(pl.Callback):
             try:
                 found = self.record_shift(findings, write=not trainer.fast_dev_run)  # type: ignore[attr-defined]
                 failed = bool(findings) or found.status not in ("fresh", "untuned")
-                text = dates.summarise(findings)
+                text = summarise_changes([Change(sentence) for sentence in findings])
                 line = self._sentence(found, "" if text in found.reason else f"shifted: {text}")
             except Exception as error:
                 failed, line = True, _unknown(error)
@@ -235,22 +236,22 @@ class StalenessTracker(pl.Callback):
     ) -> None:
         if "model" in reference:
             was, now_is = reference["model"], current["model"]
-            changed = [] if was == now_is else [f"model changed: was {was}, is {now_is}"]
+            changed = [] if was == now_is else [Change(f"model changed: was {was}, is {now_is}")]
             self._enter(ledger, name, "model", changed, True, now)
         if "data" in current:
-            drifts = compare(reference["data"], current["data"], self.tolerance)
+            drifts = compare_fingerprints(reference["data"], current["data"], self.tolerance)
             structural = any(drift.structural for drift in drifts)
-            self._enter(ledger, name, "data", [drift.sentence for drift in drifts], structural, now)
+            self._enter(ledger, name, "data", [drift.change for drift in drifts], structural, now)
 
     def _enter(
-        self, ledger: records.Ledger, name: str, kind: str, findings: list[str], structural: bool, now: datetime
+        self, ledger: records.Ledger, name: str, kind: str, changes: list[Change], structural: bool, now: datetime
     ) -> None:
-        if findings:
-            told = findings if len(findings) <= _KEPT else dates.together(findings)
-            kept = told[:_KEPT]
-            if len(told) > _KEPT:
-                kept.append(f"and {len(told) - _KEPT} more")
-            event = records.drifted(name=name, kind=kind, findings=kept, structural=structural, now=now)
+        if changes:
+            merged = changes if len(changes) <= _KEPT else merge_columns(changes)
+            kept = merged[:_KEPT]
+            if len(merged) > _KEPT:
+                kept.append(Change(f"and {len(merged) - _KEPT} more"))
+            event = records.drifted(name=name, kind=kind, changes=kept, structural=structural, now=now)
         else:
             last = next((record for record in reversed(ledger.of(name)) if record.get("kind") == kind), None)
             if last is not None and last["event"] == "checked" and now - dates.from_text(last["at"]) < _QUIET:
@@ -341,7 +342,7 @@ def _differences(record: Mapping[str, Any], run: Mapping[str, Any]) -> str:
             key = name.rsplit(".", 1)[-1]
             if key in run and not _same(run[key], tuned):
                 texts.append(f"{key} is {run[key]!r}, tuned was {tuned!r}")
-    return f"other values than tuned: {dates.summarise(texts, most=3)}" if texts else ""
+    return f"other values than tuned: {summarise_changes([Change(text) for text in texts], most=3)}" if texts else ""
 
 
 def _same(one: Any, two: Any) -> bool:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lightning_hp.ledger.drift import Tolerance, compare
+from lightning_hp.ledger.changes import Change, changes_of, summarise_changes
+from lightning_hp.ledger.drift import Tolerance, compare_fingerprints
 
 TIERS = ("A", "B", "C", "D")
 #: Re-test intervals where none are given: tier A monthly, B and C quarterly, D yearly. Monthly is the usual practice of
@@ -35,7 +36,6 @@ LAST = datetime(9999, 12, 31, tzinfo=UTC)
 STATUSES = ("fresh", "due", "stale", "invalid")
 
 _INTERVAL = re.compile(r"([1-9][0-9]{0,4})(d|w|mo|y)")
-_OF_COLUMN = re.compile(r"column (.+?): (.+)")
 _MOST = {"d": 36_525, "w": 5_217, "mo": 1_200, "y": 100}
 
 
@@ -218,7 +218,7 @@ def verdict(
         now: The clock, with a time zone.
         fingerprints: Current ``model`` and ``space`` (text) and ``data`` (a data fingerprint); what is left out is not
             compared, and the last recorded check of it counts.
-        tolerance: How far data may move; the default is that of :func:`lightning_hp.ledger.drift.compare`.
+        tolerance: How far data may move; the default is that of :func:`lightning_hp.ledger.drift.compare_fingerprints`.
 
     Raises:
         ValueError: If the records have several names, or one lies in the future of ``now``.
@@ -257,49 +257,21 @@ class _State:
     shifted: int = 0
     shift: str = ""
 
-    def set_check(self, kind: str, findings: Sequence[str], structural: bool) -> None:
-        """Takes one check of ``kind``; no findings means that it passed."""
-        sentence = summarise(findings)
+    def set_check(self, kind: str, changes: Sequence[Change], structural: bool) -> None:
+        """Takes one check of ``kind``; no changes means that it passed."""
+        sentence = summarise_changes(changes)
         if kind == "moments":
-            self.shifted, self.shift = (self.shifted + 1, sentence) if findings else (0, "")
+            self.shifted, self.shift = (self.shifted + 1, sentence) if changes else (0, "")
             return
         self.invalid.pop(kind, None)
         if kind == "data":
             self.moved = ""
-        if not findings:
+        if not changes:
             return
         if kind == "data" and not structural:
             self.moved = sentence
         else:
             self.invalid[kind] = sentence
-
-
-def summarise(sentences: Sequence[str], most: int = 2) -> str:
-    """The first sentences, and how many more there are; columns of which the same is said share a sentence."""
-    told = together(sentences)
-    text = "; ".join(told[:most])
-    return text if len(told) <= most else f"{text}; and {len(told) - most} more"
-
-
-def together(sentences: Sequence[str]) -> list[str]:
-    """Sentences in their order, those that say the same of several columns as one.
-
-    ``column 3: gone`` and ``column 5: gone`` become ``columns 3, 5: gone``; beyond three columns the rest is counted.
-    """
-    groups: dict[str, list[str]] = {}
-    for sentence in sentences:
-        match = _OF_COLUMN.fullmatch(sentence)
-        groups.setdefault(match[2] if match else sentence, []).append(match[1] if match else "")
-    told = []
-    for text, columns in groups.items():
-        if not columns[0]:
-            told.append(text)
-        elif len(columns) == 1:
-            told.append(f"column {columns[0]}: {text}")
-        else:
-            more = f" and {len(columns) - 3} more" if len(columns) > 3 else ""
-            told.append(f"columns {', '.join(columns[:3])}{more}: {text}")
-    return told
 
 
 def _replay(base: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> _State:
@@ -309,24 +281,25 @@ def _replay(base: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> _Sta
         if event == "postponed":
             state.postponed = record
         elif event == "retested" and record["outcome"] == "confirmed":
-            known = {**state.fingerprints, **(record.get("fingerprints") or {})}
-            state = _State(at, known, confirmed_at=at)
+            fingerprints = {**state.fingerprints, **(record.get("fingerprints") or {})}
+            state = _State(at, fingerprints, confirmed_at=at)
         elif event == "retested" and record["outcome"] == "beaten":
             state.beaten = f"re-test of {_day(at)} found better values"
         elif event in ("checked", "drifted"):
-            state.set_check(record["kind"], record.get("findings") or [], bool(record.get("structural")))
+            state.set_check(record["kind"], changes_of(record), bool(record.get("structural")))
     return state
 
 
 def _compare_current(state: _State, current: Mapping[str, Any], tolerance: Tolerance | None) -> None:
     for kind in ("model", "space"):
-        known, given = state.fingerprints.get(kind), current.get(kind)
-        if known is not None and given is not None:
-            state.set_check(kind, [] if known == given else [f"{kind} changed: was {known}, is {given}"], True)
-    known, given = state.fingerprints.get("data"), current.get("data")
-    if known is not None and given is not None:
-        drifts = compare(known, given, tolerance or Tolerance())
-        state.set_check("data", [drift.sentence for drift in drifts], any(drift.structural for drift in drifts))
+        recorded, present = state.fingerprints.get(kind), current.get(kind)
+        if recorded is not None and present is not None:
+            changed = Change(f"{kind} changed: was {recorded}, is {present}")
+            state.set_check(kind, [] if recorded == present else [changed], True)
+    recorded, present = state.fingerprints.get("data"), current.get("data")
+    if recorded is not None and present is not None:
+        drifts = compare_fingerprints(recorded, present, tolerance or Tolerance())
+        state.set_check("data", [drift.change for drift in drifts], any(drift.structural for drift in drifts))
 
 
 def _judge(base: Mapping[str, Any], state: _State, now: datetime) -> Verdict:

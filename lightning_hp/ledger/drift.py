@@ -15,6 +15,8 @@ from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
 
+from lightning_hp.ledger.changes import Change
+
 #: Rows that a class must be expected to have in both samples before its absence in one is more than chance: a class of
 #: that size is missed with probability exp(-12), about 6e-6.
 _EXPECTED_ROWS = 12
@@ -71,7 +73,7 @@ class ColumnDrift:
         moved: By how much, in the unit of that tolerance.
         limit: What was allowed.
         structural: The layout itself changed (a column, a dtype, a class), so old and new data do not fit one model.
-        sentence: The finding in words.
+        text: What moved, in words and without the column.
     """
 
     column: str
@@ -79,10 +81,22 @@ class ColumnDrift:
     moved: float
     limit: float
     structural: bool
-    sentence: str
+    text: str
+
+    @property
+    def change(self) -> Change:
+        """The same as a change of a ledger; the size of the data set is not about a column."""
+        return Change(self.text) if self.statistic == "rows" else Change(self.text, (self.column,))
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words."""
+        return self.change.sentence
 
 
-def compare(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: Tolerance | None = None) -> list[ColumnDrift]:
+def compare_fingerprints(
+    old: Mapping[str, Any], new: Mapping[str, Any], tolerance: Tolerance | None = None
+) -> list[ColumnDrift]:
     """Compares two data fingerprints, column by column.
 
     Args:
@@ -104,7 +118,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: Tolerance
     shared = [name for name in columns_old if name in columns_new]
     # at most four tests a column
     alpha = tolerance.false_alarm / max(1, 4 * len(shared))
-    found = [*_layout(columns_old, columns_new), *_rows(old, new, tolerance)]
+    drifts = [*_layout(columns_old, columns_new), *_rows(old, new, tolerance)]
     for name in shared:
         worst = max(
             _column(name, columns_old[name], columns_new[name], alpha, tolerance),
@@ -112,22 +126,17 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: Tolerance
             default=None,
         )
         if worst is not None:
-            found.append(worst)
-    return sorted(found, key=lambda drift: (not drift.structural, -drift.moved / drift.limit))
-
-
-def label(column: str) -> str:
-    """How a sentence calls a column: a name that is a mere number needs the word before it."""
-    return f"column {column}"
+            drifts.append(worst)
+    return sorted(drifts, key=lambda drift: (not drift.structural, -drift.moved / drift.limit))
 
 
 def _layout(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[ColumnDrift]:
     for name in old:
         if name not in new:
-            yield ColumnDrift(name, "layout", math.inf, 1.0, True, f"{label(name)}: gone")
+            yield ColumnDrift(name, "layout", math.inf, 1.0, True, "gone")
     for name in new:
         if name not in old:
-            yield ColumnDrift(name, "layout", math.inf, 1.0, True, f"{label(name)}: new")
+            yield ColumnDrift(name, "layout", math.inf, 1.0, True, "new")
 
 
 def _rows(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: Tolerance) -> Iterator[ColumnDrift]:
@@ -144,7 +153,7 @@ def _column(
     name: str, old: Mapping[str, Any], new: Mapping[str, Any], alpha: float, tolerance: Tolerance
 ) -> Iterator[ColumnDrift]:
     if old["dtype"] != new["dtype"]:
-        text = f"{label(name)}: was {old['dtype']}, is {new['dtype']}"
+        text = f"was {old['dtype']}, is {new['dtype']}"
         yield ColumnDrift(name, "layout", math.inf, 1.0, True, text)
         return
     if "shares" in old and "shares" in new and not is_count(old["shares"]):
@@ -202,7 +211,7 @@ def _missing(
     noise = math.sqrt(pooled * (1 - pooled) * sum(1 / total for total in totals))
     moved, limit = abs(shares[1] - shares[0]), max(tolerance.missing, _quantile(alpha) * noise)
     if moved > limit:
-        text = f"{label(name)}: missing values went from {shares[0]:.0%} to {shares[1]:.0%}"
+        text = f"missing values went from {shares[0]:.0%} to {shares[1]:.0%}"
         yield ColumnDrift(name, "missing", moved, limit, False, text)
 
 
@@ -217,9 +226,9 @@ def _moments(
         limit = max(tolerance.mean, _quantile(alpha) * pooled / scale * math.sqrt(1 / n_old + 1 / n_new))
         if moved > limit:
             unit = "sd" if sd_old else "new sd (it was constant)"
-            yield ColumnDrift(name, "mean", moved, limit, False, f"{label(name)}: mean moved by {moved:.2g} {unit}")
+            yield ColumnDrift(name, "mean", moved, limit, False, f"mean moved by {moved:.2g} {unit}")
     elif not math.isclose(old["mean"], new["mean"], rel_tol=1e-4, abs_tol=1e-12):
-        text = f"{label(name)}: was {old['mean']:.4g} in every row, is {new['mean']:.4g}"
+        text = f"was {old['mean']:.4g} in every row, is {new['mean']:.4g}"
         yield ColumnDrift(name, "mean", math.inf, 1.0, False, text)
     if sd_old > 0 and sd_new > 0:
         # var(s^2) = s^4 (kurtosis - 1) / n; on the log scale it would call a rare value that is missing once a change
@@ -227,7 +236,7 @@ def _moments(
         noise = math.sqrt((kurtosis - 1) * (sd_old**4 / n_old + sd_new**4 / n_new))
         moved = abs(2 * math.log(sd_new / sd_old))
         if moved > tolerance.log_variance and abs(sd_new**2 - sd_old**2) > _quantile(alpha) * noise:
-            text = f"{label(name)}: standard deviation is {sd_new / sd_old:.2g} times the old one"
+            text = f"standard deviation is {sd_new / sd_old:.2g} times the old one"
             yield ColumnDrift(name, "variance", moved, tolerance.log_variance, False, text)
 
 
@@ -240,7 +249,7 @@ def _distribution(
     noise = math.sqrt(math.log(2 / alpha) / 2 * (1 / old["count"] + 1 / new["count"]))
     limit = max(tolerance.distribution, noise)
     if moved > limit:
-        text = f"{label(name)}: at least {moved:.0%} of the rows moved by more than {tolerance.mean:.2g} sd"
+        text = f"at least {moved:.0%} of the rows moved by more than {tolerance.mean:.2g} sd"
         yield ColumnDrift(name, "distribution", moved, limit, False, text)
 
 
@@ -284,7 +293,7 @@ def _classes(
         share = max(shares_old.get(key, 0.0), shares_new.get(key, 0.0))
         if (key not in shares_old or key not in shares_new) and share * min(n_old, n_new) >= _EXPECTED_ROWS:
             what = "gone" if key in shares_old else "new"
-            text = f"{label(name)}: class {key} is {what} ({share:.0%} of the rows)"
+            text = f"class {key} is {what} ({share:.0%} of the rows)"
             yield ColumnDrift(name, "classes", math.inf, 1.0, True, text)
     moves = {key: shares_new.get(key, 0.0) - shares_old.get(key, 0.0) for key in labels}
     moved = sum(abs(move) for move in moves.values()) / 2
@@ -295,7 +304,7 @@ def _classes(
     if len(labels) > 1 and moved > tolerance.classes and statistic > _chi_square_quantile(len(labels) - 1, alpha):
         key = max(moves, key=lambda key: abs(moves[key]))
         before, after = shares_old.get(key, 0.0), shares_new.get(key, 0.0)
-        text = f"{label(name)}: class mix moved by {moved:.0%}, most of all class {key} ({before:.0%} to {after:.0%})"
+        text = f"class mix moved by {moved:.0%}, most of all class {key} ({before:.0%} to {after:.0%})"
         yield ColumnDrift(name, "classes", moved, tolerance.classes, False, text)
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lightning_hp.ledger import dates
+from lightning_hp.ledger.changes import Change, check_changes
 
 SCHEMA = 1
 EVENTS = ("tuned", "retuned", "retested", "checked", "drifted", "postponed")
@@ -152,14 +153,14 @@ def checked(*, name: str, kind: str, now: datetime | None = None) -> dict[str, A
 
 
 def drifted(
-    *, name: str, kind: str, findings: Sequence[str], structural: bool = False, now: datetime | None = None
+    *, name: str, kind: str, changes: Sequence[Change], structural: bool = False, now: datetime | None = None
 ) -> dict[str, Any]:
     """The event of a check that found a change.
 
     Args:
         name: What was checked.
         kind: ``data``, ``moments``, ``model`` or ``space``.
-        findings: A sentence each.
+        changes: What changed. It is stored as data under ``changes`` and as sentences under ``findings``.
         structural: The layout of the data changed, so that the record no longer fits it.
         now: The clock.
     """
@@ -167,7 +168,8 @@ def drifted(
         **_head("drifted", name, _clock(now)),
         "kind": kind,
         "structural": bool(structural),
-        "findings": [str(finding) for finding in findings],
+        "findings": [change.sentence for change in changes],
+        "changes": [change.to_dict() for change in changes],
     }
     check(event)
     return event
@@ -226,6 +228,8 @@ def check(record: Mapping[str, Any], name: str = "record") -> None:
         findings = record.get("findings")
         if not isinstance(findings, list) or bool(findings) != (event == "drifted"):
             raise ValueError(f"`{name}.findings` must be a list, empty unless drifted, got {findings!r}")
+        if record.get("changes") is not None:
+            check_changes(record["changes"], f"{name}.changes")
     elif event == "postponed":
         dates.from_text(record.get("until"), f"{name}.until")
         _text(record, name, "why")
@@ -260,8 +264,8 @@ def _clock(now: datetime | None) -> datetime:
     return datetime.now(UTC) if now is None else dates.as_utc(now)
 
 
-def _fingerprints(**given: Any) -> dict[str, Any]:
-    return {key: plain(value, f"{key}_fingerprint") for key, value in given.items() if value is not None}
+def _fingerprints(**by_key: Any) -> dict[str, Any]:
+    return {key: plain(value, f"{key}_fingerprint") for key, value in by_key.items() if value is not None}
 
 
 def _one_of(record: Mapping[str, Any], name: str, key: str, choices: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lightning_hp.ledger.drift import ColumnDrift as ColumnDrift
 from lightning_hp.ledger.drift import Tolerance as Tolerance
-from lightning_hp.ledger.drift import compare as compare
+from lightning_hp.ledger.drift import compare_fingerprints as compare_fingerprints
 
 SCHEMA = 1
 #: Quantiles are kept at 0, 1/20, ... 1.

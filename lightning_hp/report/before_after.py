@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_hp.ledger import dates
+from lightning_hp.ledger.changes import change_sentences
 from lightning_hp.report.axes import number_text, value_text
 from lightning_hp.report.lineage import Lineage, StudyLink
 from lightning_hp.report.view import StudyView, finite, value_of
@@ -100,7 +100,7 @@ def refresh_of(view: StudyView, lineage: Lineage | None) -> Refresh | None:
         scores,
         _gain(view, before=scores[1][1], after=scores[2][1]),
         tuple(_changes(view, lineage, lineage.older)),
-        None if moved is None else tuple(dates.together(moved)),
+        None if moved is None else tuple(change_sentences(moved)),
     )
 
 

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from optuna.trial import TrialState
 
 from lightning_hp.ledger import dates, records
+from lightning_hp.ledger.changes import Change, changes_of, summarise_changes
 from lightning_hp.ledger.dates import Verdict as Verdict
-from lightning_hp.ledger.drift import compare
+from lightning_hp.ledger.drift import compare_fingerprints
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, find_study
 
@@ -83,14 +84,14 @@ class Lineage:
         return StudyLink(paths.root.name, address)
 
     @property
-    def moved(self) -> list[str] | None:
-        """How the training data differ from those of the older record, a sentence a column; None if not known."""
+    def moved(self) -> list[Change] | None:
+        """How the training data differ from those of the older record, one change a column; None if not known."""
         if self.older is None or self.own is None:
             return None
         before, after = (record["fingerprints"].get("data") for record in (self.older, self.own))
         if before is None or after is None:
             return None
-        return [drift.sentence for drift in compare(before, after)]
+        return [drift.change for drift in compare_fingerprints(before, after)]
 
     @property
     def retest(self) -> records.Record | None:
@@ -218,7 +219,7 @@ def event_rows(events: Sequence[Mapping[str, Any]], most: int = 12) -> tuple[lis
             rows.append(EventRow(day, _check(kind), f"nothing new, {times + 1} times" if times else "nothing new"))
         elif event["event"] == "drifted":
             quiet.pop(kind, None)
-            rows.append(EventRow(day, _check(kind), dates.summarise([str(f) for f in event["findings"]])))
+            rows.append(EventRow(day, _check(kind), summarise_changes(changes_of(event))))
         elif event["event"] == "retested":
             outcome, summary = str(event["outcome"]), str(event.get("summary") or "")
             rows.append(EventRow(day, "re-test", summary if summary.startswith(outcome) else f"{outcome}: {summary}"))

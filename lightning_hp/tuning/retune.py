@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from lightning_hp.ledger import records
-from lightning_hp.ledger.dates import summarise
-from lightning_hp.ledger.drift import compare
+from lightning_hp.ledger.changes import Change, summarise_changes
+from lightning_hp.ledger.drift import compare_fingerprints
 from lightning_hp.ledger.events import retested
 from lightning_hp.ledger.fingerprint import data_fingerprint
 from lightning_hp.report.write import write_reports
@@ -119,8 +119,9 @@ def retune_study(
     # a re-test is as long as the trainings that it tests, unless told otherwise
     length = _length_of(description).with_limits(config.budget.length)
     config = replace(config, budget=replace(config.budget, length=length), accept_changes=True)
-    drift, fingerprint = _drift(root, builder, config.space, length, listener)
-    listener.message(f"training data: {summarise(drift) if drift else 'not moved'}")
+    changes, fingerprint = _drift(root, builder, config.space, length, listener)
+    listener.message(f"training data: {summarise_changes(changes) if changes else 'not moved'}")
+    drift = [change.sentence for change in changes]
     begun = _begun(root, config, trials)
     if begun is not None:
         listener.message(f"continuing {begun.name}, which was stopped")
@@ -296,7 +297,7 @@ def _drift(
     space: SearchSpace,
     length: TrainingLength,
     listener: StudyListener,
-) -> tuple[list[str], dict[str, Any] | None]:
+) -> tuple[list[Change], dict[str, Any] | None]:
     """How today's training data differ from those of the last tuning, and their fingerprint."""
     tunings = [r for r in records.read(root.ledger).records if r.get("fingerprints", {}).get("data")]
     try:
@@ -309,8 +310,8 @@ def _drift(
     except Exception as error:
         listener.message(f"no fingerprint of the training data: {one_line(error)}")
         return [], None
-    moved = compare(tunings[-1]["fingerprints"]["data"], fingerprint) if tunings else []
-    return [column.sentence for column in moved], fingerprint
+    moved = compare_fingerprints(tunings[-1]["fingerprints"]["data"], fingerprint) if tunings else []
+    return [column.change for column in moved], fingerprint
 
 
 def _expected(found: optuna.Study, space: SearchSpace) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:

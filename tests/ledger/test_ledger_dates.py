@@ -10,6 +10,7 @@ import pytest
 
 from lightning_hp.ledger import dates, records
 from lightning_hp.ledger.calendar import to_ics
+from lightning_hp.ledger.changes import Change
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -149,7 +150,7 @@ def test_records_of_two_names_are_refused() -> None:
 
 
 def drift(kind: str = "moments", day: int = 1, **more: Any) -> dict[str, Any]:
-    return records.drifted(name="digits", kind=kind, findings=["layer 1 shifted"], now=START + day * DAY, **more)
+    return records.drifted(name="digits", kind=kind, changes=[Change("layer 1 shifted")], now=START + day * DAY, **more)
 
 
 def passed(kind: str = "moments", day: int = 2) -> dict[str, Any]:
@@ -278,33 +279,10 @@ def test_a_confirmed_retest_makes_its_data_the_one_to_compare_with() -> None:
     assert dates.verdict(events, START + 3 * DAY, {"data": data(0.0)}).status == "due"
 
 
-def test_many_findings_are_counted_not_listed() -> None:
-    assert dates.summarise(["a", "b"]) == "a; b"
-    assert dates.summarise(["a", "b", "c", "d"]) == "a; b; and 2 more"
-
-
 def test_a_verdict_is_json() -> None:
     found = dates.verdict([tuned()], START + 31 * DAY).to_dict()
     assert (found["next"], found["age_days"], found["status"]) == ("2026-03-02T12:00:00Z", 31.0, "due")
     assert found["dates"]["D"] == "2027-01-31T12:00:00Z"
-
-
-@pytest.mark.parametrize(
-    ("sentences", "told"),
-    [
-        (["column 3: gone"], ["column 3: gone"]),
-        (["column 3: gone", "column a b: gone", "column 3: new"], ["columns 3, a b: gone", "column 3: new"]),
-        ([f"column {i}: gone" for i in range(6)], ["columns 0, 1, 2 and 3 more: gone"]),
-        (["rows: 5 became 9", "layer 1 shifted", "layer 1 shifted"], ["rows: 5 became 9", "layer 1 shifted"]),
-    ],
-)
-def test_columns_of_which_the_same_is_said_share_a_sentence(sentences: list[str], told: list[str]) -> None:
-    assert dates.together(sentences) == told
-
-
-def test_a_summary_counts_what_it_leaves_out() -> None:
-    assert dates.summarise(["a", "column 1: b", "column 2: b", "c", "d"]) == "a; columns 1, 2: b; and 2 more"
-    assert dates.summarise(["a", "b"]) == "a; b"
 
 
 def test_a_study_with_a_space_in_its_path_is_quoted_in_the_command() -> None:

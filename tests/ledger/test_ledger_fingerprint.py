@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 from lightning_hp.ledger.drift import Tolerance, cdf_distance
-from lightning_hp.ledger.fingerprint import compare, data_fingerprint, model_fingerprint, space_fingerprint
+from lightning_hp.ledger.fingerprint import compare_fingerprints, data_fingerprint, model_fingerprint, space_fingerprint
 from lightning_hp.training.data import standardise
 
 
@@ -241,31 +241,31 @@ def test_at_most_one_of_a_hundred_resamples_alarms(data: str) -> None:
     ]()
     old = data_fingerprint([rows])
     generator = torch.Generator().manual_seed(11)
-    alarms = sum(bool(compare(old, data_fingerprint([resample(rows, generator)]))) for _ in range(200))
+    alarms = sum(bool(compare_fingerprints(old, data_fingerprint([resample(rows, generator)]))) for _ in range(200))
     assert alarms <= 2
 
 
 def test_fresh_draws_of_the_same_population_do_not_alarm_either() -> None:
     found = [data_fingerprint([table(500, seed=k)]) for k in range(400)]
-    assert sum(bool(compare(old, new)) for old, new in zip(found[::2], found[1::2], strict=True)) <= 2
+    assert sum(bool(compare_fingerprints(old, new)) for old, new in zip(found[::2], found[1::2], strict=True)) <= 2
 
 
 def test_a_change_of_contrast_brightness_noise_or_class_mix_is_named() -> None:
     x, y = digits()
     old = data_fingerprint([(x, y)])
-    contrast = compare(old, data_fingerprint([(x * 0.6, y)]))
+    contrast = compare_fingerprints(old, data_fingerprint([(x * 0.6, y)]))
     assert len(contrast) > 30
     assert not any(drift.structural for drift in contrast)
     torch.manual_seed(0)
-    noisy = compare(old, data_fingerprint([(x + 0.3 * torch.randn_like(x), y)]))
+    noisy = compare_fingerprints(old, data_fingerprint([(x + 0.3 * torch.randn_like(x), y)]))
     assert {drift.statistic for drift in noisy} >= {"variance"} or {drift.statistic for drift in noisy} >= {"mean"}
     kept = (y >= 5) | (torch.arange(len(y)) % 3 == 0)
-    mix = {drift.column: drift for drift in compare(old, data_fingerprint([(x[kept], y[kept])]))}
+    mix = {drift.column: drift for drift in compare_fingerprints(old, data_fingerprint([(x[kept], y[kept])]))}
     assert "class mix moved" in mix["target"].sentence
-    gone = compare(old, data_fingerprint([(x[y != 7], y[y != 7])]))
+    gone = compare_fingerprints(old, data_fingerprint([(x[y != 7], y[y != 7])]))
     assert gone[0].structural
     assert "class 7 is gone" in gone[0].sentence
-    half = compare(old, data_fingerprint([(x[::2], y[::2])]))
+    half = compare_fingerprints(old, data_fingerprint([(x[::2], y[::2])]))
     assert [drift.column for drift in half] == ["rows"]
     assert half[0].sentence == "rows: 1,797 became 899"
 
@@ -273,25 +273,32 @@ def test_a_change_of_contrast_brightness_noise_or_class_mix_is_named() -> None:
 def test_the_sentence_gives_the_move_in_old_standard_deviations() -> None:
     x = torch.linspace(-1, 1, 1000).unsqueeze(1)
     sd = float(x.std(correction=0))
-    (drift,) = compare(data_fingerprint([x]), data_fingerprint([x + 0.8 * sd]))
+    (drift,) = compare_fingerprints(data_fingerprint([x]), data_fingerprint([x + 0.8 * sd]))
     assert drift.sentence == "column 0: mean moved by 0.8 sd"
     assert drift.moved == pytest.approx(0.8, abs=1e-3)
-    assert compare(data_fingerprint([x]), data_fingerprint([x + 0.8 * sd]), Tolerance(mean=0.9, distribution=0.9)) == []
+    assert (
+        compare_fingerprints(
+            data_fingerprint([x]), data_fingerprint([x + 0.8 * sd]), Tolerance(mean=0.9, distribution=0.9)
+        )
+        == []
+    )
 
 
 def test_columns_that_come_go_or_change_their_type_are_structural() -> None:
     x, y = table(100)
     old = data_fingerprint([(x, y)])
-    sentences = {d.sentence: d.structural for d in compare(old, data_fingerprint([(x[:, :5], y.float())]))}
+    sentences = {d.sentence: d.structural for d in compare_fingerprints(old, data_fingerprint([(x[:, :5], y.float())]))}
     assert sentences == {"column 5: gone": True, "column target: was int64, is float32": True}
-    assert [d.sentence for d in compare(data_fingerprint([x[:, :5]]), data_fingerprint([x]))] == ["column 5: new"]
+    assert [d.sentence for d in compare_fingerprints(data_fingerprint([x[:, :5]]), data_fingerprint([x]))] == [
+        "column 5: new"
+    ]
 
 
 def test_a_constant_column_that_changes_its_value_is_reported() -> None:
     old, new = data_fingerprint([torch.full((50, 1), 2.0)]), data_fingerprint([torch.full((50, 1), 2.5)])
-    assert [d.sentence for d in compare(old, new)] == ["column 0: was 2 in every row, is 2.5"]
+    assert [d.sentence for d in compare_fingerprints(old, new)] == ["column 0: was 2 in every row, is 2.5"]
     torch.manual_seed(0)
-    (drift,) = compare(old, data_fingerprint([torch.randn(50, 1) + 9]))
+    (drift,) = compare_fingerprints(old, data_fingerprint([torch.randn(50, 1) + 9]))
     assert "it was constant" in drift.sentence
 
 
@@ -299,7 +306,10 @@ def test_more_missing_values_are_reported() -> None:
     x = torch.linspace(0, 1, 500).unsqueeze(1)
     holes = x.clone()
     holes[::4] = float("nan")
-    assert "missing values went from 0% to 25%" in compare(data_fingerprint([x]), data_fingerprint([holes]))[0].sentence
+    assert (
+        "missing values went from 0% to 25%"
+        in compare_fingerprints(data_fingerprint([x]), data_fingerprint([holes]))[0].sentence
+    )
 
 
 def test_the_distance_of_two_sketches_never_exceeds_the_true_one() -> None:
@@ -323,7 +333,7 @@ def test_a_tolerance_out_of_range_is_refused(name: str, value: float) -> None:
 def test_something_else_than_a_fingerprint_is_refused() -> None:
     old = data_fingerprint([torch.ones(3, 1)])
     with pytest.raises(ValueError, match=r"`new` must be a data fingerprint of schema 1"):
-        compare(old, {"schema": 2, "columns": {}})
+        compare_fingerprints(old, {"schema": 2, "columns": {}})
 
 
 # --- model and space
@@ -369,9 +379,9 @@ def test_a_contrast_that_the_own_standardisation_undoes_is_no_drift_and_one_that
         return data_fingerprint(DataLoader(TensorDataset(torch.from_numpy(rows)), batch_size=50))
 
     standardised = seen(standardise(raw)[0])
-    assert compare(standardised, seen(standardise(0.5 * raw)[0])) == []
+    assert compare_fingerprints(standardised, seen(standardise(0.5 * raw)[0])) == []
     constants = standardise(raw, 0.5 * raw)[1]  # scaled as on the day of the training
-    assert {drift.column for drift in compare(standardised, seen(constants))} == {"0", "1", "2", "3"}
+    assert {drift.column for drift in compare_fingerprints(standardised, seen(constants))} == {"0", "1", "2", "3"}
 
 
 # --- counts are not classes
@@ -395,7 +405,7 @@ def counted(kind: str, n: int, seed: int) -> torch.Tensor:
 def drifts(old: torch.Tensor, new: torch.Tensor) -> list[Any]:
     x = torch.zeros(len(old), 1)
     first, second = (data_fingerprint(DataLoader(TensorDataset(x, y), 64)) for y in (old, new))
-    return [drift for drift in compare(first, second) if drift.column == "target"]
+    return [drift for drift in compare_fingerprints(first, second) if drift.column == "target"]
 
 
 @pytest.mark.parametrize("kind", ["poisson", "lump at zero", "overdispersed", "balance"])

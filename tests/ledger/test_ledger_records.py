@@ -100,7 +100,7 @@ def test_later_events_are_checked() -> None:
     with pytest.raises(ValueError, match=r"`record.kind` must be one of data, moments, model, space, got 'luck'"):
         records.checked(name="digits", kind="luck", now=NOW)
     with pytest.raises(ValueError, match=r"`record.findings` must be a list, empty unless drifted"):
-        records.drifted(name="digits", kind="data", findings=[], now=NOW)
+        records.drifted(name="digits", kind="data", changes=[], now=NOW)
     with pytest.raises(ValueError, match=r"`record.outcome` must be one of confirmed, undecided, beaten"):
         records.retested(name="digits", outcome="maybe", now=NOW)
 

@@ -11,6 +11,7 @@ from optuna_dashboard import get_note
 from test_html_report import Reader
 
 from lightning_hp.ledger import records
+from lightning_hp.ledger.changes import Change
 from lightning_hp.report.before_after import ValueChange
 from lightning_hp.report.html_report import write_report
 from lightning_hp.report.lineage import event_rows, lineage_of
@@ -76,7 +77,7 @@ def runs(tmp_path):
         records.checked(name="digits", kind="data", now=day(5)),
         records.checked(name="digits", kind="moments", now=day(6)),
         records.checked(name="digits", kind="data", now=day(7)),
-        records.drifted(name="digits", kind="data", findings=["column 2: mean moved by 0.8 sd"], now=day(20)),
+        records.drifted(name="digits", kind="data", changes=[Change("mean moved by 0.8 sd", ("2",))], now=day(20)),
         records.postponed(name="digits", until=day(40), why="freeze <b>", by="ada", now=day(21)),
         records.retested(name="digits", outcome="beaten", study=str(test), summary="beaten: 0.2 | 0.4", now=day(41)),
         tuned(new, 41, NEW, 0.25, mean=0.8, previous_study=str(old)),
@@ -186,7 +187,7 @@ def test_the_notes_tell_the_same(runs):
 
 def test_events_are_newest_first_with_quiet_checks_together_and_the_rest_counted():
     quiet = [records.checked(name="n", kind="data", now=day(i)) for i in (1, 2, 3)]
-    loud = records.drifted(name="n", kind="data", findings=["a", "b", "c"], now=day(4))
+    loud = records.drifted(name="n", kind="data", changes=[Change(text) for text in "abc"], now=day(4))
     again = [records.checked(name="n", kind="data", now=day(i)) for i in (5, 6, 7)]
     other = records.checked(name="n", kind="moments", now=day(6.5))
     lines, more = event_rows([*quiet, loud, *again[:2], other, again[2]])
