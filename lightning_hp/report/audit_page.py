@@ -36,7 +36,8 @@ def audit_page(result: Mapping[str, Any], title: str = "BatchNorm audit") -> str
     audit = Audit.read(result)
     flagged = {finding.layer for finding in audit.findings if finding.severity != "INFO"}
     pictured = sorted(
-        (layer for layer in audit.layers if "population_mean" in layer), key=lambda layer: layer["name"] not in flagged
+        (layer for layer in audit.layers if "population_mean" in layer),
+        key=lambda layer: layer.get("name") not in flagged,
     )
     shifts, history = result.get("shift", []), result.get("history", [])
     return Page(title).render(
@@ -50,7 +51,7 @@ def audit_page(result: Mapping[str, Any], title: str = "BatchNorm audit") -> str
             if result.get(key) is not None
         ],
         errors=_ERRORS,
-        pictured=[(str(layer["name"]), _layer_figures(layer)) for layer in pictured[:_MOST_LAYERS]],
+        pictured=[(str(layer.get("name", "")), _layer_figures(layer)) for layer in pictured[:_MOST_LAYERS]],
         n_pictures=len(pictured),
         shift=_shift_figure(shifts) if shifts else None,
         history=_history_figure(history) if len(history) > 1 else None,
@@ -93,7 +94,9 @@ def _layer_figures(layer: Mapping[str, Any]) -> list[tuple[go.Figure, str]]:
         figure.add_trace(go.Scatter(x=list(range(count)), y=values, mode="markers", marker=marker, name="channel"))
         figure.update_layout(height=260, margin={"l": 50, "r": 10, "t": 30, "b": 40}, showlegend=False)
         figure.update_layout(title={"text": what, "font": {"size": 13}}, xaxis={"title": {"text": "channel"}})
-        figures.append((figure, f"{what}, layer {layer['name']}, {count} channels; the band is twice the noise"))
+        figures.append(
+            (figure, f"{what}, layer {layer.get('name', '')}, {count} channels; the band is twice the noise")
+        )
     return figures
 
 

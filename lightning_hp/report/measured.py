@@ -156,4 +156,5 @@ def _sentences(evidence: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     """The sentences of one kind, plain text."""
     entries = evidence.get(kind)
     listed = entries if isinstance(entries, list) else []
-    return tuple(str(entry["sentence"]) if isinstance(entry, Mapping) else str(entry) for entry in listed)
+    sentences = [entry.get("sentence") if isinstance(entry, Mapping) else entry for entry in listed]
+    return tuple(str(sentence) for sentence in sentences if sentence)

@@ -6,6 +6,7 @@ import shlex
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
+import optuna
 import plotly.graph_objects as go
 import pytest
 from decorated_studies import SPACE, STEPS, made_trial
@@ -14,11 +15,14 @@ from optuna.trial import TrialState
 from lightning_hp.ledger import events, records
 from lightning_hp.report.axes import ends_text
 from lightning_hp.report.html_report import html_report, write_report
+from lightning_hp.report.markdown import study_note
 from lightning_hp.report.model import read_report
 from lightning_hp.report.page import Page
 from lightning_hp.report.view import StudyView
 from lightning_hp.search.evidence import evidence
+from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
+from lightning_hp.study.description import Description, open_study
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 RESULT = {
@@ -161,7 +165,7 @@ def test_thousand_trials_stay_within_the_size(made, paths):
     assert write_report(read_report(made(trials), paths, {}, {}, NOW)).stat().st_size < 6e6
 
 
-def test_text_from_outside_is_never_markup(made, paths):
+def test_text_from_outside_is_never_markup(paths):
     """Each place has a text of its own, so that a place that is not read is missed."""
     space = SearchSpace.from_dict(
         {evil("parameter"): {"low": 0.0, "high": 1.0}, "b": {"choices": [evil("choice"), "y"], "tier": "B"}}
@@ -172,7 +176,9 @@ def test_text_from_outside_is_never_markup(made, paths):
     }  # fmt: skip
     trials = [made_trial(u / 10, u / 10, space=space, user_attrs=attributes) for u in range(1, 10)]
     trials.append(made_trial(0.5, state=TrialState.FAIL, space=space, user_attrs=attributes))
-    study = made(trials, space=space, name=evil("study"))
+    described = Description(SearchPlan(space=space, n_trials=9), evil("metric"), "min")
+    study = open_study(evil("study"), optuna.storages.InMemoryStorage(), described, paths)
+    study.add_trials(trials)
     finding = {key: evil(key) for key in ("severity", "id", "layer", "sentence", "fix")}
     layer = {"name": evil("unit")[:24], "d": 1.0, "lv": 0.5}
     paths.trial(0).root.mkdir(parents=True)
@@ -198,8 +204,8 @@ def test_text_from_outside_is_never_markup(made, paths):
     assert "<script>alert" not in text
     assert reader.tags.count("script") == 3
     for place in (
-        "parameter", "choice", "failure", "traceback", "stage", "study", "severity", "id", "layer", "sentence", "fix",
-        "disagreement", "edge", "within", "held", "tier", "test", "validation",
+        "parameter", "choice", "metric", "failure", "traceback", "stage", "study", "severity", "id", "layer",
+        "sentence", "fix", "disagreement", "edge", "within", "held", "tier", "test", "validation",
     ):  # fmt: skip
         assert evil(place) in reader.seen, place
     assert shlex.quote(evil("file")) in reader.seen
@@ -207,6 +213,29 @@ def test_text_from_outside_is_never_markup(made, paths):
     unmeasured = html_report(read_report(study, paths, {"why_not_measured": evil("reason")}, {}, NOW))
     assert evil("reason") in Reader(unmeasured).seen
     assert "<script>alert" not in unmeasured
+
+
+def test_attributes_and_files_of_any_form_are_left_out_and_stop_nothing(made, paths):
+    """What is kept with a study may have been written by anybody."""
+    attributes = {
+        "audit": {"WARN": "many", "ERROR": None, "INFO": float("nan")}, "seconds": "long", "stage": 3, "tier": None,
+        "inactive": None, "failure": ["a", "list"], "traceback": 7,
+    }  # fmt: skip
+    study = made([made_trial(u / 9, u, user_attrs=attributes) for u in range(9)])
+    study.add_trial(made_trial(0.5, state=TrialState.FAIL, user_attrs=attributes))
+    paths.trial(0).root.mkdir(parents=True)
+    evidence = {
+        "parameters": {"momentum": {"importance": "much"}, "dropout": 3}, "stages": [None, {"within": 1}],
+        "edges": [{}, {"sentence": None}, "one"], "disagreements": {"a": 1}, "measured_by": "me", "why_not_measured": 5,
+    }  # fmt: skip
+    result = {"test": {"acc": "good"}, "validation": 3, "seconds": "many"}
+    for audit in ("[1, 2]", '{"findings": {"a": 1}, "layers": [{"d": "x"}, {"d": 1.0}], "counts": 4}', "{"):
+        paths.trial(0).audit.write_text(audit)
+        report = read_report(study, paths, evidence, result, NOW)
+        seen = Reader(html_report(report)).seen
+        assert "Trial 0 of 10" in seen
+        assert "one" in seen
+        assert study_note(report, 0, report.flagged).count("['a', 'list']".replace("[", "\\[").replace("]", "\\]")) == 1
 
 
 def evil(place: str) -> str:
