@@ -24,7 +24,9 @@ from lightning_hp.tuning.yaml_values import check_keys, class_block, one_of, par
 GATE_TIMEOUT = 1800.0
 #: the value of ``seed`` that trains all trials with one seed
 SAME_SEED = "fixed"
-ENGINES = ("in_process", "local")
+ENGINES = ("in_process", "stacked", "local")
+#: engines that train trials of one structure together
+STACKING = ("stacked",)
 PLANS = ("default", "opening", "tiers")
 _KEYS = (
     "name",
@@ -71,12 +73,15 @@ class Caviar:
     """Where trials run.
 
     Attributes:
-        engine: ``in_process`` (one after the other, here) or ``local`` (worker processes on this machine).
+        engine: ``in_process`` (one after the other, here), ``stacked`` (trials of one structure together, here, where
+            the module allows it; else one after the other) or ``local`` (worker processes on this machine).
         workers: Number of worker processes of ``local``.
+        cohort: Most trials that ``stacked`` trains together; None for a sixth of the study's, at most 64.
     """
 
     engine: str = "in_process"
     workers: int = 1
+    cohort: int | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,7 @@ class TuneConfig:
             config=None,
             budget=_budget(budget, ""),
             search=_search(space, _trials(budget, ""), settings, project, paths=False),
+            caviar=_caviar(settings.get("caviar", {})),
             **_settings(settings),
         )
 
@@ -348,11 +354,14 @@ def _gate(given: Any) -> float | None:
 
 
 def _caviar(given: Any) -> Caviar:
-    check_keys(given, ("engine", "workers"), "caviar")
+    check_keys(given, ("engine", "workers", "cohort"), "caviar")
     engine = given.get("engine", "in_process")
     if engine not in ENGINES:
         raise ConfigError(f"`caviar.engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
     workers = whole(given, "workers", 2 if engine == "local" else 1, 1, "caviar.workers")
-    if engine == "in_process" and workers > 1:
-        raise ConfigError(f"`caviar.workers` must be 1 for the engine in_process (use local), got {workers}")
-    return Caviar(engine, workers)
+    if engine != "local" and workers > 1:
+        raise ConfigError(f"`caviar.workers` must be 1 for the engine {engine} (use local), got {workers}")
+    cohort = whole(given, "cohort", 1, 1, "caviar.cohort") if "cohort" in given else None
+    if cohort is not None and engine not in STACKING:
+        raise ConfigError(f"`caviar.cohort` goes with the engine stacked, got {engine!r}")
+    return Caviar(engine, workers, cohort)

@@ -11,7 +11,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,12 +21,15 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
+from lightning_hp.search.stages import stage_at
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, open_storage, remember
+from lightning_hp.study.trials import best_trials
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import drop_checkpoints
-from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.cohorts import Candidate, Cohort, Trained, cohort_size, fixed_parameters
+from lightning_hp.tuning.config import STACKING, TuneConfig
 from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.length import TrainingLength, curve_steps
@@ -112,6 +115,17 @@ class StudyRunner:
             again = enqueue_reruns(self.study)
         if again:
             self._say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
+        self.cohort: Cohort | None = None
+        if config.caviar.engine in STACKING:
+            self.cohort = Cohort(
+                builder,
+                config.monitor,
+                config.mode,
+                self.length,
+                self.max_steps,
+                prune=config.prune,
+                curve_points=config.curve_points,
+            )
         self.gate: StageGate | None = None
         if config.gate is not None:
             say = self._say
@@ -151,7 +165,7 @@ class StudyRunner:
                     trial, arguments = asked
                     skipped = skipped + 1 if self._skip(trial) else 0
                     if not skipped:
-                        self._run(trial, arguments)
+                        self._run_cohort(trial, arguments, claims)
                 stop_on_same_failures(self.study, self.paths)
             if skipped >= MOST_SKIPPED:
                 raise StudyError(
@@ -226,6 +240,77 @@ class StudyRunner:
                 self._announce(trial)
                 return True
         return False
+
+    def _run_cohort(self, trial: optuna.Trial, arguments: dict[str, Any], claims: contextlib.ExitStack) -> None:
+        """Run a trial; where trials are stacked, together with further ones of its structure."""
+        if self.cohort is None:
+            self._run(trial, arguments)
+            return
+        asked = [self._candidate(trial, arguments), *self._companions(trial, claims)]
+        groups: dict[Any, list[Candidate]] = {}
+        for candidate in asked:  # trials taken over from a process that died may have other structures
+            groups.setdefault(structure(self.description.space, candidate.trial.params), []).append(candidate)
+        for group in groups.values():
+            results = self.cohort.train(group) if self.cohort is not None else [Trained(one) for one in group]
+            self._tell_cohort([result for result in results if result.outcome is not None])
+            self._run_alone([result for result in results if result.outcome is None], whole=len(results))
+
+    def _candidate(self, trial: optuna.Trial, arguments: dict[str, Any]) -> Candidate:
+        return Candidate(trial, arguments, self.paths.trial(trial.number), self.seed_of(trial))
+
+    def _companions(self, first: optuna.Trial, claims: contextlib.ExitStack) -> list[Candidate]:
+        """Ask for further trials of the first one's structure, within its stage."""
+        space, planned = self.description.space, self.sampler.planned
+        fixed = {p.stored_name: first.params[p.stored_name] for p in space.parameters if p.cardinality is not None}
+        stage = stage_at(planned, first.number)
+        end = math.inf if stage is planned[-1] else stage.last
+        size = cohort_size(self.config.search.n_trials, self.config.caviar.cohort)
+        companions: list[Candidate] = []
+        with fixed_parameters(self.study, fixed):
+            newest = first.number
+            while len(companions) + 1 < size and newest + 1 < end and not self.stopping.is_set():
+                asked = self._next(claims)
+                if not isinstance(asked, tuple):
+                    break
+                newest = max(newest, asked[0].number)
+                if not self._skip(asked[0]):
+                    companions.append(self._candidate(*asked))
+        return companions
+
+    def _tell_cohort(self, results: Sequence[Trained]) -> None:
+        """Tell the study about trained members; the best of them leave their checkpoints first."""
+        sign = 1.0 if self.description.mode == "min" else -1.0
+        keep = self.config.keep_checkpoints
+        rivals = [sign * (t.value or 0.0) for t in best_trials(self.study, keep)]
+        good = [r for r in results if r.outcome and r.outcome.state == "complete" and not r.outcome.diverged]
+        good.sort(key=lambda r: sign * (r.outcome.value or 0.0) if r.outcome else math.inf)
+        for result in good[:keep]:
+            value = sign * (result.outcome.value or 0.0) if result.outcome else math.inf
+            if sum(rival <= value for rival in rivals) < keep:
+                result.write_checkpoint()
+        for result in results:
+            assert result.outcome is not None
+            self._tell(result.candidate.trial, result.outcome)
+            self._announce(result.candidate.trial)
+        if results:
+            drop_checkpoints(self.study, self.paths, keep, self._cleaned)
+
+    def _run_alone(self, results: Sequence[Trained], whole: int) -> None:
+        """Run trials that were not trained together; where that is a whole cohort, so are all that follow."""
+        if results and self.cohort is not None:
+            reason = results[0].reason
+            if len(results) == whole:
+                self.cohort = None
+                self._say(f"trials are trained one after another: {reason}")
+            else:
+                numbers = ", ".join(str(result.candidate.trial.number) for result in results)
+                self._say(f"trained by itself: trial {numbers}: {reason}")
+        for result in results:
+            if self.stopping.is_set():
+                return  # they keep their values, and are run by whoever goes on with the study
+            if result.reason:
+                result.candidate.trial.set_user_attr("not_stacked", result.reason)
+            self._run(result.candidate.trial, dict(result.candidate.arguments))
 
     def _run(self, trial: optuna.Trial, arguments: dict[str, Any]) -> None:
         auditor = self._auditor(trial.number) if self.config.audit else None

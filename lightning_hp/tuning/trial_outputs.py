@@ -49,6 +49,11 @@ class MetricsLog(pl.Callback):
             self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step})
         self.rows[-1] |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
 
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write the rows of a trial that was trained without a loop of its own: ``epoch``, ``step`` and metrics."""
+        self.rows = list(rows)
+        self._write_rows()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One row a validation of the fit."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
@@ -71,8 +76,10 @@ class MetricsLog(pl.Callback):
         self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
-        if not self.rows or not trainer.is_global_zero:
-            return
+        if self.rows and trainer.is_global_zero:
+            self._write_rows()
+
+    def _write_rows(self) -> None:
         self._written = time.monotonic()
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()

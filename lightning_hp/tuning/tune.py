@@ -46,6 +46,7 @@ def tune(
     prune: bool = True,
     curve_points: int = POINTS,
     gate: bool | Mapping[str, Any] = False,
+    engine: str = "in_process",
     keep_checkpoints: int = 3,
     retune_after: str | dict[str, str] | None = None,
     accept_changes: bool = False,
@@ -81,6 +82,7 @@ def tune(
         curve_points: How many points of a learning curve are stored; the pruner sees all of it.
         gate: Whether a person is asked in the dashboard what the next stage shall do; ``{"timeout": "30m"}`` says how
             long the study waits for the answer.
+        engine: ``in_process``, or ``stacked`` to train trials of one structure together where the module allows it.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval.
         accept_changes: Whether to continue a study although module, data or Trainer arguments have changed; without
@@ -105,6 +107,7 @@ def tune(
         "prune": prune,
         "curve_points": curve_points,
         "gate": gate,
+        "caviar": {"engine": engine},
         "keep_checkpoints": keep_checkpoints,
         "retune_after": retune_after,
         "accept_changes": accept_changes,

@@ -305,8 +305,8 @@ def test_stopped_members_leave_and_new_ones_take_their_places():
     seen, coming = [], [build(seed, module, data) for seed in (3, 4)]
 
     def should_stop(reports):
-        seen.append([(member.tag, step) for member, step, _ in reports])
-        return [member.tag == 1 and step == 1 for member, step, _ in reports]
+        seen.append([(report.member.tag, report.validation) for report in reports])
+        return [report.member.tag == 1 and report.validation == 1 for report in reports]
 
     def refill(free):
         return [coming.pop(0) for _ in range(min(free, len(coming), 1))]

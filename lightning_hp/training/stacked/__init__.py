@@ -7,4 +7,5 @@ from lightning_hp.training.stacked.refusal import NotStackable as NotStackable
 from lightning_hp.training.stacked.stack import Stack as Stack
 from lightning_hp.training.stacked.stack import stack as stack
 from lightning_hp.training.stacked.training import Outcome as Outcome
+from lightning_hp.training.stacked.training import Report as Report
 from lightning_hp.training.stacked.training import train_stacked as train_stacked

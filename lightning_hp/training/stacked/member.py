@@ -73,6 +73,7 @@ class Member:
         train_dataloaders: Its training loader, where there is no DataModule and the module has none.
         val_dataloaders: Its validation loaders, likewise.
         tag: Whatever the caller wants to find again, as a trial.
+        stood_in_for: Classes of callbacks whose work the caller does itself.
         random_state: The process's generators as they stood after the member was built.
     """
 
@@ -82,6 +83,7 @@ class Member:
     train_dataloaders: Any = None
     val_dataloaders: Any = None
     tag: Any = None
+    stood_in_for: tuple[type[pl.Callback], ...] = ()
     random_state: RandomState = field(default_factory=RandomState.capture)
 
 
@@ -154,16 +156,16 @@ def start(member: Member) -> Start:
     Raises:
         NotStackable: If the module or the Trainer does something that a stack cannot do.
     """
-    refuse_trainer(member.trainer)
+    refuse_trainer(member.trainer, member.stood_in_for)
     refuse_module(member.module, member.datamodule)
     with drawing_from(member.random_state):
         return _start(member)
 
 
-def refuse_trainer(trainer: pl.Trainer) -> None:
+def refuse_trainer(trainer: pl.Trainer, stood_in_for: tuple[type[pl.Callback], ...] = ()) -> None:
     """Raise NotStackable for settings of a Trainer that a stack does not follow."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if not isinstance(callback, HARMLESS_CALLBACKS):
+        if not isinstance(callback, HARMLESS_CALLBACKS + stood_in_for):
             raise NotStackable(f"the callback {type(callback).__name__} needs a Trainer")
     if not isinstance(trainer.strategy, SingleDeviceStrategy) or trainer.world_size > 1:
         raise NotStackable(f"a stack trains on one device, the Trainer has {type(trainer.strategy).__name__}")
@@ -317,3 +319,10 @@ def epoch_plan(trainer: pl.Trainer, loader: DataLoader[Any]) -> tuple[int, int]:
     batches = int(_parse_num_batches(RunningStage.TRAINING, len(loader), trainer.limit_train_batches))
     interval = trainer.val_check_interval
     return batches, interval if isinstance(interval, int) else max(1, int(batches * interval))
+
+
+def tell_progress(trainer: pl.Trainer, epochs: int, steps: int) -> None:
+    """Have a Trainer count what its member has done in a stack, for the checkpoints that it writes."""
+    trainer.fit_loop.epoch_progress.current.processed = epochs
+    trainer.fit_loop.epoch_progress.current.completed = epochs
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = steps

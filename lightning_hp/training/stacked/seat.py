@@ -30,6 +30,7 @@ class Seat:
         step: Optimizer steps taken.
         validations: Validations done.
         metrics: What its callbacks would see: the newest value by name.
+        logged: What the newest validation (or epoch, where there is none) itself has logged.
         batches: Mini-batches of the present epoch.
         validate_every: Mini-batches between validations of the present epoch.
         stopped: Whether it was asked to stop early.
@@ -45,6 +46,7 @@ class Seat:
     metrics: dict[str, float] = field(default_factory=dict)
     batches: int = 0
     validate_every: int = 1
+    logged: dict[str, float] = field(default_factory=dict)
     stopped: bool = False
 
     @property
@@ -77,6 +79,15 @@ class Seat:
         (reader,) = self.val_readers
         set_epoch(reader.loader, self.epoch)
         return reader.draw(isolated=self.draws)
+
+    def progress(self, batches_done: int) -> float | None:
+        """The part of the training that is done, from 0 to 1, as the limit that comes first counts it."""
+        parts = []
+        if self.start.max_epochs:
+            parts.append((self.epoch + batches_done / max(self.batches, 1)) / self.start.max_epochs)
+        if self.start.max_steps:
+            parts.append(self.step / self.start.max_steps)
+        return min(max(parts), 1.0) if parts else None
 
     def validates_now(self, batch_idx: int) -> bool:
         """Whether its Trainer would validate after this mini-batch of its present epoch."""

@@ -250,7 +250,7 @@ class Stack:
         name = getattr(own_step(self.modules[0]), "stack_train_metric", None) if self.way == "own" else None
         if name is not None and self._losses_of_epoch is not None:
             values[name] = self._losses_of_epoch[0] / self._losses_of_epoch[1]
-        self._take(values)
+        self._take(self.train_log.step_values() | values)
         self._step_schedules("epoch", self.batches - 1, plateau=True)
         for one in self.seats:
             one.epoch += 1
@@ -281,7 +281,9 @@ class Stack:
         values = self.validation_values(feed)
         self._take(self.train_log.step_values() | values, due)
         for row in rows:
-            self.seats[row].validations += 1
+            one = self.seats[row]
+            one.validations += 1
+            one.logged = {name: one.metrics[name] for name in values}
 
     @torch.no_grad()
     def validation_values(self, feed: Feed) -> dict[str, Tensor]:

@@ -46,8 +46,27 @@ class Outcome:
     way: str = ""
 
 
-#: what a member logged at a validation: the member, the number of the validation (1, 2, ...), and the values by name
-Report = tuple[Member, int, dict[str, float]]
+@dataclass(frozen=True)
+class Report:
+    """What a member logged at a validation, or at the end of an epoch where there is no validation.
+
+    Attributes:
+        member: The member.
+        validation: Its number: 1, 2, ...
+        epoch: The member's epoch, 0 first.
+        step: Optimizer steps it has taken.
+        progress: The part of its training that is done, from 0 to 1; None where nothing limits it.
+        logged: What this validation logged, by name.
+        metrics: The newest value of everything it ever logged.
+    """
+
+    member: Member
+    validation: int
+    epoch: int
+    step: int
+    progress: float | None
+    logged: dict[str, float]
+    metrics: dict[str, float]
 
 
 def train_stacked(
@@ -179,7 +198,7 @@ class _Run:
             due = [row for row, one in enumerate(stack.seats) if one.validates_now(batch_idx)]
             if due:
                 stack.validate(due)
-                leaving = self._stopping(stack, due)
+                leaving = self._stopping(stack, due, batch_idx + 1)
             stack.after_validation(batch_idx)
             if batch_idx + 1 < len(feed.sizes):
                 # at the end of an epoch the epoch is ended first
@@ -192,18 +211,21 @@ class _Run:
         if silent:
             for row in silent:
                 stack.seats[row].validations += 1
-            self._stopping(stack, silent)
+                stack.seats[row].logged = dict(stack.seats[row].metrics)
+            self._stopping(stack, silent, 0)
         leaving = [row for row, one in enumerate(stack.seats) if one.finished or (one.stopped and one.may_stop)]
         self._share_time(everybody, began)
         self._leave(stack, leaving, (), began, None)
 
-    def _stopping(self, stack: Stack, rows: Sequence[int]) -> list[int]:
+    def _stopping(self, stack: Stack, rows: Sequence[int], batches_done: int) -> list[int]:
         """Report what these members logged; return those of them that stop now."""
         reports = []
         for row in rows:
             one = stack.seats[row]
             self.outcomes[one.member].curve[one.validations] = dict(one.metrics)
-            reports.append((one.member, one.validations, dict(one.metrics)))
+            progress = one.progress(batches_done)
+            counts = (one.validations, one.epoch, one.step, progress)
+            reports.append(Report(one.member, *counts, dict(one.logged), dict(one.metrics)))
         if self.should_stop is None:
             return []
         for row, stop in zip(rows, self.should_stop(reports), strict=True):

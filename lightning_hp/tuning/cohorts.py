@@ -1,0 +1,312 @@
+"""Trials of one structure, trained together: each is built as a trial of its own, and recorded as one.
+
+A cohort is a few trials whose whole numbers and choices (layers, units, batch size) are the same and whose other values
+differ: the sampler proposes the first one, and for the others everything but the structure (a split-plot design). The
+cohort is trained by :mod:`lightning_hp.training.stacked`. The pruner is asked about every member at every validation,
+and members that it stops leave the stack. What cannot be stacked, and what fails, is handed back with the reason: the
+caller trains it by a Trainer of its own, whose errors are then those of any sequential trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+import torch
+from torch import Tensor
+
+from lightning_hp.study.paths import TrialPaths
+from lightning_hp.study.storage import one_line
+from lightning_hp.training.stacked import Member, NotStackable, Outcome, Report, train_stacked
+from lightning_hp.training.stacked.member import tell_progress
+from lightning_hp.tuning.build import Built, CliBuilder, PythonBuilder
+from lightning_hp.tuning.curve_store import ThinCurve
+from lightning_hp.tuning.length import TrainingLength
+from lightning_hp.tuning.objective import Outcome as TrialOutcome
+from lightning_hp.tuning.objective import is_out_of_memory
+from lightning_hp.tuning.trial_outputs import MetricsLog
+
+#: a study is divided into at least so many cohorts, each of which learns from those before
+ROUNDS = 6
+#: members of a cohort, unless the study says otherwise: at most
+MOST_MEMBERS = 64
+
+
+def cohort_size(n_trials: int, asked: int | None) -> int:
+    """How many members a cohort has.
+
+    Args:
+        n_trials: Planned trials of the study.
+        asked: What the study says, None where it says nothing.
+    """
+    return asked if asked is not None else min(MOST_MEMBERS, max(2, n_trials // ROUNDS))
+
+
+@contextlib.contextmanager
+def fixed_parameters(study: optuna.Study, fixed: Mapping[str, Any]) -> Iterator[None]:
+    """Have a study ask with these values; its sampler proposes the others."""
+    sampler = study.sampler
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = optuna.samplers.PartialFixedSampler(dict(fixed), sampler)
+    try:
+        yield
+    finally:
+        study.sampler = sampler
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A trial that has its values and waits to be trained.
+
+    Attributes:
+        trial: The live trial.
+        arguments: Its natural values, keyed as the builder takes them.
+        paths: Its folder.
+        seed: Its seed.
+    """
+
+    trial: optuna.Trial
+    arguments: Mapping[str, Any]
+    paths: TrialPaths
+    seed: int
+
+
+@dataclass(eq=False)
+class Trained:
+    """What became of a candidate.
+
+    Attributes:
+        candidate: The candidate.
+        outcome: How its training ended; None if it was not trained here.
+        reason: Why not, in one line.
+    """
+
+    candidate: Candidate
+    outcome: TrialOutcome | None = None
+    reason: str = ""
+    _built: Built | None = None
+    _best: dict[str, Tensor] = field(default_factory=dict)
+    _counts: tuple[int, int] = (0, 0)
+
+    def write_checkpoint(self) -> None:
+        """Write ``best.ckpt``: the weights at the best validation, as ``Trainer.validate`` and others load them."""
+        if self._built is None or not self._best:
+            return
+        self._built.model.load_state_dict(self._best)
+        tell_progress(self._built.trainer, *self._counts)
+        file = self.candidate.paths.best_checkpoint
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._built.trainer.save_checkpoint(file, weights_only=True)
+
+
+@dataclass
+class Cohort:
+    """How the trials of a study are trained together.
+
+    Attributes:
+        builder: Makes the objects of a trial.
+        monitor: Name of the metric.
+        mode: ``min`` or ``max``.
+        length: Of a complete training.
+        max_steps: In how many units a curve counts it, see :mod:`.length`.
+        prune: Whether the study's pruner may stop trials.
+        curve_points: How many points of a curve are stored, see :mod:`.curve_store`.
+    """
+
+    builder: CliBuilder | PythonBuilder
+    monitor: str
+    mode: str
+    length: TrainingLength
+    max_steps: int
+    prune: bool
+    curve_points: int
+
+    def train(self, candidates: Sequence[Candidate]) -> list[Trained]:
+        """Train trials of one structure together; never raises for what the training did.
+
+        Args:
+            candidates: At least one.
+
+        Returns:
+            In their order; those without an outcome are to be trained by themselves.
+        """
+        results = {candidate: Trained(candidate) for candidate in candidates}
+        self._train(list(candidates), results)
+        return list(results.values())
+
+    def _train(self, candidates: list[Candidate], results: dict[Candidate, Trained]) -> None:
+        run = _CohortRun(self, results)
+        try:
+            run.train(candidates)
+        except NotStackable as refusal:
+            run.give_back(refusal.reason)
+        except Exception as error:
+            left = [candidate for candidate in candidates if results[candidate].outcome is None]
+            if not is_out_of_memory(error) or len(left) < 2:
+                run.give_back(one_line(error))
+                return
+            del run
+            _free()
+            for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+                self._train(half, results)
+
+
+class _CohortRun:
+    """One attempt at training candidates together."""
+
+    def __init__(self, cohort: Cohort, results: dict[Candidate, Trained]) -> None:
+        self.cohort, self.results = cohort, results
+        self.members: list[Member] = []
+        self.curves: dict[Member, _MemberCurve] = {}
+
+    def train(self, candidates: Sequence[Candidate]) -> None:
+        cohort = self.cohort
+        began = time.monotonic()
+        for candidate in candidates:
+            built = cohort.builder.build(candidate.arguments, candidate.paths.root, candidate.seed, [], cohort.length)
+            _refuse_own_start(built)
+            member = Member(built.model, built.trainer, built.data, tag=candidate, stood_in_for=(MetricsLog,))
+            self.members.append(member)
+            self.curves[member] = _MemberCurve(cohort, candidate.trial)
+            self.results[candidate]._built = built
+        building = (time.monotonic() - began) / len(candidates)
+        label = f"{candidates[0].trial.number}"
+
+        def finished(outcome: Outcome) -> None:
+            self._finished(outcome, building, label)
+
+        train_stacked(self.members, should_stop=self._should_stop, finished=finished)
+
+    def give_back(self, reason: str) -> None:
+        for member in self.members:
+            result = self.results[member.tag]
+            if result.outcome is None:
+                result.reason = reason
+        for result in self.results.values():
+            if result.outcome is None and not result.reason:
+                result.reason = reason
+
+    def _should_stop(self, reports: Sequence[Report]) -> list[bool]:
+        return [self.curves[report.member].report(report) for report in reports]
+
+    def _finished(self, outcome: Outcome, building: float, label: str) -> None:
+        result = self.results[outcome.member.tag]
+        if outcome.refused is not None:
+            result.reason = outcome.refused
+            return
+        curve = self.curves[outcome.member]
+        curve.thin.close()
+        result.outcome = curve.outcome()
+        result.outcome.attributes |= {
+            "seed": result.candidate.seed,
+            "seconds": round(outcome.seconds + building, 3),
+            "fit_seconds": round(outcome.seconds, 3),
+            "epochs": outcome.epochs,
+            "cohort": label,
+        }
+        result._best, result._counts = curve.best_state, curve.best_counts
+        self._write_logs(outcome, curve)
+
+    def _write_logs(self, outcome: Outcome, curve: _MemberCurve) -> None:
+        """What a trial's own loop would have written as it went: ``metrics.csv``, and the project's loggers."""
+        trainer: Any = outcome.member.trainer
+        for callback in trainer.callbacks:
+            if isinstance(callback, MetricsLog) and curve.rows:
+                callback.write(curve.rows)
+        for logger in trainer.loggers:
+            hparams = outcome.member.module.hparams
+            if hparams:
+                logger.log_hyperparams(hparams)
+            for row in curve.rows:
+                metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+                logger.log_metrics({**metrics, "epoch": row["epoch"]}, step=row["step"])
+            logger.save()
+            logger.finalize("success")
+        built = self.results[outcome.member.tag]._built
+        assert built is not None
+        built.close()
+
+
+class _MemberCurve:
+    """The learning curve of one member: stored, shown to the pruner, and the weights at its best point."""
+
+    def __init__(self, cohort: Cohort, trial: optuna.Trial) -> None:
+        self.cohort = cohort
+        self.thin = ThinCurve(trial, cohort.max_steps, cohort.curve_points, prune=cohort.prune)
+        self.rows: list[dict[str, Any]] = []
+        self.best_state: dict[str, Tensor] = {}
+        self.best_counts = (0, 0)
+        self._values: dict[int, float] = {}
+        self._pruned = self._diverged = False
+
+    def report(self, report: Report) -> bool:
+        """Take in a validation; whether to stop now, decided as :class:`TrialPruning` decides it."""
+        cohort = self.cohort
+        if cohort.monitor not in report.logged:
+            raise NotStackable(f"{cohort.monitor} is not logged by validation")
+        self.rows.append({"epoch": report.epoch, "step": report.step, **dict(sorted(report.metrics.items()))})
+        value = report.logged[cohort.monitor]
+        step = max(self._values, default=0) + 1
+        if report.progress is not None:
+            step = max(step, round(report.progress * cohort.max_steps))
+        before = self.best()
+        self._values[step] = value
+        if not math.isfinite(value):
+            self._diverged = True
+            return True
+        if before is None or (value < before if cohort.mode == "min" else value > before):
+            self.best_state = {name: t.detach().clone() for name, t in report.member.module.state_dict().items()}
+            self.best_counts = (report.epoch, report.step)
+        self.thin.report(value, step)
+        at_its_end = report.progress is not None and report.progress >= 1.0
+        self._pruned = not at_its_end and self.thin.should_prune()
+        return self._pruned
+
+    def best(self) -> float | None:
+        finite = [value for value in self._values.values() if math.isfinite(value)]
+        return (min(finite) if self.cohort.mode == "min" else max(finite)) if finite else None
+
+    def outcome(self) -> TrialOutcome:
+        if self._diverged:
+            return TrialOutcome("complete", self.best(), diverged=True, attributes={"diverged": True})
+        if self.best() is None:
+            raise NotStackable(f"{self.cohort.monitor} was not logged before training ended")
+        return TrialOutcome("pruned" if self._pruned else "complete", self.best())
+
+
+def _refuse_own_start(built: Built) -> None:
+    """Refuse a project whose command does more around the fit than to fit.
+
+    Raises:
+        NotStackable: Naming what it does.
+    """
+    from lightning.pytorch.cli import LightningCLI
+
+    call: Any = getattr(built.train, "__self__", None)
+    if call is None:
+        return
+    if call.arguments is not None:
+        positional, named = call.arguments
+        plain = {*map(id, positional), *map(id, named.values())} <= {id(built.model), id(built.data)}
+        if not plain:
+            raise NotStackable("the project's command fits with more than its module and data module")
+    for name in ("before_fit", "after_fit", "fit"):
+        if getattr(type(call.cli), name, None) is not getattr(LightningCLI, name, None):
+            raise NotStackable(f"{type(call.cli).__name__} has a {name} of its own")
+    if call.config.get("ckpt_path"):
+        raise NotStackable("the project's training goes on from a checkpoint (ckpt_path)")
+
+
+def _free() -> None:
+    import gc
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
