@@ -51,10 +51,11 @@ def cohort_size(n_trials: int, asked: int | None) -> int:
 @contextlib.contextmanager
 def fixed_parameters(study: optuna.Study, fixed: Mapping[str, Any]) -> Iterator[None]:
     """Have a study ask with these values; its sampler proposes the others."""
-    sampler = study.sampler
+    sampler: Any = study.sampler
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = optuna.samplers.PartialFixedSampler(dict(fixed), sampler)
+    vars(study.sampler)["describe"] = sampler.describe  # by which a space stores the stage of a trial
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,14 +21,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
-from lightning_hp.search.stages import stage_at
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, open_storage, remember
-from lightning_hp.study.trials import best_trials
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import drop_checkpoints
-from lightning_hp.tuning.cohorts import Candidate, Cohort, Trained, cohort_size, fixed_parameters
 from lightning_hp.tuning.config import STACKING, TuneConfig
 from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
@@ -46,6 +43,7 @@ from lightning_hp.tuning.objective import (
 from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
 from lightning_hp.tuning.quiet import quick_collection, suppress_repeated_warnings
 from lightning_hp.tuning.stage_gate import StageGate
+from lightning_hp.tuning.together import Together
 from lightning_hp.tuning.yaml_file import ConfigError
 
 #: a trial whose process died this many times is given up: it may well be what kills it (memory, a driver)
@@ -98,7 +96,7 @@ class StudyRunner:
         )
         self.stopping = threading.Event()
         self._announced: set[int] = set()
-        self._cleaned: set[int] = set()
+        self.cleaned: set[int] = set()
         storage = open_storage(config.storage, self.paths)
         with self.paths.ask_lock():
             study = open_study(config.name, storage, self.wanted, self.paths, config.accept_changes)
@@ -114,21 +112,11 @@ class StudyRunner:
         with self.paths.ask_lock():
             again = enqueue_reruns(self.study)
         if again:
-            self._say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
-        self.cohort: Cohort | None = None
-        if config.caviar.engine in STACKING:
-            self.cohort = Cohort(
-                builder,
-                config.monitor,
-                config.mode,
-                self.length,
-                self.max_steps,
-                prune=config.prune,
-                curve_points=config.curve_points,
-            )
+            self.say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
+        self.together = Together(self) if config.caviar.engine in STACKING else None
         self.gate: StageGate | None = None
         if config.gate is not None:
-            say = self._say
+            say = self.say
             self.gate = StageGate(self.study, self.sampler, self.paths, config.gate, say, self.stopping)
 
     def _pruner(self, pruner: Callable[[int], optuna.pruners.BasePruner] | None) -> optuna.pruners.BasePruner:
@@ -147,14 +135,14 @@ class StudyRunner:
             ConfigError: If a trial showed that the configuration cannot work.
             StudyError: If three trials in a row failed with the same cause.
         """
-        with interruptible(self.stopping, self._say), suppress_repeated_warnings(), quick_collection():
+        with interruptible(self.stopping, self.say), suppress_repeated_warnings(), quick_collection():
             seconds = self.config.budget.seconds
             deadline = math.inf if seconds is None else time.monotonic() + seconds
             skipped = 0
             while not self.stopping.is_set() and time.monotonic() < deadline and skipped < MOST_SKIPPED:
                 self.catch_up()
                 with contextlib.ExitStack() as claims:
-                    asked = self._next(claims)
+                    asked = self.ask(claims)
                     if asked is None:
                         break
                     if isinstance(asked, StageGate):
@@ -163,19 +151,23 @@ class StudyRunner:
                         deadline += time.monotonic() - before  # a person's time is not the study's
                         continue
                     trial, arguments = asked
-                    skipped = skipped + 1 if self._skip(trial) else 0
+                    skipped = skipped + 1 if self.skip_known(trial) else 0
                     if not skipped:
-                        self._run_cohort(trial, arguments, claims)
+                        if self.together is not None:
+                            self.together.run(trial, arguments, claims)
+                        else:
+                            self.run_alone(trial, arguments)
                 stop_on_same_failures(self.study, self.paths)
             if skipped >= MOST_SKIPPED:
                 raise StudyError(
                     f"{MOST_SKIPPED} proposals in a row have a structure that runs out of memory; narrow `space`"
                 )
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Tell the listener one line."""
         self.listener.message(text)
 
-    def _next(self, claims: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
+    def ask(self, claims: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
         """The next trial to run, claimed; the gate where a person decides first; None when the study is at its end."""
         with self.paths.ask_lock():
             trials = self.study.get_trials(deepcopy=False)
@@ -217,7 +209,7 @@ class StudyRunner:
             return False
         trial.set_user_attr("failure", f"its process died {deaths} times")
         self.study.tell(trial, state=TrialState.FAIL)
-        self._announce(trial)
+        self.announce(trial)
         return True
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -229,7 +221,7 @@ class StudyRunner:
                 self.study.tell(trial, state=TrialState.FAIL)
             raise
 
-    def _skip(self, trial: optuna.Trial) -> bool:
+    def skip_known(self, trial: optuna.Trial) -> bool:
         """Fail a trial at once whose structure has already run out of memory."""
         space = self.description.space
         proposed = structure(space, trial.params)
@@ -237,82 +229,12 @@ class StudyRunner:
             if other.user_attrs.get("failure") == OUT_OF_MEMORY and structure(space, other.params) == proposed:
                 trial.set_user_attr("failure", f"{SKIPPED}: trial {other.number} ran out of memory with this structure")
                 self.study.tell(trial, state=TrialState.FAIL)
-                self._announce(trial)
+                self.announce(trial)
                 return True
         return False
 
-    def _run_cohort(self, trial: optuna.Trial, arguments: dict[str, Any], claims: contextlib.ExitStack) -> None:
-        """Run a trial; where trials are stacked, together with further ones of its structure."""
-        if self.cohort is None:
-            self._run(trial, arguments)
-            return
-        asked = [self._candidate(trial, arguments), *self._companions(trial, claims)]
-        groups: dict[Any, list[Candidate]] = {}
-        for candidate in asked:  # trials taken over from a process that died may have other structures
-            groups.setdefault(structure(self.description.space, candidate.trial.params), []).append(candidate)
-        for group in groups.values():
-            results = self.cohort.train(group) if self.cohort is not None else [Trained(one) for one in group]
-            self._tell_cohort([result for result in results if result.outcome is not None])
-            self._run_alone([result for result in results if result.outcome is None], whole=len(results))
-
-    def _candidate(self, trial: optuna.Trial, arguments: dict[str, Any]) -> Candidate:
-        return Candidate(trial, arguments, self.paths.trial(trial.number), self.seed_of(trial))
-
-    def _companions(self, first: optuna.Trial, claims: contextlib.ExitStack) -> list[Candidate]:
-        """Ask for further trials of the first one's structure, within its stage."""
-        space, planned = self.description.space, self.sampler.planned
-        fixed = {p.stored_name: first.params[p.stored_name] for p in space.parameters if p.cardinality is not None}
-        stage = stage_at(planned, first.number)
-        end = math.inf if stage is planned[-1] else stage.last
-        size = cohort_size(self.config.search.n_trials, self.config.caviar.cohort)
-        companions: list[Candidate] = []
-        with fixed_parameters(self.study, fixed):
-            newest = first.number
-            while len(companions) + 1 < size and newest + 1 < end and not self.stopping.is_set():
-                asked = self._next(claims)
-                if not isinstance(asked, tuple):
-                    break
-                newest = max(newest, asked[0].number)
-                if not self._skip(asked[0]):
-                    companions.append(self._candidate(*asked))
-        return companions
-
-    def _tell_cohort(self, results: Sequence[Trained]) -> None:
-        """Tell the study about trained members; the best of them leave their checkpoints first."""
-        sign = 1.0 if self.description.mode == "min" else -1.0
-        keep = self.config.keep_checkpoints
-        rivals = [sign * (t.value or 0.0) for t in best_trials(self.study, keep)]
-        good = [r for r in results if r.outcome and r.outcome.state == "complete" and not r.outcome.diverged]
-        good.sort(key=lambda r: sign * (r.outcome.value or 0.0) if r.outcome else math.inf)
-        for result in good[:keep]:
-            value = sign * (result.outcome.value or 0.0) if result.outcome else math.inf
-            if sum(rival <= value for rival in rivals) < keep:
-                result.write_checkpoint()
-        for result in results:
-            assert result.outcome is not None
-            self._tell(result.candidate.trial, result.outcome)
-            self._announce(result.candidate.trial)
-        if results:
-            drop_checkpoints(self.study, self.paths, keep, self._cleaned)
-
-    def _run_alone(self, results: Sequence[Trained], whole: int) -> None:
-        """Run trials that were not trained together; where that is a whole cohort, so are all that follow."""
-        if results and self.cohort is not None:
-            reason = results[0].reason
-            if len(results) == whole:
-                self.cohort = None
-                self._say(f"trials are trained one after another: {reason}")
-            else:
-                numbers = ", ".join(str(result.candidate.trial.number) for result in results)
-                self._say(f"trained by itself: trial {numbers}: {reason}")
-        for result in results:
-            if self.stopping.is_set():
-                return  # they keep their values, and are run by whoever goes on with the study
-            if result.reason:
-                result.candidate.trial.set_user_attr("not_stacked", result.reason)
-            self._run(result.candidate.trial, dict(result.candidate.arguments))
-
-    def _run(self, trial: optuna.Trial, arguments: dict[str, Any]) -> None:
+    def run_alone(self, trial: optuna.Trial, arguments: dict[str, Any]) -> None:
+        """Train one trial by its own Trainer, and tell the study."""
         auditor = self._auditor(trial.number) if self.config.audit else None
         outcome = run_trial(
             trial,
@@ -337,9 +259,9 @@ class StudyRunner:
             raise outcome.stop
         if auditor is not None and auditor.result().get("layers"):
             outcome.attributes["audit"] = auditor.counts()
-        self._tell(trial, outcome)
-        self._announce(trial)
-        drop_checkpoints(self.study, self.paths, self.config.keep_checkpoints, self._cleaned)
+        self.tell(trial, outcome)
+        self.announce(trial)
+        drop_checkpoints(self.study, self.paths, self.config.keep_checkpoints, self.cleaned)
 
     def seed_of(self, trial: optuna.Trial | FrozenTrial) -> int:
         """The seed that a trial is or was trained with; a re-test gives several trials one ``seed_number``."""
@@ -352,7 +274,8 @@ class StudyRunner:
         """Looks at the BatchNorm layers once, at the end of a trial; writes ``audit.json`` into its folder."""
         return BatchNormAuditor(on_finding="log", history=False, dirpath=self.paths.trial(number).root)
 
-    def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+    def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        """Store how a trial ended."""
         if outcome.diverged:
             outcome.value = self._worst_finite(outcome.value)
             if outcome.value is None:
@@ -375,7 +298,8 @@ class StudyRunner:
             return None
         return max(finite) if self.description.mode == "min" else min(finite)
 
-    def _announce(self, trial: optuna.Trial) -> None:
+    def announce(self, trial: optuna.Trial) -> None:
+        """Tell the listener that a trial has ended."""
         self._announced.add(trial.number)
         self.listener.trial_finished(self.study._storage.get_trial(trial._trial_id))
 
@@ -395,7 +319,7 @@ class StudyRunner:
         Args:
             poll: Seconds between looks.
         """
-        with interruptible(self.stopping, self._say):
+        with interruptible(self.stopping, self.say):
             announced = False
             while not self.stopping.is_set():
                 # under the lock, since between being asked for and being claimed a trial looks like an orphan
@@ -410,6 +334,6 @@ class StudyRunner:
                     return True
                 if not announced:
                     announced = True
-                    self._say(f"waiting for trial {', '.join(map(str, running))} of another process")
+                    self.say(f"waiting for trial {', '.join(map(str, running))} of another process")
                 time.sleep(poll)
         return False

@@ -323,6 +323,7 @@ def epoch_plan(trainer: pl.Trainer, loader: DataLoader[Any]) -> tuple[int, int]:
 
 def tell_progress(trainer: pl.Trainer, epochs: int, steps: int) -> None:
     """Have a Trainer count what its member has done in a stack, for the checkpoints that it writes."""
-    trainer.fit_loop.epoch_progress.current.processed = epochs
-    trainer.fit_loop.epoch_progress.current.completed = epochs
-    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = steps
+    current: Any = trainer.fit_loop.epoch_progress.current
+    current.processed = current.completed = epochs
+    progress: Any = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
+    progress.optimizer.step.total.completed = steps

@@ -1,0 +1,286 @@
+"""Studies whose trials are trained together: what is stored is what single trials would have stored."""
+
+import json
+import os
+import signal
+
+import lightning.pytorch as pl
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+from torch import nn
+from torch.nn import functional
+
+from lightning_hp.search.plan import SearchPlan
+from lightning_hp.study.paths import TrialPaths
+from lightning_hp.training import BatchNormClassifier, DigitsDataModule
+from lightning_hp.tuning import cohorts
+from lightning_hp.tuning.build import PythonBuilder
+from lightning_hp.tuning.cohorts import cohort_size
+from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.length import TrainingLength
+from lightning_hp.tuning.objective import run_trial
+from lightning_hp.tuning.tune import tune
+from lightning_hp.tuning.yaml_file import ConfigError
+
+TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, "logger": False}
+SPACE = {
+    "learning_rate": {"low": 1e-3, "high": 0.5, "scale": "log", "tier": "A", "default": 0.05},
+    "momentum": {"low": 0.5, "high": 0.99, "scale": "one_minus_log", "tier": "A", "default": 0.9},
+    "hidden_units": {"low": 4, "high": 12, "tier": "A", "default": 8},
+}
+
+
+class Digits(DigitsDataModule):
+    def __init__(self, batch_size: int = 256):
+        super().__init__(batch_size)
+
+
+def study(studies, name="digits", module=BatchNormClassifier, data=Digits, **options):
+    given = {"trials": 12, "max_epochs": 3, "prune": False, "engine": "stacked", "trainer": TRAINER, **options}
+    space = given.pop("space", SPACE)
+    return tune(module, data, space, name=name, folder=studies.folder / name, progress=False, **given)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the runner says."""
+    from lightning_hp.tuning.runner import StudyRunner
+
+    lines = []
+    monkeypatch.setattr(StudyRunner, "say", lambda self, text: lines.append(text))
+    return lines
+
+
+def test_trials_are_stored_as_if_each_had_been_trained_alone(studies, tmp_path):
+    result = study(studies)
+    trials = studies.trials("digits")
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 12
+    cohort_of = [t.user_attrs["cohort"] for t in trials]
+    assert max(cohort_of.count(cohort) for cohort in cohort_of) == 2
+    for cohort in set(cohort_of):
+        assert len({t.params["hidden_units"] for t in trials if t.user_attrs["cohort"] == cohort}) == 1
+    assert len({t.params["hidden_units"] for t in trials}) > 2
+    assert len({t.params["learning_rate"] for t in trials}) == 12
+    builder = PythonBuilder(BatchNormClassifier, Digits, TRAINER)
+    plan = SearchPlan.of(SPACE, paths=False, n_trials=12, seed=0, plan="default")
+    for trial in trials[:4]:
+        single = optuna.create_study().ask()
+        outcome = run_trial(
+            single,
+            plan.space.arguments(trial.params),
+            builder,
+            TrialPaths(tmp_path / f"alone{trial.number}"),
+            "val_loss",
+            "min",
+            trial.user_attrs["seed"],
+            TrainingLength(max_epochs=3),
+            3,
+            prune=False,
+        )
+        assert trial.value == pytest.approx(outcome.value, rel=1e-4)
+        stored = single.study._storage.get_trial(single._trial_id)
+        assert trial.intermediate_values == pytest.approx(stored.intermediate_values, rel=1e-4)
+        assert trial.user_attrs.keys() >= outcome.attributes.keys()
+        assert trial.user_attrs["epochs"] == outcome.attributes["epochs"]
+        assert "stage" in trial.user_attrs or trial.number
+    assert result.value == min(t.value for t in trials)
+
+
+def test_the_winner_is_an_ordinary_checkpoint_with_the_stored_value(studies):
+    result = study(studies, mode="min")
+    assert result.validation["val_loss"] == pytest.approx(result.value, rel=1e-5)
+    model = BatchNormClassifier.load_from_checkpoint(result.checkpoint, weights_only=True)
+    data = Digits()
+    answer = pl.Trainer(**TRAINER, enable_progress_bar=False).validate(model, data, verbose=False)[0]
+    assert answer["val_loss"] == pytest.approx(result.value, rel=1e-5)
+    assert torch.load(result.checkpoint, weights_only=True)["epoch"] in (0, 1, 2)
+    kept = [
+        t.number for t in studies.trials("digits") if studies.paths("digits").trial(t.number).best_checkpoint.exists()
+    ]
+    best = sorted(studies.trials("digits"), key=lambda t: t.value)[:3]
+    assert sorted(kept) == sorted(t.number for t in best)
+    rows = (studies.paths("digits").trial(0).root / "metrics.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,step,")
+    assert len(rows) == 4
+
+
+def test_a_study_goes_on_where_it_was(studies):
+    study(studies, trials=12)
+    first = studies.trials("digits")
+    study(studies, trials=14)
+    assert [t.value for t in studies.trials("digits")[:12]] == [t.value for t in first]
+    assert len(studies.trials("digits")) == 14
+
+
+def test_what_diverges_is_flagged_and_teaches_the_corner(studies):
+    space = {**SPACE, "learning_rate": {"low": 1e-3, "high": 1e30, "scale": "log", "tier": "A", "default": 0.05}}
+    study(studies, space=space, module=Bare, trials=6)
+    trials = studies.trials("digits")
+    diverged = [t for t in trials if t.user_attrs.get("diverged")]
+    assert diverged
+    assert all(t.state is TrialState.COMPLETE for t in diverged)
+    assert any(t.value < 2.4 for t in trials if t not in diverged)
+
+
+def test_the_pruner_stops_members(studies):
+    study(studies, prune=True, trials=18, max_epochs=8)
+    trials = studies.trials("digits")
+    pruned = [t for t in trials if t.state is TrialState.PRUNED]
+    assert pruned
+    assert all(max(t.intermediate_values) < 8 for t in pruned)
+    assert all(t.user_attrs["epochs"] == max(t.intermediate_values) for t in pruned)
+
+
+class Bare(pl.LightningModule):
+    """No norm, nothing known of stacks."""
+
+    def __init__(self, learning_rate=0.1, momentum=0.9, hidden_units=8):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(64, hidden_units), nn.ReLU(), nn.Linear(hidden_units, 10))
+
+    def training_step(self, batch, batch_idx):
+        return functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate, momentum=self.hparams.momentum)
+
+
+class Prints(Bare):
+    def on_train_epoch_end(self):
+        assert self.trainer.current_epoch >= 0
+
+
+class TrainLoss(Bare):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss, on_epoch=True, on_step=False)
+        return loss
+
+
+def test_a_module_that_cannot_be_stacked_is_trained_by_its_own_trainer_and_the_reason_is_said(studies, said):
+    study(studies, module=Prints, trials=6)
+    trials = studies.trials("digits")
+    assert all(t.state is TrialState.COMPLETE for t in trials)
+    reason = "Prints overrides on_train_epoch_end, which needs a Trainer"
+    assert said == [f"trials are trained one after another: {reason}"]
+    assert trials[0].user_attrs["not_stacked"] == reason
+    assert not any("cohort" in t.user_attrs for t in trials)
+
+
+def test_a_metric_of_training_is_left_to_the_trainer(studies, said):
+    study(studies, module=TrainLoss, trials=4, monitor="train_loss")
+    assert said == ["trials are trained one after another: train_loss is not logged by validation"]
+    assert all(t.state is TrialState.COMPLETE for t in studies.trials("digits"))
+
+
+def test_a_crash_is_that_of_a_single_trial(studies):
+    studies.run(faults="1:crash", engine="stacked", progress=False)
+    trials = studies.trials()
+    assert [t.state is TrialState.FAIL for t in trials] == [False, True, False, False, False, False]
+    assert trials[1].user_attrs["failure"] == "RuntimeError: the toy broke"
+
+
+def test_a_cohort_that_runs_out_of_memory_is_split(studies, monkeypatch):
+    train, sizes = cohorts.train_stacked, []
+
+    def small(members, **options):
+        sizes.append(len(members))
+        if len(members) > 2:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return train(members, **options)
+
+    monkeypatch.setattr(cohorts, "train_stacked", small)
+    monkeypatch.setattr(cohorts, "ROUNDS", 1)
+    study(studies, trials=10)
+    assert max(sizes) > 3, "else nothing was split twice"
+    assert sum(size for size in sizes if size <= 2) == 10
+    trials = studies.trials("digits")
+    assert all(t.state is TrialState.COMPLETE for t in trials)
+    assert len({t.value for t in trials}) == 10
+
+
+def test_ctrl_c_stops_after_the_running_cohort(studies, monkeypatch):
+    train = cohorts.train_stacked
+
+    def interrupted(members, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return train(members, **options)
+
+    monkeypatch.setattr(cohorts, "train_stacked", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study(studies)
+    assert [t.state for t in studies.trials("digits")] == [TrialState.COMPLETE] * 2
+    monkeypatch.setattr(cohorts, "train_stacked", train)
+    study(studies)
+    assert [t.state for t in studies.trials("digits")] == [TrialState.COMPLETE] * 12
+
+
+def test_a_killed_cohort_is_run_again_with_the_same_values(studies, fork, monkeypatch):
+    train, calls = cohorts.train_stacked, []
+
+    def killed(members, **options):
+        calls.append(len(members))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train(members, **options)
+
+    def work():
+        monkeypatch.setattr(cohorts, "train_stacked", killed)
+        study(studies)
+
+    child = fork(work)
+    assert child.wait() == -signal.SIGKILL
+    before = studies.trials("digits")
+    assert [t.state for t in before] == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING] * 2
+    study(studies)
+    after = studies.trials("digits")
+    assert [t.state for t in after] == [TrialState.COMPLETE] * 12
+    assert [t.params for t in after[:4]] == [t.params for t in before]
+    assert [t.user_attrs["cohort"] for t in after[2:4]] == ["2", "2"]
+
+
+def test_the_size_of_a_cohort():
+    assert [cohort_size(n, None) for n in (1, 6, 60, 600, 6000)] == [2, 2, 10, 64, 64]
+    assert cohort_size(60, 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("caviar", "message"),
+    [
+        ({"engine": "stack"}, r"`caviar.engine` must be one of in_process, stacked, local, got 'stack'"),
+        ({"engine": "stacked", "workers": 2}, r"`caviar.workers` must be 1 for the engine stacked .*, got 2"),
+        ({"engine": "stacked", "cohort": 0}, r"`caviar.cohort` must be a whole number of at least 1, got 0"),
+        ({"cohort": 8}, r"`caviar.cohort` goes with the engine stacked, got 'in_process'"),
+    ],
+)
+def test_what_the_file_may_say_about_cohorts(tmp_path, caviar, message):
+    (tmp_path / "train.yaml").write_text("{}")
+    given = {"name": "x", "config": "train.yaml", "space": SPACE | {}, "caviar": caviar}
+    with pytest.raises(ConfigError, match=message):
+        TuneConfig.from_dict(given, base=tmp_path)
+
+
+def test_a_project_of_lightningcli_files(tmp_path, monkeypatch, studies):
+    from lightning_hp.tuning.tune import tune_file
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.yaml").write_text(
+        "model: {class_path: lightning_hp.training.BatchNormClassifier, init_args: {hidden_units: 8}}\n"
+        "data: {class_path: lightning_hp.training.DigitsDataModule, init_args: {batch_size: 256}}\n"
+        "trainer: {accelerator: cpu, max_epochs: 2, num_sanity_val_steps: 0,\n"
+        "  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: logs}}}\n"
+    )
+    space = {f"model.init_args.{name}": entry for name, entry in SPACE.items() if name != "hidden_units"}
+    text = {"name": "cli", "config": "train.yaml", "budget": {"trials": 4}, "space": space, "prune": False}
+    (tmp_path / "tune.yaml").write_text(json.dumps({**text, "caviar": {"engine": "stacked", "cohort": 4}}))
+    result = tune_file("tune.yaml", progress=False)
+    assert result.validation["val_loss"] == pytest.approx(result.value, rel=1e-5)
+    cohort_of = [t.user_attrs["cohort"] for t in result.study.get_trials()]
+    assert len(cohort_of) == 4 > len(set(cohort_of)) > 1
+    assert len(list((tmp_path / "runs/cli/trials/0002").rglob("logs/**/metrics.csv"))) == 1
