@@ -19,6 +19,7 @@ from foreign_modules import (
     TwoHeads,
     sgd,
 )
+from lightning.pytorch.callbacks import EarlyStopping
 from stacked_runs import alone, assert_equal, both, build, difference
 from torch.nn import functional
 from torch.optim import lr_scheduler
@@ -214,6 +215,31 @@ def test_what_the_trainer_decides(arguments):
     modules = [partial(Plain, sgd(0.1 * (i + 1), momentum=0.5)) for i in range(2)]
     outcomes, singles = both(modules, TableData, **arguments)
     assert_equal(outcomes, singles)
+
+
+def stopping(**arguments):
+    return {"callbacks": [EarlyStopping("val_loss", **arguments)], "max_epochs": 12}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        stopping(patience=1, min_delta=0.05),
+        stopping(patience=2, min_delta=0.02, check_on_train_epoch_end=False),
+        {**stopping(patience=1, min_delta=0.1), "min_epochs": 4},
+        {**stopping(patience=3, min_delta=0.05), "val_check_interval": 0.5},
+        stopping(stopping_threshold=2.5),
+    ],
+)
+def test_early_stopping_stops_each_member_where_its_trainer_would(arguments):
+    modules = [partial(Plain, sgd(rate, momentum=0.5)) for rate in (0.2, 0.02, 0.002)]
+    members = [build(seed, one, TableData, **copy.deepcopy(arguments)) for seed, one in enumerate(modules)]
+    singles = [build(seed, one, TableData, **copy.deepcopy(arguments)) for seed, one in enumerate(modules)]
+    expected = alone(singles)
+    outcomes = train_stacked(members)
+    assert_equal(outcomes, expected)
+    assert [outcome.steps for outcome in outcomes] == [member.trainer.global_step for member in singles]
+    assert len({outcome.steps for outcome in outcomes}) > 1
 
 
 # --- data ---

@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelSummary, ProgressBar
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer import call
@@ -165,7 +165,7 @@ def start(member: Member) -> Start:
 def refuse_trainer(trainer: pl.Trainer, stood_in_for: tuple[type[pl.Callback], ...] = ()) -> None:
     """Raise NotStackable for settings of a Trainer that a stack does not follow."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if not isinstance(callback, HARMLESS_CALLBACKS + stood_in_for):
+        if type(callback) is not EarlyStopping and not isinstance(callback, HARMLESS_CALLBACKS + stood_in_for):
             raise NotStackable(f"the callback {type(callback).__name__} needs a Trainer")
     if not isinstance(trainer.strategy, SingleDeviceStrategy) or trainer.world_size > 1:
         raise NotStackable(f"a stack trains on one device, the Trainer has {type(trainer.strategy).__name__}")

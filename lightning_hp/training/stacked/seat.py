@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_hp.training.stacked.feed import Order, Reader
 from lightning_hp.training.stacked.member import Member, Start, epoch_plan, set_epoch, start
@@ -15,6 +17,7 @@ from lightning_hp.training.stacked.optimizers import optimizer_key
 from lightning_hp.training.stacked.protocol import own_step
 from lightning_hp.training.stacked.refusal import NotStackable
 from lightning_hp.training.stacked.state import stacked_buffers
+from lightning_hp.training.stacked.stopping import ask_to_stop, stoppers_of
 
 
 @dataclass(eq=False)
@@ -26,6 +29,7 @@ class Seat:
         start: What the beginning of its fit decided.
         reader: How it reads its training data.
         val_readers: How it reads its validation data.
+        stoppers: Its callbacks that may stop it early.
         epoch: Its present epoch.
         step: Optimizer steps taken.
         validations: Validations done.
@@ -40,6 +44,7 @@ class Seat:
     start: Start
     reader: Reader
     val_readers: list[Reader]
+    stoppers: list[EarlyStopping]
     epoch: int = 0
     step: int = 0
     validations: int = 0
@@ -57,9 +62,9 @@ class Seat:
         return over or (start.max_steps is not None and self.step >= start.max_steps)
 
     @property
-    def may_stop(self) -> bool:
-        """Whether an early stop is allowed here, within an epoch or after its end."""
-        return self.epoch >= self.start.min_epochs and self.step >= self.start.min_steps
+    def leaves(self) -> bool:
+        """Whether it was asked to stop, and is allowed to here, within an epoch or after its end."""
+        return self.stopped and self.epoch >= self.start.min_epochs and self.step >= self.start.min_steps
 
     @property
     def draws(self) -> bool:
@@ -89,6 +94,12 @@ class Seat:
             parts.append(self.step / self.start.max_steps)
         return min(max(parts), 1.0) if parts else None
 
+    def ask_stoppers(self, hook: Literal["on_validation_end", "on_train_epoch_end"]) -> None:
+        """Let the member's own early stopping look at its metrics."""
+        if self.stoppers:
+            member = self.member
+            self.stopped |= ask_to_stop(self.stoppers, hook, member.module, member.trainer, self.metrics, self.epoch)
+
     def validates_now(self, batch_idx: int) -> bool:
         """Whether its Trainer would validate after this mini-batch of its present epoch."""
         start = self.start
@@ -113,7 +124,7 @@ def seat(member: Member) -> Seat:
         raise NotStackable(f"a stack validates on one loader, got {len(val_readers)}")
     if not begun.batches:
         raise NotStackable("the training loader has no mini-batches")
-    one = Seat(member, begun, reader, val_readers)
+    one = Seat(member, begun, reader, val_readers, stoppers_of(member.module, member.trainer))
     one.batches, one.validate_every = begun.batches, begun.validate_every_batches
     return one
 

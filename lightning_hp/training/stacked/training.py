@@ -199,6 +199,9 @@ class _Run:
             if due:
                 stack.validate(due)
                 leaving = self._stopping(stack, due, batch_idx + 1)
+            for row in due:
+                stack.seats[row].ask_stoppers("on_validation_end")
+            leaving += [row for row in due if row not in leaving and stack.seats[row].leaves]
             stack.after_validation(batch_idx)
             if batch_idx + 1 < len(feed.sizes):
                 # at the end of an epoch the epoch is ended first
@@ -207,13 +210,15 @@ class _Run:
                 if not len(stack):
                     return
         stack.end_epoch()
+        for one in stack.seats:
+            one.ask_stoppers("on_train_epoch_end")
         silent = [row for row, one in enumerate(stack.seats) if not one.val_readers]
         if silent:
             for row in silent:
                 stack.seats[row].validations += 1
                 stack.seats[row].logged = dict(stack.seats[row].metrics)
             self._stopping(stack, silent, 0)
-        leaving = [row for row, one in enumerate(stack.seats) if one.finished or (one.stopped and one.may_stop)]
+        leaving = [row for row, one in enumerate(stack.seats) if one.finished or one.leaves]
         self._share_time(everybody, began)
         self._leave(stack, leaving, (), began, None)
 
@@ -230,7 +235,7 @@ class _Run:
             return []
         for row, stop in zip(rows, self.should_stop(reports), strict=True):
             stack.seats[row].stopped |= bool(stop)
-        return [row for row in rows if stack.seats[row].stopped and stack.seats[row].may_stop]
+        return [row for row in rows if stack.seats[row].leaves]
 
     def _leave(
         self, stack: Stack, leaving: Sequence[int], everybody: Sequence[Seat], began: float, feed: object
