@@ -118,6 +118,7 @@ class Cohort:
         length: Of a complete training.
         max_steps: In how many units a curve counts it, see :mod:`.length`.
         prune: Whether the study's pruner may stop trials.
+        grace: The pruner is not asked before this part of the training.
         curve_points: How many points of a curve are stored, see :mod:`.curve_store`.
     """
 
@@ -127,6 +128,7 @@ class Cohort:
     length: TrainingLength
     max_steps: int
     prune: bool
+    grace: float
     curve_points: int
 
     def train(self, candidates: Sequence[Candidate]) -> list[Trained]:
@@ -240,7 +242,8 @@ class _MemberCurve:
 
     def __init__(self, cohort: Cohort, trial: optuna.Trial) -> None:
         self.cohort = cohort
-        self.thin = ThinCurve(trial, cohort.max_steps, cohort.curve_points, prune=cohort.prune)
+        prune_from = math.ceil(cohort.grace * cohort.max_steps) if cohort.prune else None
+        self.thin = ThinCurve(trial, cohort.max_steps, cohort.curve_points, prune_from=prune_from)
         self.rows: list[dict[str, Any]] = []
         self.best_state: dict[str, Tensor] = {}
         self.best_counts = (0, 0)

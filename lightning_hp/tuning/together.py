@@ -40,6 +40,7 @@ class Together:
             runner.length,
             runner.max_steps,
             prune=config.prune,
+            grace=config.grace,
             curve_points=config.curve_points,
         )
 
