@@ -38,7 +38,7 @@ def test_every_command_in_the_source_quotes_what_it_is_given() -> None:
         for line, expression in printed(file.read_text(encoding="utf-8")):
             seen += 1
             assert "quote" in expression, f"{file.relative_to(ROOT)}:{line}: {expression}"
-    assert seen >= 8
+    assert seen >= 3  # fewer would mean that the search finds nothing
 
 
 def test_the_search_itself_finds_an_unquoted_folder() -> None:
