@@ -8,9 +8,12 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_hp.commands.output import write_line
+
+if TYPE_CHECKING:
+    from lightning_hp.callbacks import PandaBabysitter
 
 _ABOUT = (
     "Train a LightningCLI file and watch it: the learning rate is searched at the beginning, divergences are rolled"
@@ -58,8 +61,25 @@ def babysit_verb(arguments: Sequence[str]) -> int:
             )
     values = ", ".join(f"{name} {_text(value)}" for name, value in panda.history.values.items())
     write_line(f"ended at step {panda.history.step}: {values}")
+    learned = ", ".join(f"{name} {_text(value)}" for name, value in _record(panda, folder).items())
+    write_line(f"defaults for a study (panda_values.json): {learned}")
     write_line(str(folder / "panda.jsonl"))
     return 0
+
+
+def _record(panda: PandaBabysitter, folder: Path) -> dict[str, float]:
+    """Write the run as a study of one lineage, and the values it learned."""
+    from lightning_hp.commands.babysat_study import learned_values, stretches_of
+    from lightning_hp.study.lineage import record_lineage
+    from lightning_hp.study.paths import StudyPaths, write_text
+
+    ranges = {name: (bounds.low, bounds.high) for name, bounds in panda.settings.bounds.items()}
+    stretches, minimise = stretches_of(panda.history), panda.monitor_mode == "min"
+    if stretches:
+        record_lineage(StudyPaths(folder), folder.resolve().name, stretches, ranges, panda.monitor, minimise)
+    learned = learned_values(panda.history)
+    write_text(folder / "panda_values.json", json.dumps(learned, indent=1) + "\n")
+    return learned
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from lightning_hp.callbacks.panda.history import History
 from lightning_hp.callbacks.panda.journal import Journal, read_rows
 from lightning_hp.callbacks.panda.settings import bounds_from
 from lightning_hp.cli import main
+from lightning_hp.study.storage import find_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +129,11 @@ def test_babysit_trains_the_file_and_writes_the_run(tmp_path, monkeypatch, capsy
     assert "training loss" in page
     assert "plotly.js" in page
     assert "the loss falls slowly" in page
+    study, _ = find_study("run")
+    assert study.trials[0].params["learning_rate"] == 0.0002
+    assert study.trials[-1].user_attrs["rule"] == "wind_down"
+    learned = json.loads((tmp_path / "run" / "panda_values.json").read_text())
+    assert learned["learning_rate"] > 50 * rows[-1]["numbers"]["values"]["learning_rate"] / 3
 
 
 def test_babysit_refuses_the_folder_of_a_living_run(tmp_path, monkeypatch, capsys):
