@@ -48,12 +48,12 @@ def _bias(snapshot: Snapshot) -> list[Finding]:
 
 
 def _decay(snapshot: Snapshot, limits: Limits) -> list[Finding]:
-    found = []
+    findings = []
     for layer in snapshot.layers:
         if layer not in snapshot.facts.decayed:
             continue
         shrunk = snapshot.facts.gamma_shrink.get(layer, 0.0)
-        found.append(
+        findings.append(
             Finding(
                 "BN16",
                 "WARN" if shrunk > limits["gamma_shrink"] else "INFO",
@@ -64,11 +64,11 @@ def _decay(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 {"shrunk": shrunk},
             )
         )
-    return found
+    return findings
 
 
 def _dropout(snapshot: Snapshot, limits: Limits) -> list[Finding]:
-    found = []
+    findings = []
     for layer in snapshot.structure.order:
         if layer not in snapshot.structure.dropout_before or layer not in snapshot.data:
             continue
@@ -76,7 +76,7 @@ def _dropout(snapshot: Snapshot, limits: Limits) -> list[Finding]:
         lv = variance_error(data.population.variance(), data.train.variance(), snapshot.layers[layer].eps)
         if lv < limits["mode_info"]:
             continue
-        found.append(
+        findings.append(
             _advice(
                 layer,
                 "dropout_before",
@@ -87,7 +87,7 @@ def _dropout(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 {"lv": lv},
             )
         )
-    return found
+    return findings
 
 
 def _norm_on_a(snapshot: Snapshot) -> list[Finding]:
@@ -104,10 +104,10 @@ def _norm_on_a(snapshot: Snapshot) -> list[Finding]:
 
 
 def _settings(snapshot: Snapshot) -> list[Finding]:
-    found = []
+    findings = []
     for name, state in snapshot.layers.items():
         if state.instance_norm and state.tracking:
-            found.append(
+            findings.append(
                 _advice(
                     name,
                     "instance_norm_tracking",
@@ -116,7 +116,7 @@ def _settings(snapshot: Snapshot) -> list[Finding]:
                 )
             )
         elif state.momentum is None and state.training:
-            found.append(
+            findings.append(
                 _advice(
                     name,
                     "cumulative_average",
@@ -124,7 +124,7 @@ def _settings(snapshot: Snapshot) -> list[Finding]:
                     "A momentum between 0.01 and 0.1, or reset the statistics shortly before the end.",
                 )
             )
-    return found
+    return findings
 
 
 def _only_regulariser(snapshot: Snapshot, limits: Limits) -> list[Finding]:

@@ -240,15 +240,15 @@ class _GapSums:
         self.kl = self.changed = self.class_rows = self.square = self.spread = 0.0
 
     def add(self, population: list[Tensor], running: list[Tensor]) -> None:
-        for good, given in zip(population, running, strict=True):
-            if good.shape != given.shape or good.shape[0] < 1:
+        for good, actual in zip(population, running, strict=True):
+            if good.shape != actual.shape or good.shape[0] < 1:
                 continue
-            self.square += float((good - given).double().square().sum())
+            self.square += float((good - actual).double().square().sum())
             self.spread += float((good - good.mean(0, keepdim=True)).double().square().sum())
             if good.dim() == 2 and good.shape[1] > 1:
-                p, q = good.double().log_softmax(1), given.double().log_softmax(1)
+                p, q = good.double().log_softmax(1), actual.double().log_softmax(1)
                 self.kl += float((p.exp() * (p - q)).sum())
-                self.changed += float((good.argmax(1) != given.argmax(1)).sum())
+                self.changed += float((good.argmax(1) != actual.argmax(1)).sum())
                 self.class_rows += good.shape[0]
 
     def result(self) -> FunctionalGap:

@@ -124,11 +124,11 @@ def population_statistics(
         raise ValueError("`steps` must hold at least one recorded step, got none")
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {METHODS}, got {method!r}")
-    known = find_layers(model)
-    unknown = sorted(set(layers or ()) - set(known))
+    tracked = find_layers(model)
+    unknown = sorted(set(layers or ()) - set(tracked))
     if unknown:
-        raise ValueError(f"`layers` must name tracked layers {sorted(known)}, got {unknown!r}")
-    chosen = {name: layer for name, layer in known.items() if layers is None or name in layers}
+        raise ValueError(f"`layers` must name tracked layers {sorted(tracked)}, got {unknown!r}")
+    chosen = {name: layer for name, layer in tracked.items() if layers is None or name in layers}
     with preserved(model):
         model.eval()
         for layer in chosen.values():
@@ -167,8 +167,8 @@ def recalibrate(
     """
     fresh = population_statistics(model, steps, layers, method)
     fresh = {name: m for name, m in fresh.items() if bool(torch.isfinite(m.mean).all() and torch.isfinite(m.m2).all())}
-    found = find_layers(model)
-    install({name: found[name] for name in fresh}, fresh)
+    tracked = find_layers(model)
+    install({name: tracked[name] for name in fresh}, fresh)
     return fresh
 
 
@@ -217,8 +217,8 @@ def recalibrate_if_better(
         after = evaluate()
     better = math.isfinite(after) and (not math.isfinite(before) or after <= before + tolerance * abs(before))
     if better:
-        found = find_layers(model)
-        install({name: found[name] for name in fresh}, fresh)
+        tracked = find_layers(model)
+        install({name: tracked[name] for name in fresh}, fresh)
     verdict = "not higher, kept" if better else "higher, rolled back"
     return Recalibration(better, before, after, tuple(fresh), f"validation loss {before:.4g} -> {after:.4g}: {verdict}")
 

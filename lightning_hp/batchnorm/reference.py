@@ -244,7 +244,7 @@ def shift_findings(
         return []
     first, others = hits[0], len(hits) - 1
     also = f" and {others} later layers" if others else ""
-    found = [
+    findings = [
         Finding(
             "DR01",
             "WARN",
@@ -259,7 +259,7 @@ def shift_findings(
         )
     ]
     if disagreement is not None and disagreement > limits["shift_disagree"]:
-        found.append(
+        findings.append(
             Finding(
                 "DR02",
                 "WARN",
@@ -273,7 +273,7 @@ def shift_findings(
                 {"disagreement": disagreement},
             )
         )
-    return found
+    return findings
 
 
 def absorption(model: nn.Module, steps: Sequence[Step]) -> float:

@@ -102,15 +102,15 @@ def audit(
     Raises:
         ValueError: if `rules` holds an unknown id or `thresholds` an unknown name.
     """
-    known = {name for ids, _ in RULES for name in ids}
-    unknown = sorted(set(rules or ()) - known)
+    all_ids = {name for ids, _ in RULES for name in ids}
+    unknown = sorted(set(rules or ()) - all_ids)
     if unknown:
-        raise ValueError(f"`rules` must hold ids from {sorted(known)}, got {unknown!r}")
+        raise ValueError(f"`rules` must hold ids from {sorted(all_ids)}, got {unknown!r}")
     limits = resolve(thresholds)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for ids, rule in RULES:
         if rules is None or set(ids) & set(rules):
-            found += [finding for finding in rule(snapshot, limits) if rules is None or finding.id in rules]
+            findings += [finding for finding in rule(snapshot, limits) if rules is None or finding.id in rules]
     return in_order(
-        found, [*snapshot.structure.order, *(n for n in snapshot.layers if n not in snapshot.structure.order)]
+        findings, [*snapshot.structure.order, *(n for n in snapshot.layers if n not in snapshot.structure.order)]
     )

@@ -48,7 +48,7 @@ def _usable(snapshot: Snapshot, name: str) -> bool:
 
 def suspects(snapshot: Snapshot, limits: Limits) -> dict[str, tuple[str | None, str | None]]:
     """Severity of the mean and of the variance error for each suspect layer (before any reason is looked for)."""
-    found: dict[str, tuple[str | None, str | None]] = {}
+    severities: dict[str, tuple[str | None, str | None]] = {}
     for name in snapshot.layers:
         errors = snapshot.errors(name) if _usable(snapshot, name) else None
         if errors is None:
@@ -59,18 +59,18 @@ def suspects(snapshot: Snapshot, limits: Limits) -> dict[str, tuple[str | None, 
         mean = mean if ratio_d >= limits["noise_ratio"] else None
         var = var if ratio_lv >= limits["noise_ratio"] else None
         if mean or var:
-            found[name] = (mean, var)
-    return found
+            severities[name] = (mean, var)
+    return severities
 
 
 def bn04_domains(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """One update per training batch is what the momentum was chosen for. More means shared domains or recomputation."""
-    found = []
+    findings = []
     for name, data in snapshot.data.items():
         state = snapshot.layers[name]
         updates = snapshot.facts.updates_per_step.get(name, data.calls_per_step if state.training else 0.0)
         if not state.training and not state.frozen and state.gamma is not None and snapshot.facts.trained_steps:
-            found.append(
+            findings.append(
                 Finding(
                     "BN04",
                     "WARN",
@@ -84,7 +84,7 @@ def bn04_domains(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 )
             )
         elif updates > data.calls_per_step + 0.5:
-            found.append(
+            findings.append(
                 Finding(
                     "BN04",
                     "WARN",
@@ -99,8 +99,8 @@ def bn04_domains(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 )
             )
         elif updates >= 1.5 and 2 <= len(data.domains) <= 8:
-            found.append(_domains(state, data, updates, limits))
-    return found
+            findings.append(_domains(state, data, updates, limits))
+    return findings
 
 
 def _thinner(state: LayerState, power: float) -> str:
@@ -152,7 +152,7 @@ def bn06_bn07_statistics(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     An error that is small by itself counts as much as the damage it does: if outputs change (BN08), the first suspect
     layer, which is the reason, is told with that severity.
     """
-    found = []
+    findings = []
     suspect = suspects(snapshot, limits)
     damage, first = _damage(snapshot, limits), _first_suspect(snapshot, suspect)
     for name, (mean, var) in suspect.items():
@@ -170,13 +170,13 @@ def bn06_bn07_statistics(snapshot: Snapshot, limits: Limits) -> list[Finding]:
         numbers = {"d": d, "ratio_d": ratio_d, "lv": lv, "ratio_lv": ratio_lv}
         if mean:
             sentence = f"The running mean is {d:.2f} standard deviations off, {times(ratio_d)} the expected noise."
-            found.append(Finding("BN06", mean, name, "running_mean", sentence, fix, numbers))
+            findings.append(Finding("BN06", mean, name, "running_mean", sentence, fix, numbers))
         if var:
             sentence = (
                 f"The running variance is off by a factor {math.exp(lv):.2f}, {times(ratio_lv)} the expected noise."
             )
-            found.append(Finding("BN07", var, name, "running_var", sentence, fix, numbers))
-    return found
+            findings.append(Finding("BN07", var, name, "running_var", sentence, fix, numbers))
+    return findings
 
 
 def _first_suspect(snapshot: Snapshot, suspect: Mapping[str, object]) -> str | None:
@@ -251,7 +251,7 @@ def bn20_other_weights(snapshot: Snapshot, limits: Limits) -> list[Finding]:
 
 def bn09_noise(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """Noise that the running mean has in the long run, from the measured spread of batch means."""
-    found = []
+    findings = []
     for name, data in snapshot.data.items():
         state = snapshot.layers[name]
         if not state.training or not state.tracking or state.momentum in (None, 0.0):
@@ -263,7 +263,7 @@ def bn09_noise(snapshot: Snapshot, limits: Limits) -> list[Finding]:
         severity = _grade(noise, limits["noise_info"], limits["noise_warn"], float("inf"))
         if severity is None:
             continue
-        found.append(
+        findings.append(
             Finding(
                 "BN09",
                 severity,
@@ -276,12 +276,12 @@ def bn09_noise(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 {"noise": noise, "effective_rows": 1.0 / noise**2, "momentum": float(state.momentum or 0.0)},
             )
         )
-    return found
+    return findings
 
 
 def bn10_warmup(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """A start value that is still in the average; without it the average is closer to the data."""
-    found = []
+    findings = []
     damage = _damage(snapshot, limits)
     for name, grades in suspects(snapshot, limits).items():
         state, data = snapshot.layers[name], snapshot.data[name]
@@ -305,7 +305,7 @@ def bn10_warmup(snapshot: Snapshot, limits: Limits) -> list[Finding]:
         if now > 0.7 * then:
             continue
         wanted = 1.0 - 0.05 ** (1.0 / updates)
-        found.append(
+        findings.append(
             Finding(
                 "BN10",
                 "WARN" if damage or set(grades) & {"WARN", "ERROR"} else "INFO",
@@ -319,7 +319,7 @@ def bn10_warmup(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 {"left": left, "error": then, "error_debiased": now, "updates": updates},
             )
         )
-    return found
+    return findings
 
 
 def _score(mean: torch.Tensor, var: torch.Tensor, moments: Moments, eps: float) -> float:
@@ -329,7 +329,7 @@ def _score(mean: torch.Tensor, var: torch.Tensor, moments: Moments, eps: float) 
 
 def bn15_channels(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """Channels that carry nothing: constant input, collapsed gamma, dead behind a ReLU; epsilon above the variance."""
-    found = []
+    findings = []
     for name, state in snapshot.layers.items():
         data = snapshot.data.get(name)
         variance = data.train.variance() if data is not None else state.running_var
@@ -354,7 +354,7 @@ def bn15_channels(snapshot: Snapshot, limits: Limits) -> list[Finding]:
             share = float(mask.double().mean())
             if share == 0.0:
                 continue
-            found.append(
+            findings.append(
                 Finding(
                     "BN15",
                     "WARN" if share > limits["dead_share"] else "INFO",
@@ -368,4 +368,4 @@ def bn15_channels(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                     {"channels": float(mask.sum()), "share": share},
                 )
             )
-    return found
+    return findings

@@ -36,13 +36,13 @@ def is_untouched(state: LayerState) -> bool:
 
 def bn01_nonfinite(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """NaN, infinity or a negative running variance, now or at any check during training."""
-    found = []
+    findings = []
     for name, state in snapshot.layers.items():
         bad, first = bad_channels(state), snapshot.facts.nonfinite.get(name)
         if bad == 0 and first is None:
             continue
         when = "" if first is None else f", first seen at step {first}"
-        found.append(
+        findings.append(
             Finding(
                 "BN01",
                 "ERROR",
@@ -55,12 +55,12 @@ def bn01_nonfinite(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 {"channels": bad, "step": -1 if first is None else first},
             )
         )
-    return found
+    return findings
 
 
 def bn02_never_updated(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """Statistics of a new layer (0 and 1) in a layer that is used; a momentum of zero."""
-    found = []
+    findings = []
     for name, state in snapshot.layers.items():
         reached = not snapshot.data or name in snapshot.data
         if name in snapshot.unmeasured:
@@ -71,9 +71,9 @@ def bn02_never_updated(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 cause = f"the counter says {state.updates} updates, so the statistics were reset or not loaded"
             if not reached:
                 sentence = "The layer was not called in the recorded steps and its statistics are those of a new layer."
-                found.append(Finding("BN02", "INFO", name, "unused", sentence, "Remove it if it is not needed."))
+                findings.append(Finding("BN02", "INFO", name, "unused", sentence, "Remove it if it is not needed."))
                 continue
-            found.append(
+            findings.append(
                 Finding(
                     "BN02",
                     "ERROR",
@@ -88,7 +88,7 @@ def bn02_never_updated(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 )
             )
         elif state.momentum == 0 and state.training and state.tracking and reached:
-            found.append(
+            findings.append(
                 Finding(
                     "BN02",
                     "WARN",
@@ -99,7 +99,7 @@ def bn02_never_updated(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                     {"momentum": 0.0},
                 )
             )
-    return found
+    return findings
 
 
 def bn03_outside_training(snapshot: Snapshot, limits: Limits) -> list[Finding]:
@@ -124,11 +124,11 @@ def bn03_outside_training(snapshot: Snapshot, limits: Limits) -> list[Finding]:
 
 def bn05_frozen(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """Frozen parameters with moving statistics; a tracking flag switched off on a layer that has statistics."""
-    found = []
+    findings = []
     for name, state in snapshot.layers.items():
         moves = snapshot.facts.updates_per_step.get(name, 1.0 if snapshot.facts.trained_steps else 0.0) > 0
         if not state.tracking and state.training:
-            found.append(
+            findings.append(
                 Finding(
                     "BN05",
                     "WARN",
@@ -143,7 +143,7 @@ def bn05_frozen(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 )
             )
         elif state.frozen and state.training and moves:
-            found.append(
+            findings.append(
                 Finding(
                     "BN05",
                     "WARN",
@@ -156,17 +156,17 @@ def bn05_frozen(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                     {"updates": state.updates},
                 )
             )
-    return found
+    return findings
 
 
 def bn11_precision(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """Half-precision buffers. bfloat16 stalls: with momentum 0.01 the mean ends 0.97 sd off (measured)."""
-    found = []
+    findings = []
     for name, state in snapshot.layers.items():
         if state.dtype not in ("float16", "bfloat16"):
             continue
         stalls = state.dtype == "bfloat16" and state.momentum is not None and state.momentum < 0.1
-        found.append(
+        findings.append(
             Finding(
                 "BN11",
                 "ERROR" if stalls else "WARN",
@@ -178,7 +178,7 @@ def bn11_precision(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                 {"momentum": state.momentum or 0.0},
             )
         )
-    return found
+    return findings
 
 
 def bn12_small_batch(snapshot: Snapshot, limits: Limits) -> list[Finding]:
@@ -189,7 +189,7 @@ def bn12_small_batch(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     Convolutions see `rows * height * width` values that are not independent. Their effective number is measured as
     1 / (batch noise)^2: the iid count that would make batch means as noisy as they are.
     """
-    found = []
+    findings = []
     split = snapshot.facts.world_size > 1 or snapshot.facts.accumulate > 1
     for name, data in snapshot.data.items():
         state = snapshot.layers[name]
@@ -202,7 +202,7 @@ def bn12_small_batch(snapshot: Snapshot, limits: Limits) -> list[Finding]:
         if data.values < limit or (rows < limit and effective < limit):
             how = f" on each of {snapshot.facts.world_size} ranks" if snapshot.facts.world_size > 1 else ""
             how += f", accumulated over {snapshot.facts.accumulate} batches" if snapshot.facts.accumulate > 1 else ""
-            found.append(
+            findings.append(
                 Finding(
                     "BN12",
                     "WARN",
@@ -216,7 +216,7 @@ def bn12_small_batch(snapshot: Snapshot, limits: Limits) -> list[Finding]:
                     {"rows": data.rows, "values": data.values, "effective": effective},
                 )
             )
-    return found[:1]
+    return findings[:1]
 
 
 def bn19_unmeasured(snapshot: Snapshot, limits: Limits) -> list[Finding]:

@@ -53,15 +53,15 @@ def find_layers(model: nn.Module) -> LayerNames:
     Returns:
         An ordered dict from name to layer. Empty when nothing is tracked.
     """
-    found: LayerNames = {}
+    layers: LayerNames = {}
     for name, module in model.named_modules():
         if not isinstance(module, _NormBase):
             continue
         mean, var = module.running_mean, module.running_var
         if mean is None or var is None or is_lazy(mean) or is_lazy(var):
             continue
-        found[name] = module
-    return found
+        layers[name] = module
+    return layers
 
 
 def is_instance_norm(layer: nn.Module) -> bool:

@@ -114,8 +114,8 @@ def trace(
                 order.append(layer)  # not measurable, but here is its place
             elif layer is None and _is_dropout(module) and module.training:
                 seen_dropout = True
-            given = args[0] if args and isinstance(args[0], Tensor) else None
-            maker = made_by.get(_memory(given)) if given is not None else None
+            tensor = args[0] if args and isinstance(args[0], Tensor) else None
+            maker = made_by.get(_memory(tensor)) if tensor is not None else None
             if isinstance(module, _RELUS) and maker is not None and id(maker[1]) in names:
                 before_relu.add(names[id(maker[1])])
             if isinstance(output, Tensor):

@@ -101,15 +101,15 @@ class StalenessTracker(pl.Callback):
         auditor = _auditor(trainer)
         if stage == "fit" or self.shift is not None or auditor is None:
             return
-        found, why = None, ""
+        moments, why = None, ""
         if trainer.is_global_zero:
             try:
-                found = self._named_moments()
+                moments = self._named_moments()
             except Exception as error:  # as in `on_train_start`
                 why = str(error)
-        found, self._no_moments = trainer.strategy.broadcast((found, why))
-        if found is not None:
-            auditor.offer(*found)
+        moments, self._no_moments = trainer.strategy.broadcast((moments, why))
+        if moments is not None:
+            auditor.offer(*moments)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare with the ledger and say one line.
@@ -117,16 +117,16 @@ class StalenessTracker(pl.Callback):
         Raises:
             RuntimeError: With ``on_stale="raise"``, in every process, unless the record is fresh.
         """
-        found, line, failed = None, "", False
+        verdict, line, failed = None, "", False
         if trainer.is_global_zero:
             # whatever the data set may raise: an exception here would leave the other processes waiting
             try:
-                found, line = self._check_fit(trainer, pl_module)
-                failed = found.status not in ("fresh", "untuned") or bool(line)
-                line = self._sentence(found, line)
+                verdict, line = self._check_fit(trainer, pl_module)
+                failed = verdict.status not in ("fresh", "untuned") or bool(line)
+                line = self._sentence(verdict, line)
             except Exception as error:
                 failed, line = True, _unknown(error)
-        self.verdict, line, failed = trainer.strategy.broadcast((found, line, failed))
+        self.verdict, line, failed = trainer.strategy.broadcast((verdict, line, failed))
         self._act(line, failed)
         if self.verdict is not None:
             self._log(trainer, self.verdict)
@@ -212,19 +212,19 @@ class StalenessTracker(pl.Callback):
         """The verdict on this run, and in what its hyperparameters differ from the record."""
         ledger = records.read(self.ledger)
         name, now = self._name_in(ledger), self.clock()
-        known = ledger.of(name)
+        events = ledger.of(name)
         record = ledger.latest(name)
         if record is None:
-            return dates.verdict(known, now), ""
-        before = dates.verdict(known, now)  # a clock in the past is found before anything is read or written
+            return dates.verdict(events, now), ""
+        before = dates.verdict(events, now)  # a clock in the past is found before anything is read or written
         current: dict[str, Any] = {"model": model_fingerprint(pl_module)}
-        reference = _reference(known)
+        reference = _reference(events)
         if self.max_rows and "data" in reference and trainer.train_dataloader is not None:
             current["data"] = data_fingerprint(trainer.train_dataloader, max_rows=self.max_rows)
-        found = dates.verdict(known, now, current, self.tolerance) if current else before
+        verdict = dates.verdict(events, now, current, self.tolerance) if current else before
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._enter_checks(ledger, name, reference, current, now)
-        return found, _differences(record, _hyperparameters(trainer, pl_module))
+        return verdict, _differences(record, _hyperparameters(trainer, pl_module))
 
     def _enter_checks(
         self,
@@ -266,13 +266,13 @@ class StalenessTracker(pl.Callback):
             raise ValueError(f"`name` must be one of {', '.join(ledger.names)} of {self.ledger}, got None")
         return ledger.names[0] if ledger.names else ""
 
-    def _sentence(self, found: dates.Verdict, more: str) -> str:
-        reason = "never tuned: " + found.reason if found.status == "untuned" else found.reason
-        status = {"due": "re-test due: ", "stale": "stale: ", "invalid": "invalid: "}.get(found.status, "")
+    def _sentence(self, verdict: dates.Verdict, more: str) -> str:
+        reason = "never tuned: " + verdict.reason if verdict.status == "untuned" else verdict.reason
+        status = {"due": "re-test due: ", "stale": "stale: ", "invalid": "invalid: "}.get(verdict.status, "")
         status = "" if reason.startswith(("due", "stale")) else status
-        text = f"hyperparameters of {found.name or self.name or 'this model'} {status}{reason}"
+        text = f"hyperparameters of {verdict.name or self.name or 'this model'} {status}{reason}"
         text += f"; {more}" if more else ""
-        return text if found.status == "fresh" else f"{text} (do: {found.todo})"
+        return text if verdict.status == "fresh" else f"{text} (do: {verdict.todo})"
 
     def _act(self, line: str, failed: bool) -> None:
         if failed and self.on_stale == "raise":
@@ -282,15 +282,15 @@ class StalenessTracker(pl.Callback):
         else:
             rank_zero_info(line)
 
-    def _log(self, trainer: pl.Trainer, found: dates.Verdict) -> None:
-        if found.next_date is None or found.age is None:
+    def _log(self, trainer: pl.Trainer, verdict: dates.Verdict) -> None:
+        if verdict.next_date is None or verdict.age is None:
             return
         days = timedelta(days=1)
         metrics = {
-            "staleness/age_days": found.age / days,
-            "staleness/days_left": (found.next_date - self.clock()) / days,
+            "staleness/age_days": verdict.age / days,
+            "staleness/days_left": (verdict.next_date - self.clock()) / days,
         }
-        texts = {f"staleness/{key}": value for key, value in found.to_dict().items() if isinstance(value, str)}
+        texts = {f"staleness/{key}": value for key, value in verdict.to_dict().items() if isinstance(value, str)}
         for logger in trainer.loggers:
             logger.log_hyperparams(texts)
             logger.log_metrics(metrics, step=trainer.global_step)
@@ -308,8 +308,8 @@ def _shift_text(finding: Finding, loop: str) -> str:
         return f"{numbers['disagreement']:.0%} of the predictions change with the statistics of the new data"
     moved = {"mean by {:.2f} sd": (numbers["d"], "shift_mean"), "log variance by {:.2f}": (numbers["lv"], "shift_var")}
     large = [text.format(value) for text, (value, limit) in moved.items() if value > THRESHOLDS[limit].value]
-    said = large or [text.format(value) for text, (value, _) in moved.items()]
-    return f"input of {finding.layer}: {', '.join(said)} ({numbers['rows']:,.0f} rows of {loop})"
+    parts = large or [text.format(value) for text, (value, _) in moved.items()]
+    return f"input of {finding.layer}: {', '.join(parts)} ({numbers['rows']:,.0f} rows of {loop})"
 
 
 def _unknown(error: Exception) -> str:
@@ -317,10 +317,10 @@ def _unknown(error: Exception) -> str:
     return f"staleness unknown: {kind}{error}"
 
 
-def _reference(known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _reference(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Fingerprints to compare with: those of the last tuning, renewed by a re-test that confirmed it."""
     reference: dict[str, Any] = {}
-    for record in known:
+    for record in events:
         if record["event"] in ("tuned", "retuned"):
             reference = dict(record["fingerprints"])
         elif record["event"] == "retested" and record["outcome"] == "confirmed":
@@ -330,8 +330,8 @@ def _reference(known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _hyperparameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
     """What model and DataModule saved with ``save_hyperparameters``, the model's first."""
-    found = dict(getattr(trainer.datamodule, "hparams", None) or {})  # type: ignore[attr-defined]
-    return {**found, **dict(pl_module.hparams)}
+    hyperparameters = dict(getattr(trainer.datamodule, "hparams", None) or {})  # type: ignore[attr-defined]
+    return {**hyperparameters, **dict(pl_module.hparams)}
 
 
 def _differences(record: Mapping[str, Any], run: Mapping[str, Any]) -> str:

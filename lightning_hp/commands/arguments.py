@@ -14,10 +14,10 @@ def parser() -> ArgumentParser:
     verbs = commands.add_subcommands(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, about: str) -> ArgumentParser:
-        made = ArgumentParser(description=about)
-        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        verbs.add_subcommand(name, made, help=about)
-        return made
+        parser = ArgumentParser(description=about)
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verbs.add_subcommand(name, parser, help=about)
+        return parser
 
     tune = verb("tune", "Tune what a YAML file describes; the same command continues a study that was stopped.")
     tune.add_argument("config", type=str, help="tune.yaml")
@@ -85,20 +85,20 @@ def parser() -> ArgumentParser:
     fix.add_argument("--output", type=str, default=None, help="the repaired checkpoint; default beside the original")
     fix.add_argument("--monitor", type=str, default="val_loss", help="metric that must not get worse")
     fix.add_argument("--mode", type=str, default="min", help="min or max")
-    for made in (audit, fix):
-        made.add_argument("--config", type=str, required=True, help="LightningCLI file")
-        made.add_argument("--ckpt", type=str, required=True, help="checkpoint")
-        made.add_argument("--data", type=str, nargs="*", default=None, help="KEY=VALUE in place of the file's")
-        made.add_argument("--model_class", type=str, default=None, help="class path, for files that name no model")
-        made.add_argument("--data_class", type=str, default=None, help="class path, for files that name no data")
-        made.add_argument(
+    for parser in (audit, fix):
+        parser.add_argument("--config", type=str, required=True, help="LightningCLI file")
+        parser.add_argument("--ckpt", type=str, required=True, help="checkpoint")
+        parser.add_argument("--data", type=str, nargs="*", default=None, help="KEY=VALUE in place of the file's")
+        parser.add_argument("--model_class", type=str, default=None, help="class path, for files that name no model")
+        parser.add_argument("--data_class", type=str, default=None, help="class path, for files that name no data")
+        parser.add_argument(
             "--cli_class",
             "--cli",
             type=str,
             default=None,
             help="the project's own LightningCLI: class, function, script",
         )
-        made.add_argument("--json", action="store_true", help="print JSON")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     status = verb("status", "Show what is tuned under a folder: age, next dates, what to do. Exit code 3 if due.")
     status.add_argument("paths", type=str, nargs="*", default=[], help="ledgers, or folders to search; default here")

@@ -86,8 +86,8 @@ class CheckpointedProject:
         name = f"{split}_dataloader"
         if not hasattr(source, name):
             raise UsageError(f"`shift` must be a split that the data has, got {split!r}")
-        made = getattr(source, name)()
-        return made[0] if isinstance(made, (list, tuple)) else made
+        loaders = getattr(source, name)()
+        return loaders[0] if isinstance(loaders, (list, tuple)) else loaders
 
     def run(self, loader: Any, rows: int, predict: bool = False) -> tuple[EvaluationRecorder, dict[str, float]]:
         """Run the project's evaluation over (at most) `rows` rows of a loader; also returns its metrics."""
@@ -146,8 +146,8 @@ def open_project(
             raise UsageError(f"`{name}` must be a file, got {str(path)!r}")
     values: dict[str, Any] = {"trainer.callbacks": None, "trainer.devices": 1}
     for replacement in replacements:
-        key, found, value = replacement.partition("=")
-        if not found:
+        key, equals, value = replacement.partition("=")
+        if not equals:
             raise UsageError(f"`data` must hold key=value, got {replacement!r}")
         values[key.removeprefix("--")] = value
     built = CliBuilder(config, **classes).build(values, folder, seed=0)

@@ -77,12 +77,12 @@ def status_line(folder: Path) -> str:
 def _values(texts: list[str]) -> dict[str, float]:
     values: dict[str, float] = {}
     for text in texts:
-        name, found, value = text.partition("=")
+        name, equals, value = text.partition("=")
         try:
             values[name] = float(value)
         except ValueError:
-            found = ""
-        if not found:
+            equals = ""
+        if not equals:
             raise ValueError(f"`values` must be NAME=NUMBER, got {text!r}")
     return values
 

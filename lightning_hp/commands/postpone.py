@@ -46,13 +46,13 @@ def postpone_command(
         ValueError: If there is no such name, several ledgers hold it, or the date is not after ``now``.
     """
     try:
-        found = [records.read(path) for path in find_ledgers(Path(ledger))]
+        ledgers = [records.read(path) for path in find_ledgers(Path(ledger))]
     except OSError as error:
         raise ValueError(error_line(error)) from error
-    holding = [one for one in found if one.latest(name) is not None]
+    holding = [one for one in ledgers if one.latest(name) is not None]
     if not holding:
-        known = ", ".join(dict.fromkeys(known for one in found for known in one.names)) or "nothing"
-        raise ValueError(f"`name` must be a name tuned under {ledger} ({known}), got {name!r}")
+        names = ", ".join(dict.fromkeys(tuned for one in ledgers for tuned in one.names)) or "nothing"
+        raise ValueError(f"`name` must be a name tuned under {ledger} ({names}), got {name!r}")
     if len(holding) > 1:
         several = ", ".join(str(one.path) for one in holding)
         raise ValueError(f"`ledger` must be one of those that hold {name!r} ({several}), got {str(ledger)!r}")
@@ -64,8 +64,8 @@ def postpone_command(
         records.append(holding[0].path, event)
     except OSError as error:
         raise ValueError(error_line(error)) from error
-    said = verdict.reason if verdict.reason.startswith(verdict.status) else f"{verdict.status}; {verdict.reason}"
-    Console(highlight=False).print(f"{name}: {said}", markup=False, soft_wrap=True)
+    status = verdict.reason if verdict.reason.startswith(verdict.status) else f"{verdict.status}; {verdict.reason}"
+    Console(highlight=False).print(f"{name}: {status}", markup=False, soft_wrap=True)
     return 0
 
 

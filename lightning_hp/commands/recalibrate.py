@@ -130,8 +130,8 @@ def _recalibrate(
         sys.stdout.write(json.dumps(record, indent=1) + "\n")
     else:
         lines = [f"{key}: {before[key]:.5g} -> {after[key]:.5g}" for key in before if key in after]
-        told = f"worse by {name}: nothing was written" if worse else f"written: {target}"
+        outcome = f"worse by {name}: nothing was written" if worse else f"written: {target}"
         if left:
             lines.append(f"left alone (not called, or not measurable): {', '.join(left)}")
-        sys.stdout.write("\n".join([*lines, told]) + "\n")
+        sys.stdout.write("\n".join([*lines, outcome]) + "\n")
     return 0

@@ -29,23 +29,23 @@ def space_verb(options: Namespace) -> int:
     return 0
 
 
-def show_space(given: str, trials: int | None, console: Console) -> None:
+def show_space(file_or_preset: str, trials: int | None, console: Console) -> None:
     """Print a search space as a table: tier, scale, range, default, and when each parameter opens.
 
     Args:
-        given: ``tune.yaml``, or the name of a preset.
+        file_or_preset: ``tune.yaml``, or the name of a preset.
         trials: Budget to plan for; None for the file's, or 60.
         console: Where to.
 
     Raises:
         ConfigError: If there is no such file or preset, or the file does not fit.
     """
-    if given in PRESETS:
-        search = SearchPlan.of(given)
-    elif Path(given).is_file():
-        search = TuneConfig.from_file(given).search
+    if file_or_preset in PRESETS:
+        search = SearchPlan.of(file_or_preset)
+    elif Path(file_or_preset).is_file():
+        search = TuneConfig.from_file(file_or_preset).search
     else:
-        raise ConfigError(f"`config` must be a file or one of the presets {', '.join(PRESETS)}, got {given!r}")
+        raise ConfigError(f"`config` must be a file or one of the presets {', '.join(PRESETS)}, got {file_or_preset!r}")
     space, planned_for = search.space, trials or search.n_trials
     stages = plan_stages(space, planned_for, search.opens_from, search.plan)
     first = {tier: next((s for s in stages if tier in s.tiers), None) for tier in space.tiers}

@@ -179,11 +179,11 @@ def find_ledgers(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    found = sorted(_walk(path)) if path.is_dir() else []
-    if not found:
+    ledgers = sorted(_walk(path)) if path.is_dir() else []
+    if not ledgers:
         why = f"no {records.FILE_NAME} below it" if path.is_dir() else "no such file or folder"
         raise ValueError(f"{path}: {why}")
-    return found
+    return ledgers
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -195,7 +195,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _json(survey: _Survey, now: datetime) -> str:
     statuses = [verdict.status for _, verdict in survey.verdicts]
-    found = {
+    content = {
         "schema": 1,
         "now": dates.to_text(now),
         "worst": next((status for status in _WORST if status in statuses), None),
@@ -203,7 +203,7 @@ def _json(survey: _Survey, now: datetime) -> str:
         "problems": survey.problems,
         "errors": survey.errors,
     }
-    return json_format.dumps(found, indent=2, ensure_ascii=False)
+    return json_format.dumps(content, indent=2, ensure_ascii=False)
 
 
 def _print(survey: _Survey) -> None:

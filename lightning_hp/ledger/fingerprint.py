@@ -244,13 +244,13 @@ def _read(batches: Iterator[Any], max_rows: int, max_columns: int) -> tuple[dict
             if batch is None:
                 ended = True
                 break
-            found = [(name, value.detach().cpu()) for name, value in _tensors(batch)]
-            found = [(name, value.reshape(1) if value.ndim == 0 else value) for name, value in found]
-            if not found:
+            tensors = [(name, value.detach().cpu()) for name, value in _tensors(batch)]
+            tensors = [(name, value.reshape(1) if value.ndim == 0 else value) for name, value in tensors]
+            if not tensors:
                 raise ValueError(f"`source` must give batches with at least one tensor, got {type(batch).__name__}")
-            for name, value in found:
+            for name, value in tensors:
                 leaves.setdefault(name, _Leaf(name, value, max_columns)).add(value[: max_rows - rows])
-            rows += min(len(found[0][1]), max_rows - rows)
+            rows += min(len(tensors[0][1]), max_rows - rows)
     finally:
         if (close := getattr(batches, "close", None)) is not None:
             close()
@@ -306,21 +306,21 @@ class _Leaf:
         base = prefix if self.name == "column" else prefix + self.name
         if not self.shape and not self.ragged:
             column = torch.cat(self.tables)[:, 0]
-            known = names is not None and len(names) == 1
-            key = names[0] if known and names else base.rstrip(".") or "0"
+            single = names is not None and len(names) == 1
+            key = names[0] if single and names else base.rstrip(".") or "0"
             return {key: {**_summary(column, self.dtype), **self._shares(column)}}
-        found: dict[str, torch.Tensor] = {}
+        by_name: dict[str, torch.Tensor] = {}
         if not self.ragged:
             keys = list(names) if names is not None and len(names) == self.width else self._keys()
             if self.name != "column" and keys is not names:
                 keys = [f"{base}[{key}]" for key in keys]
             elif prefix:
                 keys = [prefix + key for key in keys]
-            found = dict(zip(keys, torch.cat(self.tables).unbind(1), strict=True))
+            by_name = dict(zip(keys, torch.cat(self.tables).unbind(1), strict=True))
         if self.ragged or (len(self.shape) == 1 and self.width > self.max_columns):
             pooled = torch.cat(self.pooled)
-            found |= {f"{base} row mean".strip(): pooled[:, 0], f"{base} row sd".strip(): pooled[:, 1]}
-        return {key: _summary(column, self.dtype) for key, column in found.items()}
+            by_name |= {f"{base} row mean".strip(): pooled[:, 0], f"{base} row sd".strip(): pooled[:, 1]}
+        return {key: _summary(column, self.dtype) for key, column in by_name.items()}
 
     def _kept(self) -> torch.Tensor:
         """Features, or channels, that are looked at where there are too many."""

@@ -61,9 +61,9 @@ class QuickDatabase(RDBStorage):
             ).all()  # fmt: skip
 
             def rows(model: Any, *columns: Any, order: Any = None) -> Any:
-                asked = select(model.trial_id, *columns).join(trial, model.trial_id == trial.trial_id)
-                asked = asked.where(trial.study_id == study_id)
-                return connection.execute(asked if order is None else asked.order_by(order))
+                query = select(model.trial_id, *columns).join(trial, model.trial_id == trial.trial_id)
+                query = query.where(trial.study_id == study_id)
+                return connection.execute(query if order is None else query.order_by(order))
 
             values: dict[int, dict[int, float]] = defaultdict(dict)
             value: Any = models.TrialValueModel
@@ -78,19 +78,26 @@ class QuickDatabase(RDBStorage):
                 curves[key][step] = stored if kind is finite else point.stored_repr_to_intermediate_value(stored, kind)
             params: dict[int, dict[str, Any]] = defaultdict(dict)
             ranges: dict[int, dict[str, BaseDistribution]] = defaultdict(dict)
-            given: Any = models.TrialParamModel
-            for key, name, stored, told in rows(
-                given, given.param_name, given.param_value, given.distribution_json, order=given.param_id
+            parameter: Any = models.TrialParamModel
+            for key, name, stored, text in rows(
+                parameter,
+                parameter.param_name,
+                parameter.param_value,
+                parameter.distribution_json,
+                order=parameter.param_id,
             ):
-                distribution = _distribution(told)
+                distribution = _distribution(text)
                 params[key][name] = distribution.to_external_repr(stored)
                 ranges[key][name] = distribution
             user: dict[int, dict[str, Any]] = defaultdict(dict)
             system: dict[int, dict[str, Any]] = defaultdict(dict)
-            for found, kept in ((models.TrialUserAttributeModel, user), (models.TrialSystemAttributeModel, system)):
-                attribute: Any = found
-                for key, name, told in rows(attribute, attribute.key, attribute.value_json):
-                    kept[key][name] = json.loads(told)
+            for attribute, kept in (
+                (models.TrialUserAttributeModel, user),
+                (models.TrialSystemAttributeModel, system),
+            ):
+                model: Any = attribute
+                for key, name, text in rows(model, model.key, model.value_json):
+                    kept[key][name] = json.loads(text)
         return [
             FrozenTrial(
                 number=number,
@@ -111,9 +118,9 @@ class QuickDatabase(RDBStorage):
 
 
 @lru_cache(maxsize=4096)
-def _distribution(told: str) -> BaseDistribution:
+def _distribution(text: str) -> BaseDistribution:
     """A study's trials share their distributions, so that each is read, and kept, once."""
-    return json_to_distribution(told)
+    return json_to_distribution(text)
 
 
 def _local(moment: datetime | None) -> datetime | None:

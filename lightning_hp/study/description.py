@@ -212,7 +212,7 @@ def describe(study: optuna.Study) -> Description:
     Raises:
         StudyError: If lightning_hp did not make the study.
     """
-    found = study.user_attrs.get(ATTRIBUTE)
-    if found is None:
+    stored = study.user_attrs.get(ATTRIBUTE)
+    if stored is None:
         raise StudyError(f"study {study.study_name!r} was not made by lightning_hp: it has no attribute {ATTRIBUTE!r}")
-    return Description.from_json(found)
+    return Description.from_json(stored)

@@ -18,10 +18,10 @@ from lightning_hp.study.paths import StudyPaths
 def read_result(paths: StudyPaths) -> dict[str, Any] | None:
     """``result.json`` of a study, None if there is none yet."""
     try:
-        found = json.loads(paths.result.read_text(encoding="utf-8"))
+        result = json.loads(paths.result.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return result if isinstance(result, dict) else None
 
 
 def stored_fit_command(result: Mapping[str, Any], paths: StudyPaths | None = None) -> str:

@@ -78,28 +78,30 @@ def one_line(error: BaseException) -> str:
 
 def remember(paths: StudyPaths, name: str, storage: str, source: Path | None = None) -> None:
     """Note in the study folder which study of which storage it belongs to, and which ``tune.yaml`` it came from."""
-    said = json.dumps({"name": name, "storage": storage, "source": None if source is None else str(source)})
-    if not paths.study.exists() or paths.study.read_text(encoding="utf-8") != said:
-        write_text(paths.study, said)
+    pointer = json.dumps({"name": name, "storage": storage, "source": None if source is None else str(source)})
+    if not paths.study.exists() or paths.study.read_text(encoding="utf-8") != pointer:
+        write_text(paths.study, pointer)
 
 
-def find_study(given: str, runs: Path = Path("runs")) -> tuple[optuna.Study, StudyPaths]:
+def find_study(name_or_folder: str, runs: Path = Path("runs")) -> tuple[optuna.Study, StudyPaths]:
     """Open a study that a person names.
 
     Args:
-        given: A study folder, or the name of one in ``runs``.
+        name_or_folder: A study folder, or the name of one in ``runs``.
         runs: Where studies are kept.
 
     Raises:
         StudyError: If there is no such study; says which there are.
     """
-    for folder in (Path(given), runs / given):
+    for folder in (Path(name_or_folder), runs / name_or_folder):
         paths = StudyPaths(folder)
         if paths.study.is_file():
-            known = json.loads(paths.study.read_text(encoding="utf-8"))
-            return load_study(known["name"], open_storage(known["storage"], paths)), paths
+            pointer = json.loads(paths.study.read_text(encoding="utf-8"))
+            return load_study(pointer["name"], open_storage(pointer["storage"], paths)), paths
     there = ", ".join(sorted(p.parent.name for p in runs.glob("*/study.json"))) or "none"
-    raise StudyError(f"`study` must be a study folder or the name of one in {runs} (there: {there}), got {given!r}")
+    raise StudyError(
+        f"`study` must be a study folder or the name of one in {runs} (there: {there}), got {name_or_folder!r}"
+    )
 
 
 def load_study(name: str, storage: BaseStorage) -> optuna.Study:

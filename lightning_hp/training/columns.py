@@ -135,17 +135,17 @@ def _read_texts(
     def share(chosen: NDArray[np.bool_]) -> float:
         return float(counts[chosen].sum()) / total if total else 0.0
 
-    found = np.asarray([np.nan if (number := read(text)) is None else number for text in distinct])
-    if share(~np.isnan(found) & ~marked) < mostly:
+    values = np.asarray([np.nan if (number := read(text)) is None else number for text in distinct])
+    if share(~np.isnan(values) & ~marked) < mostly:
         for reader in (_percent(read), _seconds):
             others = np.asarray([np.nan if (number := reader(text)) is None else number for text in distinct])
             if total and share(~np.isnan(others)) >= max(mostly, MOSTLY):
-                found = others
+                values = others
                 break
         else:
             if share(np.asarray([bool(_DATES.fullmatch(text)) for text in distinct])) >= MOSTLY:
                 return Column("dates")
-    is_number = ~np.isnan(found) & ~marked
+    is_number = ~np.isnan(values) & ~marked
     commas = np.asarray([bool(_COMMAS.fullmatch(text)) for text in distinct]) & ~is_number
     if total and commas.any() and share(is_number | commas) >= mostly and (decimal, thousands) == (".", None):
         raise ValueError(
@@ -155,8 +155,8 @@ def _read_texts(
     if total and share(is_number) < mostly:
         stray = distinct[~is_number & ~marked]
         return Column("texts", example=str(stray[0]) if len(stray) else "", share=share(is_number))
-    found = np.where(is_number & np.isfinite(found), found, np.nan)
-    numbers[present] = found[codes]
+    values = np.where(is_number & np.isfinite(values), values, np.nan)
+    numbers[present] = values[codes]
     odd = ~is_number & ~marked
     shown = distinct[odd] if odd.any() else distinct[marked]
     return Column(

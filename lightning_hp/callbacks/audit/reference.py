@@ -70,7 +70,7 @@ def read_reference(path: Path) -> tuple[Reference, str]:
         ValueError: if the file cannot be read or holds no moments; in one line, with its path.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Reference.from_dict(found["layers"]), str(found.get("weights", ""))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Reference.from_dict(content["layers"]), str(content.get("weights", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"`reference_moments` must be a file of validation moments, got {path}: {error}") from error
