@@ -50,6 +50,17 @@ class Smooths(Plain):
         return super().training_step(batch, batch_idx) * (1 + self.smoothing)
 
 
+class Weighs(Plain):
+    """A list among the hyperparameters enters the loss."""
+
+    def __init__(self, weights):
+        super().__init__(sgd(0.1))
+        self.save_hyperparameters()
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * sum(self.hparams.weights)
+
+
 class Idle(Plain):
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -74,6 +85,7 @@ class Stops(pl.Callback):
         ([partial(Hooked, sgd(0.1))] * 2, TableData, {}, "Hooked overrides on_before_optimizer_step"),
         ([partial(Branches, sgd(0.1))] * 2, TableData, {}, "a step fails under vmap: vmap: It looks like"),
         ([partial(Smooths, sgd(0.1), s) for s in (0.0, 0.0, 0.5)], TableData, {}, "the stacked loss differs"),
+        ([partial(Weighs, [1.0, w]) for w in (1.0, 1.0, 2.0)], TableData, {}, "the stacked loss differs"),
         ([partial(Idle, sgd(0.1))] * 2, TableData, {}, "the loss does not depend on unused.weight"),
         ([partial(Plain, lambda p: torch.optim.RMSprop(p))] * 2, TableData, {}, "the optimizer RMSprop is not stacked"),
         ([partial(Plain, sgd(0.1))] * 2, partial(Loaders, lambda: DataLoader(Stream(), 8)), {}, "Stream is iterable"),

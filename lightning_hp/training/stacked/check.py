@@ -206,15 +206,15 @@ def chosen_rows(modules: Sequence[pl.LightningModule]) -> list[int]:
 
 
 def _scalars(module: pl.LightningModule) -> dict[str, Any]:
-    kinds = (int, float, bool, str, tuple, type(None))
+    kinds = (int, float, bool, str, tuple, list, type(None))
     out = {
-        f"{path}.{name}": value
+        f"{path}.{name}": repr(value) if isinstance(value, list | tuple) else value
         for path, child in module.named_modules()
         if not isinstance(child, Metric)
         for name, value in vars(child).items()
         if isinstance(value, kinds) and not name.startswith("__")
     }
-    return out | {f"hparams.{name}": value for name, value in module.hparams.items() if isinstance(value, kinds)}
+    return out | {f"hparams.{name}": repr(value) for name, value in module.hparams.items() if isinstance(value, kinds)}
 
 
 @contextmanager
