@@ -243,7 +243,8 @@ class PandaBabysitter(Callback):
     def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         history = self.history
         history.values = read_values(trainer.optimizers[0], trainer.datamodule)  # type: ignore[attr-defined]
-        window = self._meter.window(trainer, pl_module, self.snapshots.get(GOOD), history.values)
+        good = self.snapshots.get(GOOD) if rules.needs_distance(history, self.settings) else None
+        window = self._meter.window(trainer, pl_module, good, history.values)
         history.windows.append(window)
         self._meter.restart(trainer.global_step)
         self.journal.window(window)

@@ -34,7 +34,8 @@ class Window:
         first: Loss of the first step, measured before that step's update.
         level: Mean loss of the second half.
         noise: Standard deviation of one step's loss, the trend removed (see `summarise_losses`).
-        moved: Distance of the weights from the last good snapshot, relative to the norm of that snapshot.
+        moved: Distance of the weights from the last good snapshot, relative to the norm of that snapshot; 0 where it
+            was not measured.
         grad_norm: Norm of one step's gradient, or None where it was not measured.
         finite: Whether all losses and all weights were finite.
         values: Hyperparameters during the window.

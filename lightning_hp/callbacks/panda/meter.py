@@ -59,7 +59,7 @@ class WindowMeter:
         Args:
             trainer: Gives step and epoch.
             module: Whose weights' way from ``good`` is measured.
-            good: The last good snapshot.
+            good: The last good snapshot; None leaves the distance unmeasured, 0.
             values: Hyperparameters of the window.
         """
         losses = floats(self.losses)

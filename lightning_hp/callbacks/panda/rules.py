@@ -21,8 +21,8 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 
+from lightning_hp.callbacks.panda import rate_search
 from lightning_hp.callbacks.panda.history import BEST, GOOD, RATE, START, History, Intervention, Window
-from lightning_hp.callbacks.panda.rate_search import STILL, search_rate
 from lightning_hp.callbacks.panda.settings import Settings
 
 #: share of the planned steps that momentum may remember (1 / (1 - momentum) steps)
@@ -48,9 +48,9 @@ def decide(history: History, settings: Settings) -> Intervention | None:
     """
     if not history.windows or history.paused or RATE not in history.values:
         return None
-    order: tuple[Rule, ...] = (search_rate, memory, batch, divergence, overfitting, wind_down, plateau)
+    order: tuple[Rule, ...] = (rate_search.search_rate, memory, batch, divergence, overfitting, wind_down, plateau)
     if history.count("slow_start", "too_fast"):  # the rate was nudged first: now what it cannot mend
-        order = (memory, batch, search_rate, divergence, overfitting, wind_down, plateau)
+        order = (memory, batch, rate_search.search_rate, divergence, overfitting, wind_down, plateau)
     for rule in order:
         intervention = rule(history, settings)
         if intervention is not None:
@@ -72,6 +72,14 @@ def is_good(history: History, settings: Settings) -> bool:
         return False
     best = _best(kept)
     return best is None or last.level <= best.level + settings.z * math.hypot(best.error, last.error)
+
+
+def needs_distance(history: History, settings: Settings) -> bool:
+    """Whether the way of the weights in the next window will be asked for: in the search, while nothing is learned."""
+    if rate_search.searching(history, settings) or not history.windows:
+        return True
+    first, last = history.windows[0].level, history.windows[-1].level
+    return not last <= UNTRAINED * first
 
 
 # --- 1: divergence ---
@@ -248,7 +256,8 @@ def plateau(history: History, settings: Settings) -> Intervention | None:
         return None
     numbers = {"slope": slope, "error": error, "windows": float(patience)}
     initial = history.windows[0].level
-    if windows[-1].moved < STILL and statistics.fmean(levels) > UNTRAINED * initial > 0:
+    untrained = min(levels[-2:]) > UNTRAINED * initial > 0  # so the distance was measured
+    if untrained and windows[-1].moved < rate_search.STILL:
         higher = settings.bounds[RATE].clip(history.values[RATE] * settings.raise_factor)
         why = f"no progress since the beginning in {patience} windows, and the weights hardly move"
         return Intervention("raise", why, values={RATE: higher}, numbers=numbers | {"moved": windows[-1].moved})

@@ -181,7 +181,7 @@ def random_states() -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "numpy": (str(kind), torch.from_numpy(np.array(keys).view(np.int32)), position, has_gauss, cached),
         "python": random.getstate(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -193,7 +193,7 @@ def set_random_states(states: dict[str, Any]) -> None:
     """Put back what `random_states` returned."""
     torch.set_rng_state(states["torch"].cpu())
     kind, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    np.random.set_state((kind, keys.cpu().numpy().view(np.uint32), position, has_gauss, cached))
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     if "cuda" in states:
