@@ -48,6 +48,16 @@ def trial_number(trial: FrozenTrial | optuna.Trial) -> int:
     return int(trial._trial_id)
 
 
+def stored_trial(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> FrozenTrial:
+    """A trial of a study as storage holds it now."""
+    return storage_of(study).get_trial(trial_number(trial))
+
+
+def stored_attributes(study: optuna.Study) -> dict[str, Any]:
+    """The user attributes of a study as storage holds them now, not copied as ``study.user_attrs`` copies them."""
+    return storage_of(study).get_study_user_attrs(study_number(study))
+
+
 def system_attributes(study: optuna.Study) -> dict[str, Any]:
     """The attributes that Optuna and its dashboard keep with a study, from storage."""
     return storage_of(study).get_study_system_attrs(study_number(study))

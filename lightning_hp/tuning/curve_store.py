@@ -14,6 +14,7 @@ import math
 import optuna
 
 from lightning_hp.search.curves import looks
+from lightning_hp.study.upstream import stored_trial
 
 #: where a re-test stops what is behind, in parts of a complete training
 RETEST_LOOKS = (0.25, 0.5, 0.75)
@@ -59,7 +60,7 @@ class ThinCurve:
         self, trial: optuna.Trial, max_steps: int | None, points: int = POINTS, *, prune_from: int | None = 0
     ) -> None:
         self._trial = trial
-        self._stored = dict(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
+        self._stored = dict(stored_trial(trial.study, trial).intermediate_values)
         self._curve = dict(self._stored)
         self._due = None if max_steps is None else sorted(kept_steps(max_steps, points))
         self._prune_from = prune_from
@@ -83,7 +84,7 @@ class ThinCurve:
         if len(self._curve) == len(self._stored):
             return self._trial.should_prune()
         study = self._trial.study
-        shown = copy.copy(study._storage.get_trial(self._trial._trial_id))
+        shown = copy.copy(stored_trial(study, self._trial))
         shown.intermediate_values = dict(self._curve)
         return study.pruner.prune(study, shown)
 

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError
+from lightning_hp.study.upstream import stored_attributes
 from lightning_hp.tuning.objective import OUT_OF_MEMORY
 
 #: this many failures in a row with one cause stop a study
@@ -29,7 +30,7 @@ SKIPPED = "skipped"
 
 def not_counted(study: optuna.Study) -> set[int]:
     """Numbers of the trials whose failures stopped the study."""
-    return set(study._storage.get_study_user_attrs(study._study_id).get(STOPPED_BY) or ())
+    return set(stored_attributes(study).get(STOPPED_BY) or ())
 
 
 def stop_on_same_failures(study: optuna.Study, paths: StudyPaths) -> None:

@@ -24,6 +24,7 @@ from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, open_storage, remember
+from lightning_hp.study.upstream import stored_trial, trial_number
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.config import STACKING, TuneConfig
@@ -173,7 +174,7 @@ class StudyRunner:
             trials = self.study.get_trials(deepcopy=False)
             for found in trials:
                 if found.state is TrialState.RUNNING and self._orphaned(found, claims):
-                    trial = optuna.Trial(self.study, found._trial_id)
+                    trial = optuna.Trial(self.study, trial_number(found))
                     if self._given_up(trial):
                         continue
                     self.listener.trial_resumed(found)
@@ -188,7 +189,7 @@ class StudyRunner:
                     return self.gate
             trial = self.study.ask()
             claims.enter_context(self.paths.trial(trial.number).claim())
-            self.listener.trial_started(trial.study._storage.get_trial(trial._trial_id))
+            self.listener.trial_started(stored_trial(trial.study, trial))
             return trial, self._suggest(trial)
 
     def _orphaned(self, found: FrozenTrial, claims: contextlib.ExitStack) -> bool:
@@ -196,7 +197,7 @@ class StudyRunner:
         with contextlib.ExitStack() as mine:
             claimed = mine.enter_context(self.paths.trial(found.number).claim())
             # its process may have finished it, and let go, since the list was read
-            if claimed and self.study._storage.get_trial(found._trial_id).state is TrialState.RUNNING:
+            if claimed and stored_trial(self.study, found).state is TrialState.RUNNING:
                 claims.enter_context(mine.pop_all())
                 return True
         return False
@@ -301,7 +302,7 @@ class StudyRunner:
     def announce(self, trial: optuna.Trial) -> None:
         """Tell the listener that a trial has ended."""
         self._announced.add(trial.number)
-        self.listener.trial_finished(self.study._storage.get_trial(trial._trial_id))
+        self.listener.trial_finished(stored_trial(self.study, trial))
 
     def catch_up(self) -> set[int]:
         """Announce as known what has been finished by others, or before; gives the numbers of all announced."""

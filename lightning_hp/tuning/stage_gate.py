@@ -21,6 +21,7 @@ from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.stages import DECIDED, Stage, apply_decisions, stage_at
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import quiet_optuna
+from lightning_hp.study.upstream import stored_attributes
 from lightning_hp.tuning.gate_question import ask, question
 
 #: what stands in the study where nobody answered
@@ -57,7 +58,7 @@ class StageGate:
 
     def decisions(self) -> dict[str, str]:
         """What was decided so far: number of a stage's first trial, as text, to the answer."""
-        return dict(self._study._storage.get_study_user_attrs(self._study._study_id).get(DECIDED) or {})
+        return dict(stored_attributes(self._study).get(DECIDED) or {})
 
     def is_closed(self, trials: list[FrozenTrial]) -> bool:
         """Whether no trial may be asked for now, since the next one is the first of a stage and nobody decided yet."""
@@ -117,7 +118,7 @@ class StageGate:
 
     def last_message(self) -> str | None:
         """What was last said at the gate, by whatever process, and where the form is if an answer is waited for."""
-        said = self._study._storage.get_study_user_attrs(self._study._study_id).get(ATTRIBUTE)
+        said = stored_attributes(self._study).get(ATTRIBUTE)
         if said is None or " waits " not in said:
             return None if said is None else f"stage {said}"
         return f"stage {said}: `lightning-hp dashboard {shlex.quote(str(self._paths.root))}` leads to the form"

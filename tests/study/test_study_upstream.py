@@ -13,7 +13,9 @@ from lightning_hp.study.storage import StudyError
 from lightning_hp.study.upstream import (
     note_target,
     storage_of,
+    stored_attributes,
     stored_figures,
+    stored_trial,
     study_number,
     system_attributes,
     trial_number,
@@ -43,6 +45,16 @@ def test_numbers_are_those_that_the_storage_gives(study):
     assert study_number(frozen) == number
     for trial in study.trials:
         assert trial_number(trial) == storage.get_trial_id_from_study_id_trial_number(number, trial.number)
+
+
+def test_trials_and_attributes_are_those_that_the_study_shows(study):
+    study.set_user_attr("stage", "1 coarse A")
+    assert stored_attributes(study) == study.user_attrs == {"stage": "1 coarse A"}
+    for trial in study.trials:
+        assert stored_trial(study, trial) == trial
+    running = study.ask()
+    running.set_user_attr("late", 1)
+    assert stored_trial(study, running).user_attrs == {"late": 1}
 
 
 def test_without_the_private_number_the_name_is_looked_up(study, monkeypatch):
