@@ -9,14 +9,19 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.study.confirmed import confirmed
+
 
 def ranked_trials(trials: Iterable[FrozenTrial], minimises: bool) -> list[FrozenTrial]:
     """Complete trials with a finite value that did not diverge, best first; ties by number.
+
+    Where configurations were trained on several seeds, the one with the best mean comes first, by its best training.
 
     Args:
         trials: Trials of one study, of any state.
         minimises: Whether smaller is better.
     """
+    trials = list(trials)
     counted = [
         (trial.values[0] if minimises else -trial.values[0], trial.number, trial)
         for trial in trials
@@ -24,7 +29,12 @@ def ranked_trials(trials: Iterable[FrozenTrial], minimises: bool) -> list[Frozen
         and math.isfinite(trial.values[0])
         and not trial.user_attrs.get("diverged")
     ]
-    return [trial for _, _, trial in sorted(counted, key=lambda entry: entry[:2])]
+    by_value = [trial for _, _, trial in sorted(counted, key=lambda entry: entry[:2])]
+    on_several_seeds = confirmed(trials, minimises)
+    if not on_several_seeds or on_several_seeds[0].failed:
+        return by_value
+    winner = on_several_seeds[0].best(minimises)
+    return [winner, *(trial for trial in by_value if trial.number != winner.number)]
 
 
 def best_trials(study: optuna.Study, n: int) -> list[FrozenTrial]:

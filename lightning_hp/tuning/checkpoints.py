@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from optuna.trial import TrialState
 
+from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.trials import best_trials
 
@@ -43,7 +44,11 @@ def drop_checkpoints(study: optuna.Study, paths: StudyPaths, keep: int, cleaned:
         cleaned: Numbers of trials that have none any more; those that lose theirs now are added.
     """
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    kept = {t.number for t in best_trials(study, keep)}
+    # any of the configurations that are trained again may become the winner
+    racing = {t.number for t in finished if CONFIRMS in t.user_attrs} | {
+        t.user_attrs[CONFIRMS] for t in finished if CONFIRMS in t.user_attrs
+    }
+    kept = {t.number for t in best_trials(study, keep)} | racing
     for trial in finished:
         root = paths.trial(trial.number).root
         if trial.number in kept or trial.number in cleaned:

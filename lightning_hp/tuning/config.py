@@ -41,6 +41,7 @@ _KEYS = (
     "seed",
     "plan",
     "prune",
+    "confirm",
     "grace",
     "pruner",
     "sampler",
@@ -66,6 +67,19 @@ class Budget:
 
     length: TrainingLength = field(default_factory=TrainingLength)
     seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """How the winner is confirmed, see :mod:`lightning_hp.tuning.confirmation`.
+
+    Attributes:
+        candidates: So many of the best configurations are trained again.
+        seeds: On so many fresh seeds each, at most.
+    """
+
+    candidates: int = 3
+    seeds: int = 2
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,7 @@ class TuneConfig:
         storage: ``journal`` or an Optuna URL.
         same_seed: Whether all trials are trained with one seed, instead of one each.
         prune: Whether hopeless trials are stopped.
+        confirm: How the best configurations are trained again at the end; None for not at all.
         grace: No trial is stopped before this part of its training, from 0 to 1.
         pruner: ``class_path`` and ``init_args`` of an Optuna pruner in place of ours.
         sampler: ``class_path`` and ``init_args`` of an Optuna sampler that proposes the points of fine stages.
@@ -127,6 +142,7 @@ class TuneConfig:
     storage: str = "journal"
     same_seed: bool = False
     prune: bool = True
+    confirm: Confirmation | None = field(default_factory=Confirmation)
     grace: float = 0.0
     pruner: Mapping[str, Any] | None = None
     sampler: Mapping[str, Any] | None = None
@@ -250,6 +266,7 @@ def _settings(mapping: Mapping[str, Any]) -> dict[str, Any]:
         "storage": storage,
         "same_seed": mapping.get("seed") == SAME_SEED,
         "prune": switch(mapping, "prune", True),
+        "confirm": _confirm(mapping.get("confirm", True)),
         "grace": part(mapping, "grace"),
         "pruner": class_block(mapping, "pruner"),
         "sampler": class_block(mapping, "sampler"),
@@ -338,6 +355,16 @@ def _seconds(given: Any, path: str = "budget.time", more: str = "") -> float:
     if total == 0:
         raise ConfigError(f"`{path}` must be {more}HH:MM:SS, DD:HH:MM:SS or seconds above 0, got {given!r}")
     return total
+
+
+def _confirm(value: Any) -> Confirmation | None:
+    if isinstance(value, bool):
+        return Confirmation() if value else None
+    check_keys(value, ("candidates", "seeds"), "confirm")
+    return Confirmation(
+        candidates=whole(value, "candidates", 3, 2, "confirm.candidates"),
+        seeds=whole(value, "seeds", 2, 1, "confirm.seeds"),
+    )
 
 
 def _gate(given: Any) -> float | None:

@@ -66,6 +66,8 @@ def run(
         if runner.stopping.is_set():
             raise KeyboardInterrupt
         if runner.wait_for_others():
+            if runner.confirm():
+                continue
             return finish(runner, now)
         if runner.stopping.is_set():
             raise KeyboardInterrupt

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from lightning_hp.ledger.dates import as_utc
 from lightning_hp.ledger.events import tuned
 from lightning_hp.ledger.fingerprint import data_fingerprint, model_fingerprint
 from lightning_hp.report.write import write_older_reports, write_reports
+from lightning_hp.study.confirmed import confirmed
 from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.results import read_result
 from lightning_hp.study.storage import StudyError, one_line
@@ -51,6 +53,8 @@ class Result:
         best: ``best.yaml``, None for a study of Python classes.
         report: The report.
         folder: The study folder.
+        confirmed: Mean of the winner's configuration over several seeds, half width of its 90 % interval, and the
+            values; None where it was trained on one seed only.
     """
 
     study: optuna.Study
@@ -64,6 +68,7 @@ class Result:
     best: Path | None
     report: Path
     folder: Path
+    confirmed: Mapping[str, Any] | None = None
 
 
 def finish(runner: StudyRunner, now: datetime | None = None) -> Result:
@@ -117,6 +122,15 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
         "checkpoint": str(checkpoint),
         "best_yaml": None,
     }
+    on_seeds = confirmed(runner.study.get_trials(deepcopy=False), runner.description.mode == "min")
+    if on_seeds and best in on_seeds[0].trials:
+        winner = on_seeds[0]
+        found["confirmed"] = {
+            "mean": winner.mean,
+            "interval": winner.interval if math.isfinite(winner.interval) else None,
+            "values": list(winner.values),
+            "text": winner.text(),
+        }
     if isinstance(runner.builder, CliBuilder):
         found["fit_command"] = fit_command(runner.builder, paths.best)
         if _write_best(runner, runner.builder, best, found):
@@ -215,10 +229,11 @@ def _has_test(built: Built) -> bool:
 def _write_best(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found: Mapping[str, Any]) -> bool:
     """Write ``best.yaml``, headed by where it comes from; a file that would not train the winner is not written."""
     tested = "".join(f", {name} {value:.4g}" for name, value in found["test"].items())
+    on_seeds = f"; {found['confirmed']['text']}" if "confirmed" in found else ""
     head = (
         f"# {found['fit_command']}\n"
         f"# Trial {best.number} of study {runner.study.study_name}, {found['finished_at']}: "
-        f"{found['monitor']} {best.value:.6g}{tested}\n"
+        f"{found['monitor']} {best.value:.6g}{tested}{on_seeds}\n"
     )
     arguments = runner.description.space.arguments(best.params)
     try:
@@ -245,4 +260,5 @@ def _result(runner: StudyRunner, found: Mapping[str, Any]) -> Result:
         best=Path(found["best_yaml"]) if found["best_yaml"] else None,
         report=runner.paths.report,
         folder=runner.paths.root,
+        confirmed=found.get("confirmed"),
     )

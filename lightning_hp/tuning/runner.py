@@ -21,6 +21,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
+from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, open_storage, remember
@@ -28,6 +29,7 @@ from lightning_hp.study.upstream import stored_trial, trial_number
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.config import STACKING, TuneConfig
+from lightning_hp.tuning.confirmation import enqueue_round, is_settled, reserved
 from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.length import TrainingLength, curve_steps
@@ -180,7 +182,7 @@ class StudyRunner:
                     self.listener.trial_resumed(found)
                     return trial, self._suggest(trial)
             waiting = any(t.state is TrialState.WAITING for t in trials)
-            if counted(trials, self.study) >= self.config.search.n_trials and not waiting:
+            if counted(trials, self.study) >= self.config.search.n_trials - reserved(self.config) and not waiting:
                 return None
             if self.gate is not None and not waiting:
                 if self.gate.is_over(trials):
@@ -248,7 +250,7 @@ class StudyRunner:
             self.length,
             self.max_steps,
             callbacks=[] if auditor is None else [auditor],
-            prune=self.config.prune,
+            prune=self.config.prune and CONFIRMS not in trial.user_attrs,
             curve_points=self.config.curve_points,
             grace=self.config.grace,
         )
@@ -311,6 +313,16 @@ class StudyRunner:
                 self._announced.add(trial.number)
                 self.listener.trial_known(trial)
         return self._announced
+
+    def confirm(self) -> bool:
+        """Ask for the next trainings that confirm the winner; False where there are none left."""
+        if not reserved(self.config) or self.config.confirm is None:
+            return False
+        with self.paths.ask_lock():
+            numbers = enqueue_round(self.study, self.config.confirm) if is_settled(self.study) else []
+        if numbers:
+            self._say(f"training the best again on a fresh seed: trials {', '.join(map(str, numbers))}")
+        return bool(numbers)
 
     # --- when others are still at work ---
 

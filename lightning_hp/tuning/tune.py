@@ -47,6 +47,7 @@ def tune(
     curve_points: int = POINTS,
     gate: bool | Mapping[str, Any] = False,
     engine: str = "in_process",
+    confirm: bool | Mapping[str, int] = True,
     keep_checkpoints: int = 3,
     retune_after: str | dict[str, str] | None = None,
     accept_changes: bool = False,
@@ -83,6 +84,9 @@ def tune(
         gate: Whether a person is asked in the dashboard what the next stage shall do; ``{"timeout": "30m"}`` says how
             long the study waits for the answer.
         engine: ``in_process``, or ``stacked`` to train trials of one structure together where the module allows it.
+        confirm: Whether the best configurations are trained again on fresh seeds at the end, inside the budget, and
+            the winner is chosen by the mean; ``{"candidates": 3, "seeds": 2}`` says how many. Not with fewer than 20
+            trials.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval.
         accept_changes: Whether to continue a study although module, data or Trainer arguments have changed; without
@@ -108,6 +112,7 @@ def tune(
         "curve_points": curve_points,
         "gate": gate,
         "caviar": {"engine": engine},
+        "confirm": confirm,
         "keep_checkpoints": keep_checkpoints,
         "retune_after": retune_after,
         "accept_changes": accept_changes,

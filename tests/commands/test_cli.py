@@ -293,7 +293,7 @@ def test_debug_shows_where(project, capsys):
 
     with pytest.raises(ConfigError, match="`mode` must be one of min, max") as error:
         cli.main(["tune", "tune.yaml", "--debug"])
-    assert error.traceback[-1].path.name == "config.py"
+    assert error.traceback[-1].path.name == "yaml_values.py"
 
 
 @pytest.mark.parametrize(

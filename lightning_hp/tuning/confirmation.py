@@ -1,0 +1,86 @@
+"""A winner one can believe: the best configurations of a study are trained again on fresh seeds, and compared by mean.
+
+The trainings are part of the budget: the search leaves them free (:func:`reserved`). They are raced seed by seed:
+after each, what is behind the best mean by more than noise explains is not trained any more. All state is in storage: a
+trial that confirms another one names it, so a study that was stopped goes on in the middle of a race.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hp.study.confirmed import CONFIRMS, Confirmed, confirmed
+from lightning_hp.study.trials import ranked_trials
+from lightning_hp.tuning.config import Confirmation, TuneConfig
+
+#: Budgets of fewer trials are too small to leave any of them to a confirmation.
+FEWEST_TRIALS = 20
+#: A configuration leaves the race when its mean is behind the best by so many standard errors of the difference.
+BEHIND = 2.0
+#: Seed numbers of confirmations are this far from those of the study's trials, and each round this far from the next.
+_SEEDS_APART = 1_000_000
+
+
+def reserved(config: TuneConfig) -> int:
+    """How many of the budget's trials the search leaves to the confirmation."""
+    wanted = config.confirm
+    # with a limit of time nobody knows how many trials there will be
+    if wanted is None or config.search.n_trials < FEWEST_TRIALS or config.budget.seconds is not None:
+        return 0
+    return wanted.candidates * wanted.seeds
+
+
+def enqueue_round(study: optuna.Study, wanted: Confirmation) -> list[int]:
+    """Ask for the next trainings of the race; the study's ask lock must be held, and no trial may run or wait.
+
+    Args:
+        study: A study whose search has ended.
+        wanted: How many configurations, on how many fresh seeds.
+
+    Returns:
+        Numbers of the trials whose values are trained again; empty when the race is over.
+    """
+    minimises = study.direction is StudyDirection.MINIMIZE
+    trials = study.get_trials(deepcopy=False)
+    searched = [t for t in trials if CONFIRMS not in t.user_attrs]
+    candidates = ranked_trials(searched, minimises)[: wanted.candidates]
+    if len(candidates) < 2:
+        return []  # there is nothing to choose from
+    results = {one.root: one for one in confirmed(trials, minimises)}
+    trained = {t.number: sum(o.user_attrs.get(CONFIRMS) == t.number for o in trials) for t in candidates}
+    lacking = [t for t in candidates if trained[t.number] < wanted.seeds and _in_race(t, results, trained)]
+    if not lacking:
+        return []
+    fewest = min(trained[t.number] for t in lacking)
+    racing = [t for t in lacking if trained[t.number] == fewest]
+    for trial in racing:
+        first = int(trial.user_attrs.get("seed_number", trial.number))
+        attributes = {CONFIRMS: trial.number, "seed_number": (fewest + 1) * _SEEDS_APART + first}
+        study.enqueue_trial(dict(trial.params), user_attrs=attributes)
+    return [t.number for t in racing]
+
+
+def _in_race(candidate: FrozenTrial, results: Mapping[int, Confirmed], trained: Mapping[int, int]) -> bool:
+    """Whether a configuration is not yet behind the best mean by more than noise explains."""
+    own = results.get(candidate.number)
+    if own is None:
+        return trained[candidate.number] == 0  # else its training on a fresh seed has failed
+    good = [one for one in results.values() if not one.failed]
+    if own.failed:
+        return False
+    best = good[0]  # the best mean comes first
+    deviations = [value - one.mean for one in good for value in one.values]
+    freedom = sum(len(one.values) - 1 for one in good)
+    scatter = math.sqrt(sum(d * d for d in deviations) / freedom)
+    error = scatter * math.sqrt(1 / len(own.values) + 1 / len(best.values))
+    return abs(own.mean - best.mean) <= BEHIND * error
+
+
+def is_settled(study: optuna.Study) -> bool:
+    """Whether no trial of the study runs or waits."""
+    return not any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in study.get_trials(deepcopy=False))

@@ -1,0 +1,73 @@
+"""Configurations on several seeds: means, intervals, order."""
+
+import math
+
+import numpy as np
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
+from scipy import stats
+
+from lightning_hp.study.confirmed import CONFIRMS, confirmed
+from lightning_hp.study.trials import ranked_trials
+
+
+def trials_of(rows):
+    """(value or state, number of the trial that it confirms or None) in order of number."""
+    made = []
+    for number, (value, root) in enumerate(rows):
+        state = value if isinstance(value, TrialState) else TrialState.COMPLETE
+        trial = create_trial(
+            state=state,
+            value=None if isinstance(value, TrialState) else value,
+            params={"x": 0.1 * (number if root is None else root)},
+            distributions={"x": FloatDistribution(0.0, 10.0)},
+            user_attrs={} if root is None else {CONFIRMS: root},
+        )
+        trial.number = number
+        made.append(trial)
+    return made
+
+
+ROWS = [(0.50, None), (0.40, None), (0.45, None), (0.60, 1), (0.47, 2), (0.56, 1), (0.46, 2)]
+
+
+def test_the_mean_decides_and_the_best_training_stands_for_it():
+    trials = trials_of(ROWS)
+    first, second = confirmed(trials, minimises=True)
+    assert (first.root, second.root) == (2, 1)
+    assert first.mean == pytest.approx(np.mean([0.45, 0.47, 0.46]))
+    assert first.best(minimises=True).number == 2
+    order = ranked_trials(trials, minimises=True)
+    assert order[0].number == 2, "trial 1 had the best single value, by luck"
+    assert [t.number for t in order[1:3]] == [1, 6]
+    assert ranked_trials(trials_of(ROWS[:3]), minimises=True)[0].number == 1
+
+
+def test_the_interval_is_students_with_the_scatter_of_all():
+    trials = trials_of(ROWS)
+    groups = [np.array([0.40, 0.60, 0.56]), np.array([0.45, 0.47, 0.46])]
+    scatter = math.sqrt(sum(((g - g.mean()) ** 2).sum() for g in groups) / 4)
+    low, high = stats.t.interval(0.9, 4, loc=0, scale=scatter / math.sqrt(3))
+    for one in confirmed(trials, minimises=True):
+        assert one.interval == pytest.approx(high)
+    assert confirmed(trials, minimises=True)[0].text() == f"0.46 ± {high:.2g} on 3 seeds"
+    assert low == pytest.approx(-high)
+
+
+def test_higher_may_be_better():
+    trials = trials_of([(0.5, None), (0.6, None), (0.7, 0), (0.5, 1)])
+    assert [one.root for one in confirmed(trials, minimises=False)] == [0, 1]
+    assert ranked_trials(trials, minimises=False)[0].number == 2
+
+
+@pytest.mark.parametrize("ending", [TrialState.FAIL, TrialState.PRUNED])
+def test_a_configuration_that_failed_on_a_seed_comes_last(ending):
+    trials = trials_of([(0.1, None), (0.5, None), (0.1, 0), (ending, 0), (0.5, 1)])
+    assert [(one.root, one.failed) for one in confirmed(trials, minimises=True)] == [(1, False), (0, True)]
+    assert ranked_trials(trials, minimises=True)[0].number == 1
+
+
+def test_without_repeats_nothing_is_confirmed():
+    assert confirmed(trials_of(ROWS[:3]), minimises=True) == []
+    assert confirmed(trials_of([*ROWS[:3], (TrialState.RUNNING, 1)]), minimises=True) == []

@@ -1,0 +1,136 @@
+"""The race of the best configurations on fresh seeds, in whole studies and round by round."""
+
+import optuna
+import pytest
+import toy_project as toy
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from lightning_hp.study.confirmed import CONFIRMS
+from lightning_hp.study.storage import quiet_optuna
+from lightning_hp.tuning.config import Confirmation, TuneConfig
+from lightning_hp.tuning.confirmation import FEWEST_TRIALS, enqueue_round, reserved
+from lightning_hp.tuning.yaml_file import ConfigError
+
+
+def study_of(values, direction="minimize"):
+    with quiet_optuna():
+        study = optuna.create_study(direction=direction)
+    for i, value in enumerate(values):
+        study.add_trial(
+            create_trial(value=value, params={"x": i / 10}, distributions={"x": FloatDistribution(0.0, 1.0)})
+        )
+    return study
+
+
+def run_round(study, loss, wanted):
+    """Ask for a round, and give every trial of it the loss that ``loss(x, round)`` says."""
+    numbers = enqueue_round(study, wanted)
+    for _ in numbers:
+        trial = study.ask()
+        x = trial.suggest_float("x", 0.0, 1.0)
+        value = loss(x, trial.user_attrs["seed_number"] // 1_000_000)
+        if value is None:
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, value)
+    return numbers
+
+
+def test_the_best_by_value_are_trained_on_seeds_of_their_own():
+    study = study_of([0.5, 0.3, 0.4, 0.2, 0.9])
+    wanted = Confirmation(candidates=3, seeds=2)
+    assert run_round(study, lambda x, _: x, wanted) == [3, 1, 2]
+    repeats = study.trials[5:]
+    assert [t.user_attrs[CONFIRMS] for t in repeats] == [3, 1, 2]
+    assert [t.params["x"] for t in repeats] == pytest.approx([0.3, 0.1, 0.2])
+    assert len({t.user_attrs["seed_number"] for t in repeats}) == 3
+
+
+def test_a_race_that_is_over_stays_over_and_nobody_gets_more_than_the_wanted_seeds():
+    study = study_of([0.10, 0.11, 0.101])
+    wanted = Confirmation(candidates=3, seeds=3)
+    rounds = 0
+    while run_round(study, lambda x, _: 0.1 + x / 100, wanted):
+        rounds += 1
+    counts = [sum(t.user_attrs.get(CONFIRMS) == root for t in study.trials) for root in range(3)]
+    assert max(counts) == 3
+    assert rounds == 3
+    assert enqueue_round(study, wanted) == []
+
+
+def test_noise_far_below_the_gap_stops_the_loser_after_one_seed():
+    study = study_of([0.100, 0.150, 0.101, 0.9])
+    wanted = Confirmation(candidates=3, seeds=2)
+    run_round(study, lambda x, _: {0.0: 0.1001, 0.1: 0.1501, 0.2: 0.1011}[round(x, 1)], wanted)
+    assert 1 not in run_round(study, lambda x, _: 0.1, wanted)
+
+
+def test_a_failed_training_takes_its_configuration_out():
+    study = study_of([0.1, 0.2, 0.3])
+    wanted = Confirmation(candidates=2, seeds=2)
+    assert run_round(study, lambda x, _: None if x < 0.05 else 0.2, wanted) == [0, 1]
+    assert run_round(study, lambda x, _: 0.2, wanted) == [1]
+    assert run_round(study, lambda x, _: 0.2, wanted) == []
+
+
+def test_one_candidate_is_no_race():
+    assert enqueue_round(study_of([0.1]), Confirmation()) == []
+
+
+def test_a_study_leaves_the_trials_free_and_the_winner_is_the_best_mean(studies):
+    class Noisy(toy.Toy):
+        """The seed's part is as large as the differences between good configurations."""
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.noise *= 300
+
+    result = studies.run(model=Noisy, trials=24, max_epochs=1)
+    trials = studies.trials()
+    repeats = [t for t in trials if CONFIRMS in t.user_attrs]
+    assert len(trials) <= 24
+    assert len(trials) >= 18 + 3
+    assert all(CONFIRMS not in t.user_attrs for t in trials[:18])
+    by_root = {}
+    for t in repeats:
+        by_root.setdefault(t.user_attrs[CONFIRMS], [trials[t.user_attrs[CONFIRMS]].value]).append(t.value)
+    means = {root: sum(values) / len(values) for root, values in by_root.items()}
+    root = min(means, key=means.get)
+    assert result.confirmed["mean"] == pytest.approx(means[root])
+    assert result.value == min(by_root[root])
+    assert result.checkpoint.is_file()
+    assert f"on {len(by_root[root])} seeds" in result.confirmed["text"]
+    assert len({t.user_attrs["seed"] for t in trials}) == len(trials)
+    assert len(studies.run(model=Noisy, trials=24, max_epochs=1).study.trials) == len(trials), "nothing more to do"
+
+
+def test_a_race_that_was_killed_goes_on(studies, fork):
+    reference = studies.run("reference", trials=22, max_epochs=1)
+    child = fork(lambda: studies.run(trials=22, max_epochs=1, faults="17:sigkill"))
+    assert child.wait() < 0
+    result = studies.run(trials=22, max_epochs=1)
+    assert result.confirmed == reference.confirmed
+    assert [t.value for t in studies.trials()] == [t.value for t in studies.trials("reference")]
+
+
+@pytest.mark.parametrize(
+    ("trials", "confirm", "kept"),
+    [(40, True, 6), (40, False, 0), (FEWEST_TRIALS - 1, True, 0), (30, {"candidates": 2, "seeds": 4}, 8)],
+)
+def test_what_the_search_leaves_free(trials, confirm, kept):
+    space = {"x": {"low": 0.0, "high": 1.0}}
+    assert reserved(TuneConfig.from_arguments(space, {"trials": trials}, {"name": "s", "confirm": confirm})) == kept
+
+
+@pytest.mark.parametrize(
+    ("confirm", "message"),
+    [
+        ({"candidates": 1}, r"`confirm\.candidates` must be a whole number of at least 2, got 1"),
+        ({"seed": 1}, r"`confirm\.seed` is not a known key"),
+        (3, "`confirm` must be a mapping with the keys candidates, seeds, got 3"),
+    ],
+)
+def test_confirm_that_is_refused(confirm, message):
+    with pytest.raises(ConfigError, match=message):
+        TuneConfig.from_arguments({"x": {"low": 0.0, "high": 1.0}}, {}, {"name": "s", "confirm": confirm})
