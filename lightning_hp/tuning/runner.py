@@ -321,7 +321,7 @@ class StudyRunner:
         with self.paths.ask_lock():
             numbers = enqueue_round(self.study, self.config.confirm) if is_settled(self.study) else []
         if numbers:
-            self._say(f"training the best again on a fresh seed: trials {', '.join(map(str, numbers))}")
+            self.say(f"training the best again on a fresh seed: trials {', '.join(map(str, numbers))}")
         return bool(numbers)
 
     # --- when others are still at work ---
