@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from lightning_hp.callbacks.panda.history import (
 from lightning_hp.callbacks.panda.journal import Journal, rows_of
 from lightning_hp.callbacks.panda.meter import WindowMeter
 from lightning_hp.callbacks.panda.policies import Policy, RulesPolicy
-from lightning_hp.callbacks.panda.probes import ProbePolicy
+from lightning_hp.callbacks.panda.probes import ProbePolicy, running_probe
 from lightning_hp.callbacks.panda.settings import Settings, bounds_from, settings_from
 from lightning_hp.callbacks.panda.values import LoaderReload, read_values, sets_its_own_rate, write_values
 
@@ -118,8 +119,11 @@ class PandaBabysitter(Callback):
         """Check what is trained, settle who owns the schedule, and take up a batch size from a checkpoint.
 
         Raises:
-            ValueError: Unless the module has one optimizer and automatic optimization.
+            ValueError: Unless the module has one optimizer and automatic optimization, and every process all weights.
         """
+        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+            kind = type(trainer.strategy).__name__
+            raise ValueError(f"`strategy` must keep all weights in every process (one device, DDP), got {kind}")
         if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
             kind = "automatic" if pl_module.automatic_optimization else "manual"
             raise ValueError(
@@ -298,7 +302,9 @@ class PandaBabysitter(Callback):
         self._log_values(trainer)
 
     def _answer_commands(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Carry out or refuse what a person asked for; every rank does the same."""
+        """Carry out or refuse what a person asked for; every rank does the same. A probe is ended first."""
+        if running_probe(self.history):
+            return
         commands = control.pending(self.journal.folder) if self.journal.folder is not None else []
         if trainer.world_size > 1:
             commands = trainer.strategy.broadcast(commands)

@@ -98,7 +98,7 @@ class Journal:
             "planned": history.planned,
             "values": history.values,
             "loss": history.windows[-1].level if history.windows else None,
-            "interventions": len(history.done),
+            "interventions": sum(done.what.rule not in ("wind_down", "probe") for done in history.done),
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -22,7 +22,7 @@ FORK = "fork"
 FACTORS = (1.0, 2.0, 0.5)
 #: shares of the planned steps after which a probe may begin
 _MARKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-#: learning rate and mini-batch size are no neighbours of one snapshot's loss: only these are probed
+#: what is probed, where its tier is open; a batch size would need another loader in the middle of an epoch
 _PROBED = (RATE, "momentum", "beta1", "weight_decay")
 
 
@@ -99,17 +99,17 @@ def next_step(history: History, running: list[Done], settings: Settings) -> Inte
         why = f"the probe of {name} goes on with {value:g}"
         values = {**fork, name: value}
         return Intervention("probe", why, values=values, save=(f"probe {index}",), restore=FORK, by="probe")
-    return _choose(name, candidates, _measured(history, running), index, fork)
+    return _choose(name, candidates, _measured(history, running), index, fork, settings.z)
 
 
 def _choose(
-    name: str, candidates: list[float], measured: list[Window], index: int, fork: dict[str, float]
+    name: str, candidates: list[float], measured: list[Window], index: int, fork: dict[str, float], z: float
 ) -> Intervention:
-    """The winner is the lowest level, if it is below that of the present value by two standard errors."""
+    """The winner is the lowest level, if it is below that of the present value by ``z`` standard errors."""
     levels = [window.level if window.finite and math.isfinite(window.level) else math.inf for window in measured]
     best = min(range(len(levels)), key=levels.__getitem__)
     error = math.hypot(measured[0].error, measured[best].error)
-    beyond_noise = best != 0 and levels[0] - levels[best] > 2 * error
+    beyond_noise = best != 0 and levels[0] - levels[best] > z * error
     winner = best if beyond_noise or not math.isfinite(levels[0]) else 0
     numbers = {f"loss at {value:g}": level for value, level in zip(candidates, levels, strict=True)}
     numbers = {key: value for key, value in numbers.items() if math.isfinite(value)} | {"error": error}

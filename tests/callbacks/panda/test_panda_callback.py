@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
 from panda_project import Data, Module, Script, assert_equal, data, state_of, trainer
 
 from lightning_hp.callbacks import BatchNormAuditor, PandaBabysitter, StalenessTracker
@@ -351,6 +353,12 @@ def test_two_optimizers_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"`module` must have one optimizer and automatic optimization, got 2 and man"):
         fit(tmp_path, PandaBabysitter(dirpath=""), Two())
+
+
+def test_sharded_weights_are_refused():
+    sharded = SimpleNamespace(strategy=FSDPStrategy())
+    with pytest.raises(ValueError, match=r"`strategy` must keep all weights in every process .*, got FSDPStrategy"):
+        PandaBabysitter(dirpath="").on_fit_start(sharded, Module())
 
 
 # --- other callbacks ---

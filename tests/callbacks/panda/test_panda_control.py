@@ -174,6 +174,16 @@ def test_a_stop_ends_the_fit_in_the_ordinary_way(tmp_path):
     assert json.loads((tmp_path / "panda.json").read_text())["state"] == "ended"
 
 
+def test_a_command_waits_for_the_end_of_a_probe(tmp_path):
+    settings = {"start_share": 0.0, "wind_down_share": 0.0}
+    panda = PandaBabysitter(mode="probe", check_every=5, dirpath=tmp_path, settings=settings, picture=False)
+    person = Person(tmp_path, {7: [("nudge", {"momentum": 0.5})]})
+    fit(tmp_path, panda, callbacks=[person], epochs=10)
+    rules = [(done.step, done.what.rule) for done in panda.history.done[:5]]
+    assert rules == [(5, "probe"), (10, "probe"), (15, "probe"), (20, "probe_end"), (25, "nudge")]
+    assert person.values[26]["momentum"] == 0.5
+
+
 # --- replay ---
 
 
