@@ -3,7 +3,6 @@
 import optuna
 import pytest
 
-from lightning_hp.search.boxes import WIDEN_BY
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import DECIDED, DECISIONS, apply_decisions, stage_at
@@ -18,14 +17,6 @@ SPACE = SearchSpace.from_dict(
     }
 )
 TRIALS = 30
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 def objective(trial):
@@ -60,10 +51,12 @@ def test_a_widened_box_has_every_side_moved_out_within_the_range():
     assert [t.params for t in plain.trials[:first]] == [t.params for t in wide.trials[:first]]
     was, now = boxes(plain)[2], boxes(wide)[2]
     for name in ("rate", "part"):
-        low, high = was[name]
-        by = WIDEN_BY * (high - low)
-        assert now[name] == pytest.approx((max(0, low - by), min(1, high + by)))
-        assert now[name][1] - now[name][0] > 1.2 * (high - low)
+        (low, high), (wide_low, wide_high) = was[name], now[name]
+        assert 0 <= wide_low <= low < high <= wide_high <= 1
+        # half of the width on either side, unless the range ends before
+        assert wide_low == 0 or (low - wide_low) / (high - low) == pytest.approx(0.5)
+        assert wide_high == 1 or (wide_high - high) / (high - low) == pytest.approx(0.5)
+        assert (wide_low, wide_high) != (low, high)
     low, high = now["layers"]
     assert low <= was["layers"][0]
     assert high >= was["layers"][1]

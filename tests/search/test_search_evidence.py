@@ -26,14 +26,6 @@ SPACE = SearchSpace.from_dict(
 )
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
-
-
 def study_of(function, n=80, seed=0, direction="minimize", space=SPACE, plan="opening"):
     sampler = CoarseToFineSampler(space, n_trials=n, seed=seed, plan=plan)
     study = optuna.create_study(sampler=sampler, direction=direction)

@@ -23,14 +23,6 @@ SPACE = SearchSpace.from_dict(preset("batchnorm_mlp"))
 IMPORTANT = [p.stored_name for p in SPACE.parameters if isinstance(p, Float)]
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
-
-
 def quality(natural: dict[str, Any]) -> float:
     """Best at learning rate 0.005, momentum 0.98, 100 units, two layers, no dropout."""
     return (

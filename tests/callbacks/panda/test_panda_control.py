@@ -311,6 +311,8 @@ def test_a_probe_restores_exactly_the_state_it_forked_from(tmp_path):
     watch = Watch()
     panda = PandaBabysitter(mode="probe", check_every=5, dirpath="", settings={"start_share": 0.0})
     fit(tmp_path, panda, Module(dropout=0.2), [watch], epochs=10)
+    assert probes.FORK in {done.what.restore for done in panda.history.done}
+    assert {row["what"] for row in panda.rows} >= {"learning_rate"}
     for index, done in enumerate(panda.history.done):
         if done.what.restore == probes.FORK:
             assert_equal(watch.states[done.step], watch.states[done.back_to])
