@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from lightning_hp.commands.output import write_line
 from lightning_hp.commands.tune import show_end
 from lightning_hp.study.storage import find_study
 from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.engines import threads_of_worker
 from lightning_hp.tuning.progress import StudyDisplay
 from lightning_hp.tuning.retune import retune_study
 from lightning_hp.tuning.tune import cli_builder
@@ -33,8 +33,8 @@ def retune_verb(options: Namespace) -> int:
     if source is None:
         raise ConfigError(f"`config` is missing: {options.study} does not say which tune.yaml it came from")
     config = TuneConfig.from_file(Path(source))
-    if "OMP_NUM_THREADS" not in os.environ:  # as the workers that tuned it had: the same sums in the same order
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.caviar.workers))
+    # as the workers that tuned it had: the same sums in the same order
+    torch.set_num_threads(threads_of_worker(config.caviar.workers))
     with StudyDisplay(config.name, config.search.n_trials, config.monitor, config.mode) as display:
         retuned = retune_study(
             str(paths.root),

@@ -163,7 +163,7 @@ def combined_storage_of(target: str | Path | BaseStorage) -> CombinedStorage:
         return CombinedStorage([(target, {})])
     text = str(target)
     if "://" in text:
-        return CombinedStorage([(open_storage(text, StudyPaths(Path())), {})])
+        return CombinedStorage([(open_storage(text, StudyPaths(Path()), must_exist=True), {})])
     for path in (Path(text), Path("runs") / text):
         if path.is_dir() and study_folders(path):
             return CombinedStorage(folder=path)

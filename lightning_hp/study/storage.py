@@ -14,6 +14,7 @@ from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
+from sqlalchemy.engine import make_url
 
 from lightning_hp.study.database import QuickDatabase
 from lightning_hp.study.journal import MendingJournal
@@ -37,12 +38,13 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def open_storage(storage: str, paths: StudyPaths) -> BaseStorage:
+def open_storage(storage: str, paths: StudyPaths, *, must_exist: bool = False) -> BaseStorage:
     """Open a storage.
 
     Args:
         storage: ``journal`` (a file in the study folder), or an Optuna URL.
         paths: The study folder.
+        must_exist: Whether a database file that is not there is an error, instead of being created empty.
 
     Raises:
         StudyError: If the storage does not answer or the file is no journal.
@@ -54,6 +56,9 @@ def open_storage(storage: str, paths: StudyPaths) -> BaseStorage:
         except Exception as error:  # Optuna has no error of its own for a file that is no journal
             raise StudyError(f"`storage` cannot be opened: {paths.journal}: {one_line(error)}") from error
     try:
+        file = make_url(storage).database if storage.startswith("sqlite") else None
+        if must_exist and file and file != ":memory:" and not Path(file).is_file():
+            raise FileNotFoundError(f"there is no file {file}")
         return optuna.storages.get_storage(QuickDatabase(storage))
     except Exception as error:
         raise StudyError(

@@ -21,6 +21,7 @@ import optuna
 import torch
 from torch import Tensor
 
+from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.paths import TrialPaths
 from lightning_hp.study.storage import one_line
 from lightning_hp.training.stacked import Member, NotStackable, Outcome, Report, train_stacked
@@ -242,7 +243,8 @@ class _MemberCurve:
 
     def __init__(self, cohort: Cohort, trial: optuna.Trial) -> None:
         self.cohort = cohort
-        prune_from = math.ceil(cohort.grace * cohort.max_steps) if cohort.prune else None
+        asked = cohort.prune and CONFIRMS not in trial.user_attrs  # a confirmation is trained to its end
+        prune_from = math.ceil(cohort.grace * cohort.max_steps) if asked else None
         self.thin = ThinCurve(trial, cohort.max_steps, cohort.curve_points, prune_from=prune_from)
         self.rows: list[dict[str, Any]] = []
         self.best_state: dict[str, Tensor] = {}

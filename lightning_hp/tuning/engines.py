@@ -96,6 +96,9 @@ def _work_in_processes(runner: StudyRunner, command: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"{i}.log" for i in range(workers)]
     processes: list[subprocess.Popen[bytes]] = []
+    threads, setting = threads_of_worker(workers), os.environ.get("OMP_NUM_THREADS")
+    if setting not in (None, str(threads)):
+        runner.say(f"OMP_NUM_THREADS={setting} is shared out: {threads} for each of {workers} workers")
 
     def kill() -> None:
         # a terminal has told them too, but two signals in quick succession may reach a busy process as one
@@ -123,10 +126,16 @@ def _work_in_processes(runner: StudyRunner, command: Sequence[str]) -> None:
     _check(processes, logs, runner)
 
 
+def threads_of_worker(workers: int) -> int:
+    """How many threads each of so many workers has: its share of ``OMP_NUM_THREADS``, or of the cores."""
+    setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    threads = int(setting) if setting.isdigit() and int(setting) else os.cpu_count() or 1
+    return max(1, threads // workers)
+
+
 def _environment(worker: int, workers: int) -> dict[str, str]:
     """Threads shared out between the workers, and accelerators if there are several."""
-    environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of_worker(workers))}
     import torch
 
     devices = torch.cuda.device_count()
