@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_hp.search.convergence import StopWhenConverged
     from lightning_hp.search.parameters import Choice, Float, Int
     from lightning_hp.search.plan import SearchPlan
     from lightning_hp.search.presets import PRESETS, preset
@@ -24,6 +25,7 @@ _HOMES = {
     "Int": "parameters",
     "SearchPlan": "plan",
     "SearchSpace": "space",
+    "StopWhenConverged": "convergence",
     "preset": "presets",
     "sample": "scales",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "Int",
     "SearchPlan",
     "SearchSpace",
+    "StopWhenConverged",
     "preset",
     "sample",
 ]

@@ -1,9 +1,13 @@
 """Where good trials lie: how trials are ranked, and the box of each stage as it follows from them.
 
-A box is the hull of the best quarter of those trials (at least two) on each parameter's unit axis, with a margin.
-``m`` points drawn uniformly from an interval span (m - 1) / (m + 1) of it on average, so adding hull / (m - 1) on both
-sides estimates its ends without bias. A parameter that does not matter has good values everywhere and keeps a wide box;
-one that matters is narrowed.
+The box of a fine stage is the region where the engine's model places the optimum: on each axis the central MASS of its
+distribution (:meth:`.CurveModel.optima`). It is where the sampler looks first, and no wall: where there is nothing to
+gain inside compared with outside, a point outside is taken, and widens the box.
+
+Without a model (coarse stages, another sampler) a box is the hull of the best quarter of those trials (at least two) on
+each parameter's unit axis, with a margin. ``m`` points drawn uniformly from an interval span (m - 1) / (m + 1) of it on
+average, so adding hull / (m - 1) on both sides estimates its ends without bias. A parameter that does not matter has
+good values everywhere and keeps a wide box; one that matters is narrowed.
 
 All functions are pure.
 """
@@ -11,8 +15,9 @@ All functions are pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +26,15 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hp.search.parameters import Choice, Int, Parameter
 from lightning_hp.search.scales import to_unit
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.search.stages import Box, Stage
+from lightning_hp.search.stages import Box, Stage, stage_at
 
 #: A box is drawn around this part of the finished trials, once there are at least so many.
 BEST_PART, FEWEST_TRIALS = 0.25, 4
+#: A fine stage's box holds this much of the probability that the optimum has, on each axis, by the engine's model.
+MASS = 0.9
+#: Trial attributes: where a point left its stage's box, since there was more to gain outside, and widened it; and where
+#: it left the box to explore, since nothing was left to gain anywhere.
+WIDENED, EXPLORED = "widened", "explored"
 #: Least width of a box on the unit axis. Wide in coarse stages, where newly opened parameters move the optimum: over
 #: momentum 0.9 to 0.999 the step lr / (1 - momentum) grows by two decades, half of a learning-rate range of four.
 LEAST_WIDTH: dict[str, float] = {"coarse": 0.5, "fine": 0.15}
@@ -96,6 +106,7 @@ def box(
     planned: Stage,
     previous: Box | None,
     direction: str = "minimize",
+    optima: NDArray[np.float64] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """The box of a stage.
 
@@ -105,6 +116,8 @@ def box(
         planned: The stage.
         previous: The box of the stage before, None for the first.
         direction: ``minimize`` or ``maximize``.
+        optima: Positions drawn from where a model places the optimum, the best complete trial first, shape (s, d);
+            None to take the good trials themselves.
 
     Returns:
         Stored name to (low, high) within [0, 1]. New tiers have their full range, closed ones low == high == default.
@@ -124,12 +137,18 @@ def box(
             sides[name] = (default, default)
             continue
         before = (0.0, 1.0) if previous is None or parameter.tier in planned.new else previous[name]
-        values = points[:, j][~np.isnan(points[:, j])]
+        values = points[:, j][~np.isnan(points[:, j])] if optima is None else _central(optima[:, j])
         if parameter.tier in planned.new or parameter.is_categorical or len(values) < 2 or not planned.zoom:
             sides[name] = before
         else:
             sides[name] = _zoom(parameter, values, before, LEAST_WIDTH[planned.kind])
     return sides
+
+
+def _central(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Positions on one axis without the outermost ones, so that MASS stays; the first, the best trial, stays too."""
+    low, high = np.quantile(values[1:], [(1.0 - MASS) / 2, (1.0 + MASS) / 2])
+    return np.array([values[0], *np.clip(values[1:], low, high)])
 
 
 def _zoom(
@@ -172,22 +191,67 @@ def _cell(parameter: Parameter, unit: float) -> tuple[float, float]:
 
 
 def with_boxes(
-    space: SearchSpace, trials: Sequence[FrozenTrial], planned: Sequence[Stage], direction: str = "minimize"
+    space: SearchSpace,
+    trials: Sequence[FrozenTrial],
+    planned: Sequence[Stage],
+    direction: str = "minimize",
+    optima: Callable[[Stage], NDArray[np.float64] | None] | None = None,
 ) -> list[Stage]:
-    """The stages with their boxes, each from the trials numbered below its first.
+    """The stages with their boxes: each from the trials numbered below its first, and wider for what was taken outside.
 
     Args:
         space: The parameters.
         trials: Trials of the study, of any state.
         planned: Stages in order, from the first one on.
         direction: ``minimize`` or ``maximize``.
+        optima: Asked about each fine stage that zooms: where a model places the optimum, see :func:`box`. None to draw
+            all boxes around good trials.
     """
+    reached = [t for t in trials if t.state is not TrialState.FAIL and WIDENED in t.user_attrs]
     boxed: list[Stage] = []
     for stage in planned:
         before = boxed[-1].box if boxed else None
-        sides = box(space, trials, stage, before, direction)
-        boxed.append(replace(stage, box=_widened(space, sides) if stage.widen else sides))
+        believed = optima(stage) if optima is not None and stage.zoom and stage.kind == "fine" else None
+        sides = box(space, trials, stage, before, direction, believed)
+        stage = replace(stage, box=_widened(space, sides) if stage.widen else sides)
+        units = positions(space, [t for t in reached if stage_at(planned, t.number).index == stage.index])
+        boxed.append(reaching(space, stage, units))
     return boxed
+
+
+def reaching(space: SearchSpace, stage: Stage, units: NDArray[np.float64]) -> Stage:
+    """A stage whose box is as much wider as it takes to hold these positions, shape (n, d); NaN takes nothing."""
+    if not len(units) or stage.box is None:
+        return stage
+    sides = {}
+    for parameter, column in zip(space.parameters, units.T, strict=True):
+        low, high = stage.box[parameter.stored_name]
+        held = column[~np.isnan(column)] if parameter.tier in stage.tiers else column[:0]
+        for unit in held:
+            if not low - TOUCH <= unit <= high + TOUCH:
+                cell = (float(unit), float(unit)) if parameter.cardinality is None else _cell(parameter, float(unit))
+                low, high = min(low, cell[0]), max(high, cell[1])
+        sides[parameter.stored_name] = (low, high)
+    return replace(stage, box=sides)
+
+
+def outside_text(space: SearchSpace, stage: Stage, values: Mapping[str, Any]) -> str | None:
+    """Which parameters of a point leave a stage's box, such as ``learning_rate 0.31, num_layers 2``; None if none does.
+
+    Args:
+        space: The parameters.
+        stage: A stage with its box.
+        values: Stored values of the point.
+    """
+    wider = reaching(space, stage, space.unit([values]))
+    names = [p.stored_name for p in space.parameters]
+    left = [n for n in names if wider.box is not None and stage.box is not None and wider.box[n] != stage.box[n]]
+    natural = space.natural(values)
+    return ", ".join(f"{space[n].name} {_short(natural[space[n].name])}" for n in left) or None
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _widened(space: SearchSpace, sides: Box) -> dict[str, tuple[float, float]]:

@@ -26,6 +26,8 @@ Array = NDArray[np.float64]
 #: Looks are at these parts of the longest training: later ones only (1/2 alone) stop too late, earlier ones than 1/16
 #: stop what would have caught up.
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+#: A part of the longest training of one in so many stands at 0 on the axis of the training fraction.
+SHORTEST = 64.0
 #: At most this many observations are modelled: time grows with their cube.
 MOST_POINTS = 220
 #: Of these at most this part are last points of trials; the rest shows how curves go on.
@@ -69,10 +71,9 @@ def looks(max_steps: int | None) -> tuple[int, ...]:
 
 
 def fraction(step: float, max_steps: int) -> float:
-    """Where a step stands on the axis of the training fraction: log(step) / log(max_steps), within [0, 1]."""
-    if max_steps <= 1:
-        return 1.0
-    return math.log(min(max(step, 1), max_steps)) / math.log(max_steps)
+    """Where a step stands on the axis of the training fraction: 1 at the end, one unit for six halvings, at least 0."""
+    part = min(max(step, 1), max_steps) / max_steps
+    return max(1.0 + math.log(part) / math.log(SHORTEST), 0.0)
 
 
 def from_one(reported: Mapping[int, float]) -> dict[int, float]:

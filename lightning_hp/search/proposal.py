@@ -24,7 +24,8 @@ Array = NDArray[np.float64]
 #: Standard deviation of starting points around the default, in parts of the whole range, by tier: the more important a
 #: parameter, the more its best value differs from one task to the next.
 AROUND_DEFAULT = {"A": 0.25, "B": 0.25, "C": 0.2, "D": 0.1}
-_UNIFORM, _AROUND_BEST, _AROUND_DEFAULT = 256, 40, 32
+#: Candidates: drawn uniformly (the first of them), around the best points, around the defaults.
+UNIFORM, _AROUND_BEST, _AROUND_DEFAULT = 256, 40, 32
 _WIDTHS = (0.05, 0.15, 0.3)
 _STARTS, _REFINED, _SHRINKING = 4, 24, (0.1, 0.05, 0.025, 0.0125)
 
@@ -67,7 +68,7 @@ def starting_point(space: SearchSpace, sides: Array, cube: Array, near_default: 
 
 
 def candidates(
-    space: SearchSpace, sides: Array, best: Array, rng: np.random.Generator, uniform: int = _UNIFORM
+    space: SearchSpace, sides: Array, best: Array, rng: np.random.Generator, uniform: int = UNIFORM
 ) -> Array:
     """Points to start the search for the maximum from, shape (m, d), all in the box.
 
@@ -89,6 +90,30 @@ def candidates(
             drawn.append(_hop(space, point + step, rng))
     drawn.append(centre + trust * rng.standard_normal((_AROUND_DEFAULT, d)))
     return np.clip(np.concatenate(drawn), low, high)
+
+
+#: Points to explore: drawn uniformly; and points whose coordinates are each kept from a good one or drawn anew.
+_FAR_UNIFORM, _FAR_CROSSED = 256, 256
+
+
+def far_candidates(space: SearchSpace, sides: Array, best: Array, rng: np.random.Generator) -> Array:
+    """Points to explore, shape (m, d), all in the box: drawn, not optimised.
+
+    The deviation of a model is greatest in the corners of the box, of which there are 2^d, and a maximiser goes there.
+
+    Args:
+        space: The parameters.
+        sides: Low and high of the box, shape (d, 2).
+        best: The points that are predicted best, shape (k, d).
+        rng: Source of the draws.
+    """
+    d = len(space)
+    low, high = sides[:, 0], sides[:, 1]
+    drawn = low + (high - low) * rng.random((_FAR_UNIFORM + _FAR_CROSSED, d))
+    kept = rng.random((_FAR_CROSSED, d)) < rng.random((_FAR_CROSSED, 1))
+    parents = best[rng.integers(len(best), size=_FAR_CROSSED)]
+    drawn[_FAR_UNIFORM:] = np.where(kept, parents, drawn[_FAR_UNIFORM:])
+    return np.clip(drawn, low, high)
 
 
 def maximise(

@@ -7,7 +7,8 @@ trial would end, from its curve so far and from all others. Rules, in order:
 * ``diverged``: stop where the latest report is NaN or infinite;
 * ``rung``: while fewer than START_UP trials are finished, stop what is outside the best third at this look;
 * ``predicted``: later, stop where the predicted final mean, less SURE standard deviations (SURE_LATE once SETTLED
-  trials are complete), is worse than what the surrogate expects of the best complete trial.
+  trials are complete, and more for each trial stopped in a row), is worse than what the surrogate expects of the best
+  complete trial.
 
 The thresholds were measured on the development tasks of ``benchmarks/search_efficiency.py``.
 """
@@ -29,11 +30,16 @@ from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Int, Parameter
 from lightning_hp.search.space import Entry, SearchSpace
 
-#: How many standard deviations a prediction may be wrong in the trial's favour.
-SURE = 1.0
+#: The model is too sure of where a curve ends: finals lie about so many times further from its mean than it says
+#: (measured on curves whose ends are known; ``tests/search/test_calibration.py`` holds the intervals to it).
+WIDER = 2.0
+#: How many (widened) standard deviations a prediction may be wrong in the trial's favour.
+SURE = 0.5
 #: Once this many trials are complete it takes this many: what is left to gain is small then, and a wrong stop costs
 #: more than a full training.
-SETTLED, SURE_LATE = 10, 3.0
+SETTLED, SURE_LATE = 10, 1.5
+#: And so many more for each trial stopped in a row: a model that lets nothing pass is not contradicted by anything.
+PATIENCE = 0.125
 #: While fewer trials than this are finished, predictions are worth less than a comparison.
 START_UP = 6
 _RUNG_PART = 1 / 3
@@ -157,14 +163,21 @@ def _decide(engine: Engine | None, curves: list[Curve], number: int, latest: flo
     model = engine.model(curves)
     assert model is not None
     means, deviations = model.final(np.stack([this.unit, *(c.unit for c in complete)]))
-    sure = SURE if len(complete) < SETTLED else SURE_LATE
-    mean, deviation, best = float(means[0]), float(deviations[0]), float(means[1:].min())
+    sure = (SURE if len(complete) < SETTLED else SURE_LATE) + PATIENCE * _stopped_in_a_row(curves)
+    mean, deviation, best = float(means[0]), WIDER * float(deviations[0]), float(means[1:].min())
     sign = -1.0 if maximize else 1.0
     ends = sign * model.compression.inverse(np.array([mean, best, mean - deviation, mean + deviation]))
     predicted = dict(zip(("mean", "best", "low", "high"), (float(v) for v in ends), strict=True))
     if maximize:
         predicted["low"], predicted["high"] = predicted["high"], predicted["low"]
     return {"stop": mean - sure * deviation > best, "rule": "predicted", **predicted}
+
+
+def _stopped_in_a_row(curves: list[Curve]) -> int:
+    """How many trials were stopped since the last one that was complete, in the order of their numbers."""
+    ended = [c for c in curves if c.state is not TrialState.RUNNING]
+    complete = [i for i, c in enumerate(ended) if c.state is TrialState.COMPLETE]
+    return len(ended) - 1 - complete[-1] if complete else len(ended)
 
 
 def _at(curve: Curve, fraction: float) -> float | None:

@@ -26,7 +26,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lightning_hp.search.boxes import with_boxes
+from lightning_hp.search.boxes import EXPLORED, WIDENED, outside_text, reaching, with_boxes
 from lightning_hp.search.curves import older_curve
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Parameter
@@ -115,6 +115,11 @@ class CoarseToFineSampler(BaseSampler):
 
     # --- beyond Optuna's interface ---
 
+    @property
+    def engine(self) -> Engine:
+        """The model of the study's trials, as the sampler and its pruner use it."""
+        return self._engine
+
     def describe(self, trial: Trial | FrozenTrial) -> dict[str, Any]:
         """The stage of a trial, as the user attributes that a study shows: ``stage``, ``stage_index``, ``tier``."""
         stage = stage_at(self.planned, trial.number)
@@ -126,8 +131,25 @@ class CoarseToFineSampler(BaseSampler):
         asked = max((t.number for t in trials if t.state is not TrialState.WAITING), default=-1)
         planned = self._decided(study)
         begun = [s for s in planned if s.first <= asked]
-        boxed = with_boxes(self.space, trials, begun, _direction(study))
+        boxed = self.with_boxes(study, begun)
         return [*boxed, *planned[len(boxed) :]]
+
+    def with_boxes(self, study: Study, stages: Sequence[Stage]) -> list[Stage]:
+        """These stages, the first of the plan and those after it, with their boxes as they follow from storage.
+
+        The box of a fine stage is where the engine's model places the optimum. Where a person zooms in earlier than
+        planned, and with a base sampler, it is drawn around the good trials.
+        """
+        trials = study._get_trials(deepcopy=False, use_cache=True)
+
+        def optima(stage: Stage) -> NDArray[np.float64] | None:
+            if not self.planned[stage.index - 1].zoom:
+                return None
+            curves = self._engine.curves(study, [t for t in trials if t.state in _FINISHED])
+            earlier = [c for c in curves if c.number < stage.first]
+            return self._engine.optima(earlier, self._full(stage), self._rng(stage.first, "optima"))
+
+        return with_boxes(self.space, trials, stages, _direction(study), optima if self.base is None else None)
 
     def pruner(self) -> CurvePruner:
         """The pruner that belongs to this sampler, for ``optuna.create_study(sampler=..., pruner=...)``."""
@@ -195,14 +217,17 @@ class CoarseToFineSampler(BaseSampler):
         if trial.number == 0:
             return self.space.defaults()
         current = stage_at(self.planned, trial.number)
-        trials = study._get_trials(deepcopy=False, states=_FINISHED, use_cache=True)
-        stage = with_boxes(self.space, trials, self._decided(study)[: current.index], _direction(study))[-1]
+        stage = self.with_boxes(study, self._decided(study)[: current.index])[-1]
         if stage.kind == "coarse":
             unit = self._start(trial, stage)
         elif self.base is not None:
             unit = self._refine(study, trial, stage)
         else:
-            unit = self._improve(study, trial, stage)
+            unit, explores = self._improve(study, trial, stage)
+            outside = outside_text(self.space, stage, self.space.at(unit))
+            if outside is not None:
+                study._storage.set_trial_user_attr(trial._trial_id, EXPLORED if explores else WIDENED, outside)
+                stage = reaching(self.space, stage, unit[None])
         return self._distinct(study, trial, stage, to_stored_values(self.space, stage, unit))
 
     def _decided(self, study: Study) -> tuple[Stage, ...]:
@@ -218,15 +243,27 @@ class CoarseToFineSampler(BaseSampler):
         width = np.maximum(sides[:, 1] - sides[:, 0], 1e-12)
         return starting_point(self.space, sides, np.clip((unit - sides[:, 0]) / width, 0.0, 1.0), near_default=True)
 
-    def _improve(self, study: Study, trial: FrozenTrial, stage: Stage) -> NDArray[np.float64]:
-        """The unit point of a fine trial, shape (d,): the engine's; quasi-random while no trial is complete."""
+    def _improve(self, study: Study, trial: FrozenTrial, stage: Stage) -> tuple[NDArray[np.float64], bool]:
+        """The unit point of a fine trial, shape (d,), and whether it explores: the engine's.
+
+        Quasi-random in the box while no trial is complete.
+        """
         trials = study._get_trials(deepcopy=False, states=_ASKED, use_cache=True)
         others = [t for t in trials if t.number != trial.number]
         rng = self._rng(trial.number, "improve")
         failed = [t.params for t in others if t.state is TrialState.FAIL]
         avoided = self.space.unit([params for params in failed if self._parameters.keys() <= params.keys()])
-        proposed = self._engine.propose(self._engine.curves(study, others), self._sides(stage), rng, list(avoided))
-        return sobol_point(self.space, stage, trial.number, self.seed) if proposed is None else proposed
+        curves, box = self._engine.curves(study, others), self._sides(stage) if stage.zoom else None
+        proposal = self._engine.propose(curves, self._full(stage), rng, list(avoided), box)
+        if proposal is None:
+            return sobol_point(self.space, stage, trial.number, self.seed), False
+        return proposal.unit, proposal.explores
+
+    def _full(self, stage: Stage) -> NDArray[np.float64]:
+        """Low and high of the whole range, shape (d, 2); a closed parameter stays at its default."""
+        default = self.space.unit([self.space.defaults()])[0]
+        is_open = np.array([p.tier in stage.tiers for p in self.space.parameters])
+        return np.where(is_open[:, None], [0.0, 1.0], default[:, None])
 
     def _sides(self, stage: Stage) -> NDArray[np.float64]:
         """Low and high of a stage's box, shape (d, 2)."""

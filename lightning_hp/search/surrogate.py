@@ -34,9 +34,9 @@ from scipy.optimize import minimize
 Array = NDArray[np.float64]
 
 #: In units of the spread (median minus best): where a loss turns from counting linearly to logarithmically.
-BEND = 0.25
+BEND = 1.0
 #: Losses further than this many spreads above the best count as this far. A diverged trial (1e30, inf, NaN) then lies
-#: log(81) / log(5) = 2.7 times as far from the best as the median does: clearly bad, and the rest is not flattened.
+#: log(21) / log(2) = 4.4 times as far from the best as the median does: clearly bad, and the rest is not flattened.
 FAR = 20.0
 #: Median length scale of the prior, in units of a parameter's whole range, by tier; the width is that of the logarithm.
 LENGTH_SCALE = {"A": 0.5, "B": 0.7, "C": 0.9, "D": 2.0}
@@ -138,19 +138,25 @@ class GaussianProcess:
         priors: Of k length scales, variance and noise.
         theta: Natural logarithms of k length scales, variance and noise variance (targets in standard units), shape
             (k + 2,). None for the most probable ones.
+        standard: Mean and deviation that make the targets standard, None for their own.
 
     Attributes:
         theta: The hyperparameters in use.
     """
 
     def __init__(
-        self, features: Array, targets: Array, groups: NDArray[np.intp], priors: Priors, theta: Array | None = None
+        self,
+        features: Array,
+        targets: Array,
+        groups: NDArray[np.intp],
+        priors: Priors,
+        theta: Array | None = None,
+        standard: tuple[float, float] | None = None,
     ) -> None:
-        self._mean = float(targets.mean())
-        deviation = float(targets.std())
+        self._mean, deviation = (float(targets.mean()), float(targets.std())) if standard is None else standard
         self._unit = deviation if deviation > 1e-9 else 1.0
-        standard = (targets - self._mean) / self._unit
-        self.theta = fit(features, standard, groups, priors) if theta is None else np.asarray(theta, np.float64)
+        standardised = (targets - self._mean) / self._unit
+        self.theta = fit(features, standardised, groups, priors) if theta is None else np.asarray(theta, np.float64)
         self._inverse_scales = np.exp(-self.theta[:-2])[groups]
         self._variance, noise = (math.exp(v) for v in self.theta[-2:])
         self._scaled = features * self._inverse_scales
@@ -158,7 +164,17 @@ class GaussianProcess:
         covariance[np.diag_indices_from(covariance)] = self._variance + TREND + noise + _JITTER
         factor = np.linalg.cholesky(covariance)
         self._inverse_factor = np.tril(lapack.dtrtri(factor, lower=1)[0])
-        self._weights = self._inverse_factor.T @ (self._inverse_factor @ standard)
+        self._weights = self._inverse_factor.T @ (self._inverse_factor @ standardised)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of an observation around the noise-free target, in the units of the targets given."""
+        return self._unit * math.exp(0.5 * float(self.theta[-1]))
+
+    @property
+    def standard(self) -> tuple[float, float]:
+        """Mean and deviation that make the targets standard."""
+        return self._mean, self._unit
 
     def _covariance(self, scaled: Array) -> Array:
         """Covariance of m scaled points with the observations, without noise, shape (m, n)."""
@@ -182,6 +198,25 @@ class GaussianProcess:
         prior = self._variance + TREND
         variance = np.maximum(prior - np.square(across @ self._inverse_factor.T).sum(axis=1), 1e-10 * prior)
         return self._mean + self._unit * (across @ self._weights), self._unit * np.sqrt(variance)
+
+    def sample(self, features: Array, normal: Array) -> Array:
+        """Draws of the noise-free targets at m points together, shape (s, m).
+
+        Args:
+            features: Shape (m, q).
+            normal: Independent standard normal numbers, shape (s, m).
+        """
+        scaled = features * self._inverse_scales
+        across = self._covariance(scaled)
+        gap = np.abs(scaled[:, -1, None] - scaled[None, :, -1])
+        alike = self._variance * matern(_distances(scaled[:, :-1], scaled[:, :-1]))
+        prior = alike * (SHARED + (1.0 - SHARED) * matern(gap)) + self._trend(gap)
+        projected = self._inverse_factor @ across.T
+        covariance = prior - projected.T @ projected
+        values, vectors = np.linalg.eigh(covariance)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        drawn: Array = self._mean + self._unit * (across @ self._weights + normal @ root.T)
+        return drawn
 
     def gradients(self, feature: Array) -> tuple[float, float, Array, Array]:
         """Mean and deviation at one point of shape (q,), and their gradients, shape (q - 1,) each.

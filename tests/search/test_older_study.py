@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from lightning_hp.search.curves import Curve, CurveReader, curves_to_dicts, older_curve
-from lightning_hp.search.engine import aligned
+from lightning_hp.search.model import aligned
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 
@@ -49,8 +49,8 @@ def test_older_trials_are_worth_something_where_the_optimum_moved_a_little():
             SPACE, parameters=tuple(replace(p, default=old.best_params[p.name]) for p in SPACE.parameters)
         )
         moved = bowl(np.clip(optimum + 0.08, 0, 1), 3.0)
-        knowing = study_of(moved, 6, opening, seed=seed + 9, plan="retune", older=curves)
-        ignorant = study_of(moved, 6, opening, seed=seed + 9, plan="retune")
+        knowing = study_of(moved, 10, opening, seed=seed + 9, plan="retune", older=curves)
+        ignorant = study_of(moved, 10, opening, seed=seed + 9, plan="retune")
         gained.append(ignorant.best_value - knowing.best_value)
     assert np.mean(gained) > 0
     assert sum(g > 0 for g in gained) >= 3

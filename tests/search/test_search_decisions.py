@@ -87,6 +87,8 @@ def test_zooming_early_draws_a_box_where_the_plan_has_the_full_range():
     assert high - low < 0.9
     stage = stage_at(early.sampler.planned, 10)
     for trial in early.trials[stage.first : stage.last]:
+        if {"explored", "widened"} & trial.user_attrs.keys():
+            continue
         at = SPACE.unit([trial.params])[0][0]
         assert low - 1e-9 <= at <= high + 1e-9
 
