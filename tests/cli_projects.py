@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from jsonargparse.typing import Path_fr
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
@@ -79,6 +81,14 @@ class Data(pl.LightningDataModule):
 
     def val_dataloader(self):
         return DataLoader(self.val, 16)
+
+
+class TableData(Data):
+    """Data of a file, which the configuration names relative to itself."""
+
+    def __init__(self, table: Path_fr, tables: list[Path_fr] | None = None, batch_size: int = 8):
+        super().__init__(batch_size)
+        self.read = [Path(str(file.absolute)).read_text() for file in (table, *(tables or ()))]
 
 
 class LinkedCLI(LightningCLI):

@@ -64,6 +64,12 @@ def test_the_reported_value_is_derived_again(project):
     value, best = result["value"], Path(f"runs/{project}/best.yaml")
     near = pytest.approx(value, rel=1e-6)
 
+    options = best.read_text().splitlines()[0].removeprefix("# lightning-hp fit ").split()[1:]
+    if project == "digits_cli":  # it has BatchNorm layers
+        offline = ["--config", str(best), "--ckpt", result["checkpoint"], *options]
+        assert cli.main(["audit", *offline]) == 0
+        assert cli.main(["recalibrate", *offline, "--output", "exact.ckpt", "--monitor", "val/loss"]) == 0
+
     recorder.CURVE.clear()
     command = best.read_text().splitlines()[0].removeprefix("# lightning-hp ").split()
     assert cli.main([*command, *RECORD]) == 0

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
 from lightning_hp.tuning.trial_outputs import close_loggers
+from lightning_hp.tuning.yaml_file import ConfigError
+
+_LENGTH = "every trial trains for as long, see `budget`, and its value is that of its best epoch"
+#: keys that the study gives every trial, and how to say them
+_OF_THE_STUDY = {
+    "seed_everything": "each trial has a seed that follows from `seed`",
+    "trainer.max_epochs": _LENGTH,
+    "trainer.max_steps": _LENGTH,
+    "trainer.default_root_dir": "each trial has a folder of its own",
+    "trainer.enable_checkpointing": "each trial keeps its best epoch",
+    "trainer.enable_progress_bar": "trials draw nothing",
+    "trainer.enable_model_summary": "trials draw nothing",
+}
+
+
+def refuse_keys_of_the_study(keys: Iterable[str]) -> None:
+    """Refuse to tune what the study itself gives every trial.
+
+    Raises:
+        ConfigError: Naming the key, and why it is not tuned.
+    """
+    for key in keys:
+        if key in _OF_THE_STUDY:
+            raise ConfigError(f"`space.{key}` must be left out: {_OF_THE_STUDY[key]}")
 
 
 @dataclass

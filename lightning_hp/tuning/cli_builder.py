@@ -26,7 +26,7 @@ from lightning_hp.search.choices import Choice
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning import key_paths
 from lightning_hp.tuning.build_facts import optimizers
-from lightning_hp.tuning.built import Built
+from lightning_hp.tuning.built import Built, refuse_keys_of_the_study
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.project_cli import Call, Place, ProjectCLI, import_path
 from lightning_hp.tuning.quiet import quiet_lightning
@@ -183,6 +183,7 @@ class CliBuilder:
                     f"`trainer.{switch}` must be false, got {trainer[switch]!r}: it leaves no checkpoint of a trial; "
                     "use limit_train_batches for a quick look"
                 )
+        refuse_keys_of_the_study(entry.key for entry in space.entries)
         for entry in space.entries:
             self._check_key(entry.key)
         for point in _points(space):

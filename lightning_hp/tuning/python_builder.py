@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.tuning.built import Built
+from lightning_hp.tuning.built import Built, refuse_keys_of_the_study
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.python_project import check_project, copied_callbacks, plain_json, signature_of
 from lightning_hp.tuning.quiet import quiet_lightning
@@ -105,6 +105,7 @@ class PythonBuilder:
             ConfigError: Naming the argument or the key, and what is expected.
         """
         check_project(self.module, self.data, self.trainer)
+        refuse_keys_of_the_study(entry.key for entry in space.entries)
         for point in space.examples():
             self._split(space.arguments(point))
 

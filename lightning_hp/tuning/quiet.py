@@ -12,14 +12,6 @@ from lightning_hp.study.storage import quiet_optuna
 
 
 @contextlib.contextmanager
-def quiet_lightning_cli() -> Iterator[None]:
-    """Without LightningCLI's warning that both it and this process were given arguments: both are meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
-        yield
-
-
-@contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's announcements (seeds, devices, tips) out of the way; warnings and errors still come through."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]

@@ -181,7 +181,7 @@ def test_check_leaves_nothing_behind_and_builds_nothing(project, monkeypatch):
     project()
     monkeypatch.setattr(toy.Toy, "__init__", None)
     before = sorted(Path().rglob("*"))
-    CliBuilder(Path("train.yaml")).check(space_of(**{"trainer.max_epochs": {"low": 1, "high": 9}}))
+    CliBuilder(Path("train.yaml")).check(space_of(**{"trainer.accumulate_grad_batches": {"low": 1, "high": 9}}))
     assert sorted(Path().rglob("*")) == before
 
 

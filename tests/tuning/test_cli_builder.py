@@ -2,6 +2,8 @@
 
 import csv
 import json
+import random
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -224,6 +226,14 @@ def test_a_key_that_decides_nothing_is_refused(key, options, error):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("key", ["seed_everything", "trainer.max_epochs", "trainer.default_root_dir"])
+def test_what_the_study_gives_every_trial_is_not_tuned(key):
+    space = space_of(**{key: {"low": 2, "high": 64}})
+    for made in (builder(), PythonBuilder(projects.Net, projects.Data)):
+        with pytest.raises(ConfigError, match=rf"`space\.{re.escape(key)}` must be left out: "):
+            made.check(space)
+
+
 def test_a_key_that_fits_several_callbacks():
     stopping = {"class_path": "EarlyStopping", "init_args": {"monitor": "val_loss"}}
     train = changed(trainer={"callbacks": [stopping, stopping]})
@@ -315,6 +325,18 @@ def test_several_files_and_parts_in_files_of_their_own():
     assert (built.trainer.max_epochs, built.model.hparams.lr) == (3, 0.2)
 
 
+def test_files_that_a_configuration_names_relative_to_itself():
+    Path("conf").mkdir()
+    Path("conf/a.csv").write_text("a")
+    Path("conf/b.csv").write_text("b")
+    data = {"class_path": "cli_projects.TableData", "init_args": {"table": "a.csv", "tables": ["b.csv"]}}
+    Path("conf/train.yaml").write_text(yaml.safe_dump({**TRAIN, "data": data}))
+    made = CliBuilder(Path("conf/train.yaml"))
+    made.check(space_of(**{"model.lr": RANGE}))
+    text = best_yaml(made, {"model.lr": 0.2}, 1, TrainingLength())
+    assert made.of_file(_written(text)).build({}, trial(), 0).data.read == ["a", "b"]
+
+
 def test_the_environment_is_a_part_of_the_configuration(monkeypatch):
     Path("main.py").write_text(projects.SCRIPT.replace('"parser_mode": "omegaconf"', '"default_env": True'))
     monkeypatch.setenv("PL_FIT__DATA__SCALE", "2.5")
@@ -335,6 +357,23 @@ def test_best_yaml_says_if_it_would_build_something_else(monkeypatch):
         ConfigError, match=r"best\.yaml can repeat, but there .*model\.init_args\.lr is 0\.2 and becomes"
     ):
         best_yaml(made, {"model.lr": 0.2}, 1, TrainingLength())
+
+
+def test_best_yaml_compares_what_is_built(monkeypatch):
+    """A file that reads the same may still build something else; what differs by chance is no difference."""
+    original, clip = CliBuilder.build, {"best.yaml": 9.0}
+
+    def build(self, *arguments, **named):
+        built = original(self, *arguments, **named)
+        built.trainer.gradient_clip_val = clip.get(self.files[0].name)
+        built.data.made_at = random.random()
+        return built
+
+    monkeypatch.setattr(CliBuilder, "build", build)
+    with pytest.raises(ConfigError, match=r"but there trainer\.gradient_clip_val is None and becomes 9\.0$"):
+        best_yaml(builder(), {"model.lr": 0.2}, 1, TrainingLength())
+    clip.clear()
+    assert "lr: 0.2" in best_yaml(builder(), {"model.lr": 0.2}, 1, TrainingLength())
 
 
 def test_best_yaml_of_a_command_is_taken_by_fit_and_by_the_command(monkeypatch):
