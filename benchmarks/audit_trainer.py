@@ -21,10 +21,10 @@ from audit_nets import Recipe, Run, digits, loss_of, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_hp.batchnorm.findings import resolve
+from lightning_hp.batchnorm.findings import resolve_thresholds
 from lightning_hp.batchnorm.measure import measure
 from lightning_hp.batchnorm.observe import call_of
-from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, compare, shift_findings
+from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, layer_shifts, shift_findings
 from lightning_hp.batchnorm.rules import audit
 from lightning_hp.batchnorm.statistics import find_layers
 
@@ -97,7 +97,7 @@ def shift(seeds: int, rows: list[Row], first: int = 0) -> None:
             Recipe(kind="cnn" if seed % 2 else "mlp", width=64, depth=2 + seed % 2, lr=3e-3, epochs=10, seed=seed)
         )
         nets.append((run, reference_of(run.net, run.data[2][:300])))
-    limits = resolve()
+    limits = resolve_thresholds()
     null = np.zeros((3, 2))
     worst: list[float] = []
     for seed, (run, reference) in enumerate(nets):
@@ -106,7 +106,7 @@ def shift(seeds: int, rows: list[Row], first: int = 0) -> None:
             for _ in range(25):
                 # Without replacement while the held-out rows last; beyond, more rows only repeat what they say.
                 pick = torch.randperm(297, generator=generator)[: min(size, 297)]
-                shifts = compare(reference, reference_of(run.net, run.data[2][300:][pick]))
+                shifts = layer_shifts(reference, reference_of(run.net, run.data[2][300:][pick]))
                 null[column] += (any(s.hit(limits) for s in shifts), 1)
                 worst.append(max(max(s.ratio_d, s.ratio_lv) for s in shifts))
     cells = " | ".join(f"{hit:.0f}/{total:.0f}" for hit, total in null)
@@ -125,7 +125,7 @@ def shift(seeds: int, rows: list[Row], first: int = 0) -> None:
             accuracy.append(_accuracy(run.net, x, y))
             for column, size in enumerate(sizes):
                 pick = torch.randint(len(x), (size,))
-                shifts = compare(reference, reference_of(run.net, x[pick]))
+                shifts = layer_shifts(reference, reference_of(run.net, x[pick]))
                 hits[column] += any(s.hit(limits) for s in shifts)
                 if size == 256:
                     found = shift_findings(shifts, absorption(run.net, [[call_of("", (x[pick],))]]))

@@ -18,7 +18,7 @@ from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.storage import open_storage, remember
+from lightning_hp.study.storage import open_storage, write_study_pointer
 
 SPACE = SearchSpace.from_dict(preset("batchnorm_mlp"))
 STEPS = 9
@@ -60,7 +60,7 @@ def run(place: StudyPaths, name: str = "digits", n_trials: int = 40) -> optuna.S
     """Make the real study in a folder."""
     study = open_study(name, open_storage("journal", place), describe_as(n_trials=n_trials), place)
     study.sampler = CoarseToFineSampler(SPACE, n_trials=n_trials, max_steps=STEPS, seed=3)
-    remember(place, name, "journal")
+    write_study_pointer(place, name, "journal")
     study.optimize(objective, n_trials=n_trials, catch=(RuntimeError,))
     return study
 

@@ -1,4 +1,6 @@
-"""BN16: things that cost little to change and do not make a model wrong. Always INFO, except where said.
+"""BN16: advice on things that cost little to change and do not make a model wrong.
+
+The severity is INFO, unless a function says otherwise.
 
 Sources: NeuraLint (bias before BN, dropout before BN), Li et al. CVPR 2019 (dropout shifts the variance between modes),
 PyTorch's tuning guide (bias), pytorch/pytorch#1402 (weight decay on gamma and beta; contested).

@@ -89,7 +89,9 @@ def _some(parameter: Tensor) -> Tensor:
 
 
 def calls_for_copy(model: nn.Module, steps: Sequence[Step], copy: str, original: str) -> list[Step]:
-    """The recorded steps as calls of the copy, with what the original is given in them. The model is left as it was.
+    """The recorded steps as calls of the copy, with the arguments that the original received.
+
+    The model is left as it was.
 
     Args:
         model: the model.

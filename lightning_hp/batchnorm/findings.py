@@ -1,4 +1,4 @@
-"""What a finding is, in what order findings are told, and every threshold with its source.
+"""What a finding is, in what order findings are listed, and every threshold with its source.
 
 A threshold can be overridden by name (`audit(snapshot, thresholds={"mean_warn": 0.3})`) and a rule switched off by id.
 """
@@ -9,7 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["PRIORITY", "SEVERITIES", "THRESHOLDS", "Finding", "Threshold", "counts", "in_order", "resolve", "times"]
+__all__ = [
+    "PRIORITY",
+    "SEVERITIES",
+    "THRESHOLDS",
+    "Finding",
+    "Threshold",
+    "counts",
+    "in_order",
+    "resolve_thresholds",
+    "times",
+]
 
 SEVERITIES = ("INFO", "WARN", "ERROR")
 
@@ -101,7 +111,7 @@ A frozen layer that moves (BN05) explains wrong statistics (BN06), which explain
 """
 
 
-def resolve(overrides: Mapping[str, float] | None = None) -> dict[str, float]:
+def resolve_thresholds(overrides: Mapping[str, float] | None = None) -> dict[str, float]:
     """Threshold values by name, with overrides.
 
     Raises:
@@ -116,7 +126,9 @@ def resolve(overrides: Mapping[str, float] | None = None) -> dict[str, float]:
 
 
 def in_order(findings: Iterable[Finding], layer_order: Sequence[str]) -> list[Finding]:
-    """Findings as they are told: serious ones first, causes before symptoms, then severity, then order of execution.
+    """Findings in the order in which they are shown.
+
+    Serious ones come first, causes before symptoms, then by severity, then by order of execution.
 
     BN06 and BN07 are one kind of fault (mean or variance): between them the more serious, then the earlier layer,
     comes first.

@@ -89,7 +89,7 @@ def _batched(layer: _NormBase, x: Tensor) -> Tensor:
 
 @contextmanager
 def input_hooks(layers: LayerNames, on_input: Callable[[str, Tensor], None], live: bool = False) -> Iterator[Seen]:
-    """Call `on_input(name, x)` with everything that the given layers normalise; all is as before at the end.
+    """Call `on_input(name, x)` with everything that the given layers normalise; the model is as before at the end.
 
     Args:
         layers: layers by name.

@@ -1,4 +1,4 @@
-"""How a model is looked at without being changed: record its calls, replay them, put everything back.
+"""Observes a model without changing it: records its calls, replays them, and puts everything back.
 
 A training step is arbitrary code: it may parse dictionaries, train two networks, or build two views of each image.
 Guessing how it feeds the model fails in most projects. So the *calls* are recorded instead: while a step runs, the
@@ -278,7 +278,7 @@ def _replay_over() -> None:
 
 
 def is_replaying() -> bool:
-    """True while recorded calls are made again: whoever listens to a model that others run should not listen now."""
+    """True while recorded calls are replayed: hooks that collect data from a running model must ignore these calls."""
     return _replaying > 0
 
 

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hp.batchnorm.findings import Finding, resolve, times
+from lightning_hp.batchnorm.findings import Finding, resolve_thresholds, times
 from lightning_hp.batchnorm.inputs import input_hooks
 from lightning_hp.batchnorm.observe import Step, preserved, replay
 from lightning_hp.batchnorm.recalibrate import population_statistics, temporary_statistics
 from lightning_hp.batchnorm.statistics import LayerNames, Moments, find_layers, sum_over_ranks
 
-__all__ = ["InputMoments", "LayerShift", "Reference", "ReferenceLayer", "absorption", "compare", "shift_findings"]
+__all__ = ["InputMoments", "LayerShift", "Reference", "ReferenceLayer", "absorption", "layer_shifts", "shift_findings"]
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class LayerShift:
         return self.rows >= 16 and (by_mean or by_var)
 
 
-def compare(reference: Reference, seen: Reference, eps: float = 1e-5) -> list[LayerShift]:
+def layer_shifts(reference: Reference, seen: Reference, eps: float = 1e-5) -> list[LayerShift]:
     """Shift of every layer both have, in the order of `seen`.
 
     Args:
@@ -238,7 +238,7 @@ def shift_findings(
         disagreement: result of `absorption`, if it was measured.
         thresholds: overrides by name.
     """
-    limits = resolve(thresholds)
+    limits = resolve_thresholds(thresholds)
     hits = [shift for shift in shifts if shift.hit(limits)]
     if not hits:
         return []

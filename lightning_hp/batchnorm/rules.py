@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from lightning_hp.batchnorm.advice import bn16_advice
-from lightning_hp.batchnorm.findings import Finding, in_order, resolve
+from lightning_hp.batchnorm.findings import Finding, in_order, resolve_thresholds
 from lightning_hp.batchnorm.rules_data import (
     bn04_domains,
     bn06_bn07_statistics,
@@ -106,7 +106,7 @@ def audit(
     unknown = sorted(set(rules or ()) - all_ids)
     if unknown:
         raise ValueError(f"`rules` must hold ids from {sorted(all_ids)}, got {unknown!r}")
-    limits = resolve(thresholds)
+    limits = resolve_thresholds(thresholds)
     findings: list[Finding] = []
     for ids, rule in RULES:
         if rules is None or set(ids) & set(rules):

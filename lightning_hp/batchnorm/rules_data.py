@@ -1,4 +1,6 @@
-"""Rules that compare what the layers remember with what the data pass saw. Each returns the findings of one rule.
+"""Rules that compare the running statistics of the layers with the moments of the data pass.
+
+Each function returns the findings of one rule.
 
 A statistic is *suspect* when its error is both large and larger than the noise a running average has anyway:
 `d >= mean_info and R_d >= noise_ratio` (d in standard deviations), or `lv >= var_info and R_lv >= noise_ratio` (lv a
@@ -150,7 +152,7 @@ def bn06_bn07_statistics(snapshot: Snapshot, limits: Limits) -> list[Finding]:
     """Running mean (BN06) and running variance (BN07) against pooled moments of recent training inputs.
 
     An error that is small by itself counts as much as the damage it does: if outputs change (BN08), the first suspect
-    layer, which is the reason, is told with that severity.
+    layer, which is the cause, is reported with that severity.
     """
     findings = []
     suspect = suspects(snapshot, limits)
@@ -193,7 +195,7 @@ def _damage(snapshot: Snapshot, limits: Limits) -> str | None:
 
 
 def bn08_outputs(snapshot: Snapshot, limits: Limits) -> list[Finding]:
-    """Outputs with running against population statistics; told only when a layer is suspect."""
+    """Outputs with running statistics against those with population statistics; only if a layer is suspect."""
     gap, severity = snapshot.gap, _damage(snapshot, limits)
     first = _first_suspect(snapshot, suspects(snapshot, limits))
     if gap is None or severity is None or first is None:

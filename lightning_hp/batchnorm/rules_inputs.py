@@ -48,7 +48,7 @@ def bn17_modes(snapshot: Snapshot, limits: Limits) -> list[Finding]:
         if data is None or data.population.n == 0 or data.values < 16 or not state.training:
             continue
         if name in snapshot.structure.dropout_before:
-            continue  # told as advice by BN16
+            continue  # reported as advice by BN16
         variance = data.train.variance()
         d = mean_error(data.population.mean, data.train.mean, variance, state.eps)
         lv = variance_error(data.population.variance(), variance, state.eps)

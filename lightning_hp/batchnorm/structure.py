@@ -90,7 +90,7 @@ def trace(
     seen_dropout = False
 
     def on_input(layer: str, x: Tensor) -> None:
-        """What the layer normalises: for a plain layer the tensor it was given, so that its memory tells its maker."""
+        """What the layer normalises. For a plain layer it is the argument; its memory shows which module made it."""
         nonlocal seen_dropout
         maker = made_by.get(_memory(x))
         if layer not in order:

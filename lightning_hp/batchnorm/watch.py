@@ -1,4 +1,4 @@
-"""What is noted while a training runs: counters, a finiteness check, and now and then a recorded step.
+"""Observes a running training: update counters, a check for NaN and infinity, and now and then a recorded step.
 
 The watch never draws random numbers, never changes the model and takes no forward pass. A check reads two things: the
 update counters (their growth over the batches since the last check gives updates per batch) and the sum of all

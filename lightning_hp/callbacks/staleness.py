@@ -48,17 +48,17 @@ class StalenessTracker(pl.Callback):
 
     Attributes:
         verdict: The verdict of the last check, or None.
-        restored: What the loaded checkpoint said, or an empty mapping.
+        restored: The verdict in the loaded checkpoint, or an empty mapping.
 
     Args:
         ledger: The ledger file.
         name: Which name of the ledger; None where it holds only one.
-        on_stale: What to do unless fresh: ``warn``, ``raise`` (RuntimeError) or ``log``. Without a record it is said as
-            information in any case.
+        on_stale: What to do unless fresh: ``warn``, ``raise`` (RuntimeError) or ``log``. Without a record the
+            line is logged as information in any case.
         max_rows: Most training rows to look at; 0 leaves the data alone.
         tolerance: How far the data may move.
         shift: A shift test of one's own in place of the auditor's. Takes Trainer and module after a run of evaluation
-            and returns what shifted, a sentence each: empty if nothing did, None if it cannot say. Called in every
+            and returns what shifted, a sentence each: empty if nothing did, None if it is unknown. Called in every
             process; what rank 0 returns counts.
         clock: Returns the time, with a time zone.
 
@@ -93,7 +93,7 @@ class StalenessTracker(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """Of the checkpoint: trackers of different names do not collide."""
+        """Key of the state in a checkpoint; it holds the name, so that several trackers do not collide."""
         return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -112,7 +112,7 @@ class StalenessTracker(pl.Callback):
             auditor.offer(*moments)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare with the ledger and say one line.
+        """Compare with the ledger and report one line.
 
         Raises:
             RuntimeError: With ``on_stale="raise"``, in every process, unless the record is fresh.
@@ -149,7 +149,7 @@ class StalenessTracker(pl.Callback):
         return {} if self.verdict is None else self.verdict.to_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what the checkpoint said; the next check does not use it."""
+        """Keep the verdict of the checkpoint in ``restored``; the next check does not use it."""
         self.restored = dict(state_dict)
 
     def record_shift(self, findings: Sequence[str], write: bool = True) -> dates.Verdict:
@@ -335,7 +335,7 @@ def _hyperparameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict
 
 
 def _differences(record: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """In what the run differs from the tuned values; a name is compared by the last part of its path."""
+    """The hyperparameters that differ from the tuned ones, as one line; the last parts of paths are compared."""
     texts = []
     for values in record["hyperparameters"].values():
         for name, tuned in values.items():

@@ -1,4 +1,4 @@
-"""What the commands take: the verbs of ``lightning-hp``, their arguments and their help texts."""
+"""The verbs of ``lightning-hp``, their arguments and their help texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightning_hp import __version__
 
 
 def parser() -> ArgumentParser:
-    """The parser of all commands; it loads nothing of what they do."""
+    """The parser of all commands. It is built without importing the modules that do the work."""
     about = "Tune what matters first: PyTorch Lightning and Optuna."
     commands = ArgumentParser(prog="lightning-hp", description=about, version=__version__)
     verbs = commands.add_subcommands(dest="verb", required=True, metavar="VERB")

@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 
 from lightning_hp.batchnorm.findings import Finding
 from lightning_hp.batchnorm.measure import measure
-from lightning_hp.batchnorm.reference import absorption, compare, shift_findings
+from lightning_hp.batchnorm.reference import absorption, layer_shifts, shift_findings
 from lightning_hp.batchnorm.rules import audit
 from lightning_hp.batchnorm.snapshot import Facts
 from lightning_hp.callbacks.audit.files import REFERENCE_FILE
@@ -57,7 +57,7 @@ def audit_command(
     model: str | None = None,
     data_class: str | None = None,
 ) -> int:
-    """Audit a checkpoint and say what was found on standard output.
+    """Audit a checkpoint and print the findings to standard output.
 
     Args:
         config: the project's LightningCLI file.
@@ -132,7 +132,7 @@ def _shift(project: CheckpointedProject, ckpt: Path, split: str, rows: int, abou
             f"got none for {ckpt.name}"
         )
     listener, metrics = project.run(project.loader(split), rows, predict=split == "predict")
-    shifts = compare(reference, listener.moments.result())
+    shifts = layer_shifts(reference, listener.moments.result())
     with project.trainer.precision_plugin.forward_context():
         disagreement = absorption(project.model, listener.recorder.steps)
     findings: list[Finding] = shift_findings(shifts, disagreement)

@@ -168,10 +168,10 @@ def open_project(
 
 
 def _build_late(built: Built) -> None:
-    """What a fit does before its first step, for models that make their layers only then."""
+    """Run the hooks of a fit before its first step, for models that make their layers only there."""
     built.model.trainer = built.trainer
     if built.data is not None:
-        built.trainer._data_connector.attach_datamodule(built.model, built.data)  # makes `trainer.datamodule` known
+        built.trainer._data_connector.attach_datamodule(built.model, built.data)  # sets `trainer.datamodule`
         built.data.prepare_data()
         built.data.setup("fit")
     built.model.setup("fit")
@@ -179,7 +179,7 @@ def _build_late(built: Built) -> None:
 
 
 def exit_code_of(work: Callable[[Path], int]) -> int:
-    """The exit code of some work in a temporary folder; what it raises becomes one line on standard error."""
+    """Do some work in a temporary folder and return its exit code; an exception becomes one line on standard error."""
     try:
         with tempfile.TemporaryDirectory() as folder, quiet_lightning():
             return int(work(Path(folder)))

@@ -1,4 +1,4 @@
-"""``lightning-hp nudge``, ``pause``, ``resume``, ``undo``, ``stop``: a person's word to a babysat run, and its answer.
+"""``lightning-hp nudge``, ``pause``, ``resume``, ``undo``, ``stop``: a person steers a babysat run.
 
 Only files are written and read: neither torch, lightning nor optuna is loaded, and the run may be another process.
 """
@@ -57,7 +57,7 @@ def find_run(name: str) -> Path:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """How a run stands, as it last said."""
+    """The last status that a run has written."""
     content: dict[str, Any] = json.loads((folder / STATUS).read_text(encoding="utf-8"))
     return content
 

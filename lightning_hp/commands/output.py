@@ -16,5 +16,5 @@ def write_line(text: str) -> None:
 
 
 def output_console() -> Console:
-    """Standard output; where it is no terminal, as wide as a table may get, since nobody is there to see it wrap."""
+    """Standard output as a console; if it is no terminal, lines are as long as a table needs and do not wrap."""
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)

@@ -18,7 +18,7 @@ _LINE_BYTES = 75
 
 
 def to_ics(verdicts: Iterable[tuple[str, Verdict]], now: datetime) -> str:
-    """The calendar.
+    """Make the calendar.
 
     Args:
         verdicts: Pairs of source (the ledger's path) and verdict; those without a date are left out. A date that has
@@ -66,7 +66,7 @@ def _events(source: str, verdict: Verdict, now: datetime) -> list[str]:
 
 
 def _end(day: datetime) -> list[str]:
-    """The day after; an all-day event without one lasts a day, which is all there is after the last date."""
+    """The line with the day after, the end of the event; 9999-12-31 has none, and no end means one day."""
     last = f"{day:%Y%m%d}" == f"{LAST:%Y%m%d}"
     return [] if last else [f"DTEND;VALUE=DATE:{day + timedelta(days=1):%Y%m%d}"]
 

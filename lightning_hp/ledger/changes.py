@@ -1,6 +1,6 @@
-"""What a check found to be different: kept as data, from which sentences are made. Standard library only.
+"""The changes that a check found, as data, and the sentences that are made from them. Standard library only.
 
-A sentence is never read back: what a change is about stands in its fields.
+A sentence is never parsed: what a change is about stands in its fields.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Change:
 
 
 def changes_of(event: Mapping[str, Any]) -> list[Change]:
-    """The changes that an event of a ledger tells of.
+    """The changes of an event of a ledger.
 
     Args:
         event: An event. One that was written before changes were kept as data has sentences only; each is one change.
@@ -75,7 +75,7 @@ def check_changes(stored: object, name: str) -> None:
 
 
 def merge_columns(changes: Sequence[Change]) -> list[Change]:
-    """The changes in their order; those that differ in their column only become one.
+    """Merge changes that differ in their column only; the order stays.
 
     Returns:
         Changes that name at most three columns each and count the others.

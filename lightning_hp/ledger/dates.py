@@ -149,7 +149,7 @@ def from_text(text: object, name: str = "at") -> datetime:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known about the age of one tuned name.
+    """The verdict on the age of the hyperparameters tuned under one name.
 
     Args:
         name: Name of the tuned model or study.
@@ -157,10 +157,10 @@ class Verdict:
         reason: One sentence, without a full stop.
         todo: What to do about it.
         dates: Next re-test date by tier.
-        tuned_at: When the values were found.
+        tuned_at: When the study ended.
         confirmed_at: When a re-test last confirmed them.
         age: Time since ``tuned_at``.
-        study: The study that found them.
+        study: The study that tuned them.
         refresh: What re-tests and refreshes it: a command, or a call for a study of Python classes.
     """
 
@@ -245,7 +245,7 @@ def verdict(
 
 @dataclass
 class _State:
-    """What the events after the tuning add up to."""
+    """The state of a record after all events since the tuning."""
 
     anchor: datetime
     fingerprints: dict[str, Any]
@@ -349,7 +349,7 @@ def _judge(base: Mapping[str, Any], state: _State, now: datetime) -> Verdict:
 
 
 def refresh_text(study: str, tuned_by: str) -> str:
-    """What re-tests and refreshes a study, as a person types it.
+    """The command that re-tests and refreshes a study, as a person types it.
 
     Args:
         study: Its folder or name.

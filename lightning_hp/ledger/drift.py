@@ -102,7 +102,7 @@ def compare_fingerprints(
     Args:
         old: The fingerprint on record.
         new: Today's.
-        tolerance: What is let pass.
+        tolerance: How far a column may move without being reported.
 
     Returns:
         At most one finding a column, the one furthest past its limit; layout changes first, then worst first.

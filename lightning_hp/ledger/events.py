@@ -69,7 +69,7 @@ def tuned(
         raise ValueError(f"`trials` must be a whole number from 0, got {trials!r}")
     if mode not in ("min", "max"):
         raise ValueError(f"`mode` must be min or max, got {mode!r}")
-    number = plain(value, "value")
+    number = to_json_types(value, "value")
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise ValueError(f"`value` must be a finite number, got {value!r}")
     for tier in hyperparameters_by_tier:
@@ -83,13 +83,13 @@ def tuned(
         "tuned_at": dates.to_text(at),
         "study": str(study),
         "trials": trials,
-        "hyperparameters": plain(hyperparameters_by_tier, "hyperparameters_by_tier"),
+        "hyperparameters": to_json_types(hyperparameters_by_tier, "hyperparameters_by_tier"),
         "metric": str(metric),
         "value": number,
         "mode": mode,
         "retune_after": kept,
         "retest_at": {tier: dates.to_text(dates.parse_interval(text).after(at)) for tier, text in kept.items()},
-        "versions": plain(versions or {}, "versions"),
+        "versions": to_json_types(versions or {}, "versions"),
         "reference_moments": reference_moments,
         "tuned_by": tuned_by,
         "fingerprints": _fingerprints(space=space_fingerprint, model=model_fingerprint, data=data_fingerprint),
@@ -140,7 +140,7 @@ def retested(
 
 
 def checked(*, name: str, kind: str, now: datetime | None = None) -> dict[str, Any]:
-    """The event of a check that found nothing.
+    """The event of a check without a change.
 
     Args:
         name: What was checked.
@@ -155,7 +155,7 @@ def checked(*, name: str, kind: str, now: datetime | None = None) -> dict[str, A
 def drifted(
     *, name: str, kind: str, changes: Sequence[Change], structural: bool = False, now: datetime | None = None
 ) -> dict[str, Any]:
-    """The event of a check that found a change.
+    """The event of a check that saw a change.
 
     Args:
         name: What was checked.
@@ -202,7 +202,7 @@ def check(record: Mapping[str, Any], name: str = "record") -> None:
     """Checks one event.
 
     Args:
-        record: The event; keys beyond those known are let pass.
+        record: The event; further keys are allowed.
         name: What an error calls it.
 
     Raises:
@@ -235,7 +235,7 @@ def check(record: Mapping[str, Any], name: str = "record") -> None:
         _text(record, name, "why")
 
 
-def plain(value: Any, name: str) -> Any:
+def to_json_types(value: Any, name: str) -> Any:
     """The same value in JSON types; scalars of NumPy and torch become numbers.
 
     Raises:
@@ -248,11 +248,11 @@ def plain(value: Any, name: str) -> Any:
             raise ValueError(f"`{name}` must be a finite number, got {value!r}")
         return float(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{name}.{key}") for key, item in value.items()}
+        return {str(key): to_json_types(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item, f"{name}[{index}]") for index, item in enumerate(value)]
+        return [to_json_types(item, f"{name}[{index}]") for index, item in enumerate(value)]
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
-        return plain(value.item(), name)
+        return to_json_types(value.item(), name)
     raise ValueError(f"`{name}` must be made of JSON types, got {value!r}")
 
 
@@ -265,7 +265,7 @@ def _clock(now: datetime | None) -> datetime:
 
 
 def _fingerprints(**by_key: Any) -> dict[str, Any]:
-    return {key: plain(value, f"{key}_fingerprint") for key, value in by_key.items() if value is not None}
+    return {key: to_json_types(value, f"{key}_fingerprint") for key, value in by_key.items() if value is not None}
 
 
 def _one_of(record: Mapping[str, Any], name: str, key: str, choices: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ SCHEMA = 1
 #: Quantiles are kept at 0, 1/20, ... 1.
 _QUANTILE_STEPS = 20
 _MAX_CLASSES = 256
-#: Rows that are asked of a data set at a time.
+#: Rows that are read from a data set at a time.
 _CHUNK = 256
 _DIGITS = 6
 
@@ -197,7 +197,7 @@ def _batches(loader: Any, max_rows: int, seed: int) -> tuple[Iterator[Any], int 
 
 
 def _first(sampler: Any) -> Any:
-    """What the sampler gives first. A list or tensor of row numbers: the data set is asked for whole batches.
+    """The first item of a sampler. If it is a list or tensor of row numbers, the data set returns whole batches.
 
     A single number without automatic batching means that an item of the data set is a batch, whose rows nobody counted.
     """
@@ -205,7 +205,7 @@ def _first(sampler: Any) -> Any:
 
 
 def _indices(sampler: Any, dataset: Any) -> Sequence[int] | None:
-    """Rows that the sampler draws from, or None if only it knows. A batch sampler is asked for the sampler inside."""
+    """Rows that the sampler draws from, or None if that is unknown. Of a batch sampler, the sampler inside counts."""
     if isinstance(sampler, SubsetRandomSampler):
         return list(sampler.indices)
     if isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler)):

@@ -72,8 +72,8 @@ def append(path: str | Path, record: Mapping[str, Any]) -> None:
     """Appends one event. Safe with other writers and with a kill at any moment; nothing is ever rewritten.
 
     Args:
-        path: The ledger; it and its folder are made where missing.
-        record: An event, as the builders below make it.
+        path: The ledger; it and its folder are created if they are missing.
+        record: An event, as made by the functions of :mod:`lightning_hp.ledger.events`.
 
     Raises:
         ValueError: If the record is not valid, or the file is something else than a ledger.
@@ -122,7 +122,7 @@ def _append_line(descriptor: int, path: Path, line: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a new file name survive a power cut, where the system lets a folder be flushed."""
+    """Flush the folder of a new file, so that its name survives a power cut; POSIX only."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,1 +1,1 @@
-"""A study on disk: its folder, its storage, what it says of itself, its trials and its result."""
+"""A study on disk: its folder, its storage, its description, its trials and its result."""

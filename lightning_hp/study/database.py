@@ -119,7 +119,7 @@ class QuickDatabase(RDBStorage):
 
 @lru_cache(maxsize=4096)
 def _distribution(text: str) -> BaseDistribution:
-    """A study's trials share their distributions, so that each is read, and kept, once."""
+    """The distribution of a JSON text; the trials of a study share theirs, so each is parsed and kept once."""
     return json_to_distribution(text)
 
 

@@ -1,4 +1,4 @@
-"""What a study says of itself in its attributes, so that anybody can continue or read it from storage alone."""
+"""The description of a study, kept in its attributes: with it a study is continued or read from storage alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Description:
-    """What a study says of itself, so that anybody can continue or read it from storage alone.
+    """Everything that is needed to continue or read a study from storage alone.
 
     Attributes:
         plan: How it searches: space, number of trials, seed, stage plan; makes its sampler.
@@ -195,7 +195,7 @@ def _length_text(length: Mapping[str, int]) -> str:
 
 
 def _nothing_to_lose(study: optuna.Study, paths: StudyPaths) -> bool:
-    """Whether a study has no result, and nobody is at work on one."""
+    """Whether a study has no finished trial, and no process that works on one."""
     for trial in study.get_trials(deepcopy=False):
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             return False

@@ -19,7 +19,7 @@ LONGEST_LINE = 1 << 20
 
 
 class KernelLock:
-    """A lock that the operating system releases when its owner dies; what Optuna's journal asks of a lock."""
+    """A lock that the operating system releases when its owner dies, with the methods that Optuna's journal needs."""
 
     def __init__(self, path: str) -> None:
         self._lock = FileLock(path + ".flock")
@@ -30,7 +30,7 @@ class KernelLock:
         return True
 
     def release(self) -> None:
-        """Let go of it."""
+        """Release the lock."""
         self._lock.release()
 
 
@@ -49,7 +49,7 @@ class MendingJournal(JournalFileBackend):
             self._mending.release()
 
     def _check_end(self) -> None:
-        """Refuse a file whose last whole line is none of Optuna's, who would pass over it until others follow."""
+        """Refuse a file whose last whole line is not one of Optuna's journal; Optuna itself would ignore it for now."""
         with open(self._path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
             last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
@@ -57,7 +57,7 @@ class MendingJournal(JournalFileBackend):
             raise ValueError(f"its last line is no journal line: {last[:40].decode(errors='replace')!r}")
 
     def _cut(self) -> int:
-        """Cut what stands behind the last line end, and give the size that is left; the lock must be held."""
+        """Cut off what follows the last line end; returns the size of the rest in bytes. The lock must be held."""
         with open(self._path, "rb+") as file:
             size = file.seek(0, os.SEEK_END)
             end = size

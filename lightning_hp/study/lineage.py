@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.storage import open_storage, quiet_optuna, remember
+from lightning_hp.study.storage import open_storage, quiet_optuna, write_study_pointer
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def record_lineage(
         study.set_metric_names([monitor])
         distributions = _distributions(stretches, ranges)
         study.add_trials([_trial(stretch, distributions) for stretch in stretches])
-    remember(paths, name, "journal")
+    write_study_pointer(paths, name, "journal")
     return study
 
 

@@ -1,4 +1,4 @@
-"""Every file name of a study folder, and how files are written: beside, then renamed, so nobody reads half of one."""
+"""Every file name of a study folder, and how files are written: under another name, then renamed into place."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ class StudyPaths:
         return TrialPaths(self.root / "trials" / f"{number:04d}")
 
     def ask_lock(self) -> FileLock:
-        """Held while a trial is asked for or taken over, so that two workers never run the same one."""
+        """The lock that is held while a trial is drawn or taken over, so that two workers never run the same one."""
         return FileLock(self._lock_file("ask"))
 
     def finish_lock(self) -> FileLock:
-        """Held while the end of a study is written."""
+        """The lock that is held while the results of a study are written."""
         return FileLock(self._lock_file("finish"))
 
     def _lock_file(self, name: str) -> Path:

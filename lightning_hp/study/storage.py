@@ -22,12 +22,12 @@ from lightning_hp.study.paths import StudyPaths, write_text
 
 
 class StudyError(Exception):
-    """A study cannot be opened or continued as asked; the message is one line that says what to do."""
+    """A study cannot be opened or continued in this way; the message is one line that says what to do."""
 
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Without Optuna's announcements: of new studies and finished trials, and of what is experimental in it."""
+    """Context in which Optuna does not announce new studies, finished trials and experimental features."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -81,8 +81,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def remember(paths: StudyPaths, name: str, storage: str, source: Path | None = None) -> None:
-    """Note in the study folder which study of which storage it belongs to, and which ``tune.yaml`` it came from."""
+def write_study_pointer(paths: StudyPaths, name: str, storage: str, source: Path | None = None) -> None:
+    """Write into the study folder which study of which storage it belongs to, and which ``tune.yaml`` it came from."""
     pointer = json.dumps({"name": name, "storage": storage, "source": None if source is None else str(source)})
     if not paths.study.exists() or paths.study.read_text(encoding="utf-8") != pointer:
         write_text(paths.study, pointer)

@@ -42,8 +42,8 @@ def best_trials(study: optuna.Study, n: int) -> list[FrozenTrial]:
     return ranked_trials(study.get_trials(deepcopy=False), study.direction is StudyDirection.MINIMIZE)[:n]
 
 
-def no_best(study: optuna.Study) -> str:
-    """Why a study has no best trial, in one line."""
+def no_best_message(study: optuna.Study) -> str:
+    """The error message of a study without a best trial: how many trials there are, and the last failure."""
     trials = study.get_trials(deepcopy=False)
     failures = [t.user_attrs.get("failure") for t in trials if t.user_attrs.get("failure")]
     why = f"; the last failure: {failures[-1]}" if failures else ""

@@ -1,4 +1,4 @@
-"""The private parts of Optuna and optuna-dashboard by which a study is reached; other modules ask here.
+"""Every use of private parts of Optuna and optuna-dashboard by which a study is reached.
 
 Optuna's public classes hide the storage of a study and the numbers of studies and trials in it, which links and
 storages need. What can be had in public instead is the fallback.

@@ -30,7 +30,7 @@ from lightning_hp.study.confirmed import confirmed
 from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.results import read_result
 from lightning_hp.study.storage import StudyError, one_line
-from lightning_hp.study.trials import best_trials, count_states, no_best
+from lightning_hp.study.trials import best_trials, count_states, no_best_message
 from lightning_hp.tuning.best_yaml import best_yaml, fit_command
 from lightning_hp.tuning.build import Built, CliBuilder
 from lightning_hp.tuning.checkpoints import classes_of
@@ -85,7 +85,7 @@ def finish(runner: StudyRunner, now: datetime | None = None) -> Result:
     with runner.paths.finish_lock():
         best = best_trials(runner.study, 1)
         if not best:
-            raise StudyError(no_best(runner.study))
+            raise StudyError(no_best_message(runner.study))
         counts = count_states(runner.study)
         found = read_result(runner.paths)
         if found is None or found["trial"] != best[0].number or found["trials"] != counts:

@@ -39,7 +39,7 @@ from lightning_hp.search.space import SearchSpace, differences
 from lightning_hp.study.description import Description, describe
 from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.storage import StudyError, find_study, one_line
-from lightning_hp.study.trials import best_trials, no_best
+from lightning_hp.study.trials import best_trials, no_best_message
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import Budget, Caviar, TuneConfig
 from lightning_hp.tuning.engines import run
@@ -113,7 +113,7 @@ def retune_study(
     description = describe(found)
     best = best_trials(found, 1)
     if not best:
-        raise StudyError(no_best(found))
+        raise StudyError(no_best_message(found))
     space = _with_best(config.space, description.space, best[0].params)
     known = space.stored(description.space.natural(best[0].params))
     # a re-test is as long as the trainings that it tests, unless told otherwise

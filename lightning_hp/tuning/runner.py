@@ -24,7 +24,7 @@ from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.storage import StudyError, open_storage, remember
+from lightning_hp.study.storage import StudyError, open_storage, write_study_pointer
 from lightning_hp.study.upstream import stored_trial, trial_number
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import drop_checkpoints
@@ -103,7 +103,7 @@ class StudyRunner:
         storage = open_storage(config.storage, self.paths)
         with self.paths.ask_lock():
             study = open_study(config.name, storage, self.wanted, self.paths, config.accept_changes)
-            remember(self.paths, config.name, config.storage, config.source)
+            write_study_pointer(self.paths, config.name, config.storage, config.source)
         self.description = describe(study)
         self.sampler = self.description.plan.sampler(base_sampler(config.sampler))
         self.study = optuna.load_study(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_hp.batchnorm.buffer_moments import recovered_snapshot
 from lightning_hp.batchnorm.observe import call_of
-from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, compare, shift_findings
+from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, layer_shifts, shift_findings
 from lightning_hp.batchnorm.statistics import find_layers
 from lightning_hp.batchnorm.watch import TrainingWatch
 
@@ -53,7 +53,7 @@ def test_moments_are_those_of_all_rows_and_survive_json() -> None:
     torch.testing.assert_close(reference.layers["1"].var, first.var(0), rtol=1e-5, atol=1e-6)
     assert reference.layers["1"].rows == 330
     again = Reference.from_dict(json.loads(json.dumps(reference.to_dict())))
-    shifts = compare(reference, again)
+    shifts = layer_shifts(reference, again)
     assert max(max(s.d, s.lv) for s in shifts) < 1e-6
     assert reference.layers["1"].mean_spread == pytest.approx(1.0, abs=0.01)
     assert reference.layers["1"].var_spread == pytest.approx(2.0, rel=0.25)  # Gaussian inputs: kurtosis - 1
@@ -71,11 +71,11 @@ def test_reference_without_a_field_is_refused() -> None:
 def test_ratio_to_noise_is_one_for_new_rows_of_the_same_kind(conv: bool, count: int) -> None:
     net = trained(conv)
     reference = seen(net, rows(1000, 100))
-    shifts = [s for seed in range(12) for s in compare(reference, seen(net, rows(count, 200 + seed)))]
+    shifts = [s for seed in range(12) for s in layer_shifts(reference, seen(net, rows(count, 200 + seed)))]
     for name, layer in itertools.product(("ratio_d", "ratio_lv"), find_layers(net)):
         ratios = [getattr(s, name) for s in shifts if s.layer == layer]
         assert 0.5 < math.sqrt(sum(r * r for r in ratios) / len(ratios)) < 1.5
-    assert not any(shift_findings(compare(reference, seen(net, rows(count, 300 + seed)))) for seed in range(12))
+    assert not any(shift_findings(layer_shifts(reference, seen(net, rows(count, 300 + seed)))) for seed in range(12))
 
 
 @pytest.mark.parametrize("conv", [False, True])
@@ -83,9 +83,9 @@ def test_shift_names_the_first_layer_hit(conv: bool) -> None:
     net = trained(conv)
     reference = seen(net, rows(1000, 100))
     first = next(iter(find_layers(net)))
-    found = shift_findings(compare(reference, seen(net, rows(256, 7) + 2.0)))
+    found = shift_findings(layer_shifts(reference, seen(net, rows(256, 7) + 2.0)))
     assert [(f.id, f.layer) for f in found] == [("DR01", first)]
-    found = shift_findings(compare(reference, seen(net, rows(256, 7) * 3.0)), disagreement=0.2)
+    found = shift_findings(layer_shifts(reference, seen(net, rows(256, 7) * 3.0)), disagreement=0.2)
     assert [(f.id, f.layer) for f in found] == [("DR01", first), ("DR02", first)]
     # a shift that only the second layer sees
     with torch.no_grad():
@@ -93,13 +93,13 @@ def test_shift_names_the_first_layer_hit(conv: bool) -> None:
     later = list(find_layers(net))[1]
     layer = changed.layers[later]
     moved = Reference({**changed.layers, later: type(layer)(layer.rows, layer.mean + 5, layer.var, 1.0, 2.0)})
-    assert shift_findings(compare(reference, moved))[0].layer == later
+    assert shift_findings(layer_shifts(reference, moved))[0].layer == later
 
 
 def test_few_rows_never_alarm() -> None:
     net = trained()
     reference = seen(net, rows(1000, 100))
-    assert shift_findings(compare(reference, seen(net, rows(8, 7) + 5.0))) == []
+    assert shift_findings(layer_shifts(reference, seen(net, rows(8, 7) + 5.0))) == []
 
 
 def test_absorption_is_zero_on_the_same_data_and_large_on_a_shift_that_statistics_explain() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_hp.batchnorm.findings import SEVERITIES, THRESHOLDS, Finding, counts, in_order, resolve
+from lightning_hp.batchnorm.findings import SEVERITIES, THRESHOLDS, Finding, counts, in_order, resolve_thresholds
 from lightning_hp.batchnorm.measure import measure
 from lightning_hp.batchnorm.observe import CallRecorder, Step
 from lightning_hp.batchnorm.rules import RULES, audit
@@ -325,7 +325,7 @@ def test_findings_are_ordered_cause_first_and_counted() -> None:
 
 def test_every_threshold_has_a_source_and_a_finding_needs_a_known_severity() -> None:
     assert all(threshold.source for threshold in THRESHOLDS.values())
-    assert resolve({"mean_warn": 0.3})["mean_warn"] == 0.3
+    assert resolve_thresholds({"mean_warn": 0.3})["mean_warn"] == 0.3
     with pytest.raises(ValueError, match="`severity` must be one of"):
         Finding("BN01", "BAD", "", "", "", "")
     assert len({name for ids, _ in RULES for name in ids}) == 20

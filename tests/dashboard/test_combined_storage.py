@@ -19,7 +19,7 @@ from lightning_hp.dashboard.combined_storage import (
 )
 from lightning_hp.dashboard.upstream import curve_limit as shown
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.storage import open_storage, remember
+from lightning_hp.study.storage import open_storage, write_study_pointer
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_folders_that_share_a_database_are_one_place(tmp_path):
     for name in ("a", "b"):
         optuna.create_study(study_name=name, storage=storage).add_trial(made_trial(0.5, 1.0))
         paths = StudyPaths(tmp_path / "runs" / name)
-        remember(paths, name, url)
+        write_study_pointer(paths, name, url)
     combined = CombinedStorage(folder=tmp_path / "runs")
     assert len(combined.mounts) == 1
     assert [(s.study_name, combined.folder_of(s._study_id).root.name) for s in combined.get_all_studies()] == [

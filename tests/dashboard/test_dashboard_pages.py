@@ -19,7 +19,7 @@ from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.storage import find_study, open_storage, remember
+from lightning_hp.study.storage import find_study, open_storage, write_study_pointer
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -60,7 +60,7 @@ def _hostile(paths):
     attributes = {"failure": EVIL, "traceback": EVIL, "stage": EVIL, "diverged": False}
     study.add_trials([made_trial(i / 20, i / 20, space=space, user_attrs=attributes) for i in range(20)])
     study.add_trial(made_trial(0.5, state=TrialState.FAIL, space=space, user_attrs=attributes))
-    remember(paths, EVIL, "journal")
+    write_study_pointer(paths, EVIL, "journal")
     assert decorate(study, paths, report=read_report(study, paths, {"edges": [EVIL], "disagreements": [EVIL]}))
 
 

@@ -21,7 +21,7 @@ from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.storage import open_storage, remember
+from lightning_hp.study.storage import open_storage, write_study_pointer
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 OLD = {"A": {"learning_rate": 0.01}, "B": {"momentum": 0.9, "batch_size": 64}}
@@ -54,7 +54,7 @@ def study_in(folder: Path, previous: str | None = None, value: float = 0.2) -> t
     paths = StudyPaths(folder)
     description = Description(PLAN, "val_loss", "min", previous=previous)
     study = open_study(folder.name, open_storage("journal", paths), description, paths)
-    remember(paths, folder.name, "journal")
+    write_study_pointer(paths, folder.name, "journal")
     study.add_trials([made_trial(0.5, value), made_trial(0.4, value + 1)])
     return study, paths
 
@@ -63,7 +63,7 @@ def retested(folder: Path, value: float) -> None:
     """The study of a re-test: the recorded best comes first."""
     paths = StudyPaths(folder)
     study = open_study(folder.name, open_storage("journal", paths), Description(PLAN, "val_loss", "min"), paths)
-    remember(paths, folder.name, "journal")
+    write_study_pointer(paths, folder.name, "journal")
     study.add_trials([made_trial(0.5, value), made_trial(0.1, value / 2)])
 
 

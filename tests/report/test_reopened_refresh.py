@@ -9,7 +9,7 @@ from lightning_hp.search.curves import CurveReader, curves_to_dicts
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.storage import find_study, open_storage, remember
+from lightning_hp.study.storage import find_study, open_storage, write_study_pointer
 
 
 def refresh(paths: StudyPaths, older: optuna.Study, n_trials: int) -> optuna.Study:
@@ -21,7 +21,7 @@ def refresh(paths: StudyPaths, older: optuna.Study, n_trials: int) -> optuna.Stu
     )
     described = Description(plan, "val_loss", "min")
     study = open_study(paths.root.name, open_storage("journal", paths), described, paths)
-    remember(paths, paths.root.name, "journal")
+    write_study_pointer(paths, paths.root.name, "journal")
     study.sampler = plan.sampler()
 
     def objective(trial: optuna.Trial) -> float:

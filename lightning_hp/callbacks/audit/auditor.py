@@ -32,7 +32,7 @@ from lightning_hp.batchnorm.snapshot import Snapshot
 from lightning_hp.batchnorm.watch import TrainingWatch
 from lightning_hp.callbacks.audit.evaluation_weights import EvaluationWeights
 from lightning_hp.callbacks.audit.files import SHIFT_FILE, log_scalars, write_audit
-from lightning_hp.callbacks.audit.notifier import REACTIONS, Teller
+from lightning_hp.callbacks.audit.notifier import REACTIONS, Notifier
 from lightning_hp.callbacks.audit.notifier import BatchNormAuditError as BatchNormAuditError
 from lightning_hp.callbacks.audit.notifier import BatchNormWarning as BatchNormWarning
 from lightning_hp.callbacks.audit.record import empty_result, history_row, result_of, shift_result
@@ -118,7 +118,7 @@ class BatchNormAuditor(Callback):
         self._reference: Reference | None = None
         self._history: list[dict[str, Any]] = []
         self._result: dict[str, Any] = empty_result()
-        self._teller = Teller(on_finding)
+        self._notifier = Notifier(on_finding)
         self._offered: tuple[Reference, str] | None = None
         self._shifted: list[Finding] | None = None
         self._eval_updates: dict[str, int] = {}
@@ -137,15 +137,15 @@ class BatchNormAuditor(Callback):
         return dict(self._result.get("counts", counts([])))
 
     def shifted(self) -> list[Finding] | None:
-        """What shifted in the validate, test or predict run that is about to end, known from its `on_..._epoch_end` on.
+        """What shifted in the validate, test or predict run that is about to end; set in its `on_..._epoch_end`.
 
-        Empty if nothing did, None if that cannot be said: no stored moments, fewer than 16 rows, or the very rows that
+        Empty if nothing did, None if that is unknown: no stored moments, fewer than 16 rows, or the very rows that
         the moments were taken from.
         """
         return self._shifted
 
     def offer(self, reference: Reference, weights: str) -> None:
-        """Stored moments for runs whose checkpoint has none; used where the model has just these weights.
+        """Take stored moments for runs whose checkpoint has none; they are used only if the model has the same weights.
 
         Args:
             reference: the moments.
@@ -224,7 +224,7 @@ class BatchNormAuditor(Callback):
             self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same, when weight averaging came after this callback."""
+        """The same verdict and repair, where a weight averaging callback comes after this one."""
         self._finish(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -239,7 +239,7 @@ class BatchNormAuditor(Callback):
             log.error("BN13: a training batch had a single row. Use DataLoader(drop_last=True) or another batch size.")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let go of the model."""
+        """Drop the reference to the model."""
         self._watch = self._evaluation = self._weights = None
 
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -395,4 +395,4 @@ class BatchNormAuditor(Callback):
         )
 
     def _tell(self, trainer: pl.Trainer, findings: list[Finding], early: bool) -> None:
-        self._teller.tell(findings, early, trainer.is_global_zero)
+        self._notifier.tell(findings, early, trainer.is_global_zero)

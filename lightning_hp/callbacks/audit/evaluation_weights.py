@@ -218,7 +218,7 @@ def _forgiving(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def _cause(trainer: pl.Trainer) -> str:
-    """Who puts the other weights in, as far as one can tell."""
+    """The callback or optimizer that puts the other weights in, as far as it can be recognised."""
     callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
     for callback in callbacks:
         name = type(callback).__name__

@@ -1,4 +1,4 @@
-"""Who hears of a finding, and once only: a warning, an exception, or a line of the log."""
+"""Reports each finding once: as a warning, as an exception, or as a line of the log."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Sequence
 
 from lightning_hp.batchnorm.findings import Finding
-from lightning_hp.callbacks.audit.record import text_of
+from lightning_hp.callbacks.audit.record import warning_text
 
-__all__ = ["REACTIONS", "BatchNormAuditError", "BatchNormWarning", "Teller"]
+__all__ = ["REACTIONS", "BatchNormAuditError", "BatchNormWarning", "Notifier"]
 
 log = logging.getLogger("lightning_hp.audit")
 
@@ -18,15 +18,15 @@ _TOLD_EARLY = ("BN01", "BN03", "BN05", "BN11", "BN13")  # certain at once; the o
 
 
 class BatchNormWarning(UserWarning):
-    """The one category of everything that the auditor warns about; filter on it to silence or to raise."""
+    """The category of every warning of the auditor; filter on it to silence them or to raise them."""
 
 
 class BatchNormAuditError(RuntimeError):
     """Raised by `on_finding="raise"` when a finding is an ERROR."""
 
 
-class Teller:
-    """Remembers what was told.
+class Notifier:
+    """Reports findings, and remembers which ones it has reported.
 
     Args:
         reaction: one of `REACTIONS`.
@@ -41,7 +41,7 @@ class Teller:
 
         Args:
             findings: the findings, the same on every rank.
-            early: in the middle of a training, where only what cannot change any more is told.
+            early: in the middle of a training, where only what cannot change any more is reported.
             speak: whether this rank warns and logs; every rank raises.
 
         Raises:
@@ -56,6 +56,6 @@ class Teller:
             for finding in fresh:
                 log.info("%s %s %s: %s", finding.severity, finding.id, finding.layer, finding.sentence)
         if self._reaction == "raise" and any(f.severity == "ERROR" for f in serious):
-            raise BatchNormAuditError(text_of(serious))
+            raise BatchNormAuditError(warning_text(serious))
         if serious and self._reaction != "log" and speak:
-            warnings.warn(text_of(serious), BatchNormWarning, stacklevel=3)
+            warnings.warn(warning_text(serious), BatchNormWarning, stacklevel=3)

@@ -11,7 +11,16 @@ import torch
 from lightning_hp.batchnorm.findings import Finding, counts
 from lightning_hp.batchnorm.snapshot import Snapshot
 
-__all__ = ["FEWEST_ROWS", "SCHEMA", "empty_result", "history_row", "result_of", "shift_result", "table_of", "text_of"]
+__all__ = [
+    "FEWEST_ROWS",
+    "SCHEMA",
+    "empty_result",
+    "history_row",
+    "result_of",
+    "shift_result",
+    "table_of",
+    "warning_text",
+]
 
 SCHEMA = 1
 FEWEST_ROWS = 16  # below, no layer's input counts as shifted
@@ -179,7 +188,7 @@ def table_of(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def text_of(findings: Sequence[Finding]) -> str:
+def warning_text(findings: Sequence[Finding]) -> str:
     """Findings as the text of a warning; at most five in full."""
     lines = [f"{f.severity} {f.id} {f.layer}: {f.sentence} {f.fix}" for f in findings[:5]]
     more = f"\n... and {len(findings) - 5} more, see audit.json" if len(findings) > 5 else ""

@@ -1,4 +1,4 @@
-"""What is noted while a validation, test or prediction loop runs: update counters, input moments, calls to replay."""
+"""Observes a validation, test or prediction loop: update counters, input moments, calls to replay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_hp.batchnorm.findings import Finding
 from lightning_hp.batchnorm.observe import CallRecorder
-from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, compare, shift_findings
+from lightning_hp.batchnorm.reference import InputMoments, Reference, absorption, layer_shifts, shift_findings
 from lightning_hp.batchnorm.statistics import find_layers, sum_over_ranks
 from lightning_hp.callbacks.audit.record import FEWEST_ROWS
 
@@ -110,7 +110,7 @@ class EvaluationWatch:
         """Findings DR01 and DR02 and the shift of each layer, against `reference`; nothing without one."""
         if reference is None or not reference.layers:
             return [], []
-        shifts = compare(reference, self.moments())
+        shifts = layer_shifts(reference, self.moments())
         disagreement = None
         steps = self._recorder.steps if self._recorder is not None else []
         # a collective inside: a rank without rows would leave the others waiting

@@ -1,4 +1,4 @@
-"""What only a Trainer knows about a run and the rules want to know: ranks, accumulation, decay, data sizes, metrics."""
+"""The facts of a run that the rules need and only a Trainer has: ranks, accumulation, decay, data sizes, metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def doubling_epoch(trainer: pl.Trainer) -> bool:
 
 
 def late_averaging(trainer: pl.Trainer, auditor: Callback) -> bool:
-    """True when a callback puts averaged weights, or the momenta it had changed, in after our `on_train_end`."""
+    """True if a callback after the auditor puts averaged weights or the old momenta into the model at the end."""
     callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
     place = callbacks.index(auditor)
     late = (WeightAveraging, StochasticWeightAveraging)
