@@ -47,8 +47,11 @@ class WindowMeter:
             self.grad_norm = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).norm()
 
     def broke(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-        """Whether a loss of the window is not finite, in any process."""
-        bad = torch.tensor(float(any(not math.isfinite(loss) for loss in floats(self.losses))), device=module.device)
+        """Whether the last loss is not finite, in any process: once one is not, nor are the weights and all that follow."""
+        last = float(self.losses[-1])
+        if trainer.world_size == 1:
+            return not math.isfinite(last)
+        bad = torch.tensor(float(not math.isfinite(last)), device=module.device)
         return bool(trainer.strategy.reduce(bad, reduce_op="sum") > 0)
 
     def window(

@@ -27,6 +27,19 @@ class Policy(Protocol):
         ...
 
 
+#: fewest optimiser steps between two snapshots of the last good state: what they cost is a small part of so many steps
+GOOD_EVERY = 50
+
+
+def keep_good(history: History, settings: Settings) -> tuple[str, ...]:
+    """The last good state: at good checks that cross a multiple of 50 steps; at all while the rate is searched."""
+    if not history.windows or not rules.is_good(history, settings):
+        return ()
+    last = history.windows[-1]
+    due = last.step // GOOD_EVERY > max(0, last.step - last.steps) // GOOD_EVERY
+    return (GOOD,) if due or rate_search.searching(history, settings) else ()
+
+
 class RulesPolicy:
     """The rules of `lightning_hp.callbacks.panda.rules`."""
 
@@ -38,8 +51,8 @@ class RulesPolicy:
         return rules.decide(history, self.settings)
 
     def keep(self, history: History) -> tuple[str, ...]:
-        """The last good state."""
-        return (GOOD,) if history.windows and rules.is_good(history, self.settings) else ()
+        """The last good state, see `keep_good`."""
+        return keep_good(history, self.settings)
 
     def window(self, history: History, usual: int, step: int) -> int:
         """Short windows while the learning rate is searched, the usual ones after that."""

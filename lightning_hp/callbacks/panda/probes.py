@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 
 from lightning_hp.callbacks.panda import rate_search, rules
-from lightning_hp.callbacks.panda.history import GOOD, RATE, Done, History, Intervention, Window
+from lightning_hp.callbacks.panda.history import RATE, Done, History, Intervention, Window
+from lightning_hp.callbacks.panda.policies import keep_good
 from lightning_hp.callbacks.panda.settings import Settings
 
 FORK = "fork"
@@ -42,9 +43,7 @@ class ProbePolicy:
 
     def keep(self, history: History) -> tuple[str, ...]:
         """The last good state; none while a probe runs, whose states are kept by name."""
-        if running_probe(history) or not history.windows:
-            return ()
-        return (GOOD,) if rules.is_good(history, self.settings) else ()
+        return () if running_probe(history) else keep_good(history, self.settings)
 
     def window(self, history: History, usual: int, step: int) -> int:
         """As with the rules."""
