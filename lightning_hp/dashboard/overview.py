@@ -24,7 +24,7 @@ from lightning_hp.report.page import Page
 from lightning_hp.report.view import value_of
 from lightning_hp.study.description import ATTRIBUTE
 from lightning_hp.study.questions import is_gate
-from lightning_hp.study.trials import ranked_trials
+from lightning_hp.study.trials import ranked_since
 from lightning_hp.study.upstream import study_number
 
 #: seconds for which a folder's size is believed
@@ -110,7 +110,8 @@ def status_of(combined: CombinedStorage, number: int, name: str, now: datetime) 
     attributes = combined.get_study_user_attrs(number)
     description: dict[str, Any] = attributes.get(ATTRIBUTE) or {}
     directions = combined.get_study_directions(number)
-    ranked = ranked_trials(trials, directions[0] is not StudyDirection.MAXIMIZE) if len(directions) == 1 else []
+    minimises, since = directions[0] is not StudyDirection.MAXIMIZE, description.get("since", 0)
+    ranked = ranked_since(trials, minimises, since) if len(directions) == 1 else []
     best = ranked[0] if ranked else None
     stages = [t.user_attrs["stage"] for t in trials if "stage" in t.user_attrs]
     paths = combined.folder_of(number)

@@ -24,7 +24,7 @@ from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage, stage_at
 from lightning_hp.study.description import Description, describe
-from lightning_hp.study.trials import ranked_trials
+from lightning_hp.study.trials import ranked_since
 
 _log = logging.getLogger(__name__)
 #: tier -> hue; distinguishable with the common colour deficiencies, and on white as well as on near-black
@@ -145,8 +145,8 @@ class StudyView:
 
     @cached_property
     def ranked(self) -> tuple[FrozenTrial, ...]:
-        """Complete trials that did not diverge, best first; ties by number."""
-        return tuple(ranked_trials(self.trials, self.minimises))
+        """Complete trials of the present project that did not diverge, best first."""
+        return tuple(ranked_since(self.trials, self.minimises, self.description.since))
 
     @property
     def best(self) -> FrozenTrial | None:

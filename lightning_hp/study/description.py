@@ -15,9 +15,10 @@ from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, quiet_optuna
+from lightning_hp.study.trials import ATTRIBUTE as ATTRIBUTE
+from lightning_hp.study.trials import ranked_since
 
-#: the study user attribute that holds the description, and its schema number
-ATTRIBUTE = "lightning_hp"
+#: schema number of a description
 SCHEMA = 1
 
 
@@ -36,6 +37,8 @@ class Description:
         versions: Package name to version, as of the first run.
         created: UTC, ISO 8601.
         previous: Folder of the study that this one refreshes, None for a first study.
+        since: Number of the first trial of the present project: of later ones than an accepted change. Earlier trials
+            are learned from, and are not the winner once a later one is complete.
     """
 
     plan: SearchPlan
@@ -46,6 +49,7 @@ class Description:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     previous: str | None = None
+    since: int = 0
 
     @property
     def space(self) -> SearchSpace:
@@ -64,6 +68,7 @@ class Description:
             "versions": dict(self.versions),
             "created": self.created,
             "previous": self.previous,
+            "since": self.since,
         }
 
     @classmethod
@@ -87,6 +92,7 @@ class Description:
             versions=stored.get("versions") or {},
             created=stored.get("created") or "",
             previous=stored.get("previous"),
+            since=stored.get("since", 0),
         )
 
 
@@ -104,7 +110,7 @@ def open_study(
         wanted: What the study is to be; written where the study is new. A changed total of trials is taken over.
         paths: The study folder, where running trials are claimed.
         accept_changes: Continue although the fixed part or the length of a training differs; what is wanted now is
-            kept with the study from then on.
+            kept with the study from then on, and the best values so far are trained again first.
 
     Raises:
         StudyError: If a study of this name exists with another space, metric, seed, plan, fixed part or length.
@@ -150,6 +156,12 @@ def open_study(
         length=wanted.length,
         fixed=wanted.fixed,
     )
+    if moved:
+        trials = study.get_trials(deepcopy=False)
+        now = replace(now, since=len(trials))
+        best = ranked_since(trials, direction is StudyDirection.MINIMIZE, before.since)[:1]
+        for trial in best:
+            study.enqueue_trial(dict(trial.params), user_attrs={"trained_before_in": trial.number})
     if now != before:
         study.set_user_attr(ATTRIBUTE, now.to_json())
     return study

@@ -11,6 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.study.confirmed import confirmed
 
+#: the study user attribute that holds the description
+ATTRIBUTE = "lightning_hp"
+
 
 def ranked_trials(trials: Iterable[FrozenTrial], minimises: bool) -> list[FrozenTrial]:
     """Complete trials with a finite value that did not diverge, best first; ties by number.
@@ -37,9 +40,28 @@ def ranked_trials(trials: Iterable[FrozenTrial], minimises: bool) -> list[Frozen
     return [winner, *(trial for trial in by_value if trial.number != winner.number)]
 
 
+def ranked_since(trials: Iterable[FrozenTrial], minimises: bool, since: int) -> list[FrozenTrial]:
+    """The same of the present project only, where it has a complete trial.
+
+    Args:
+        trials: Trials of one study, of any state.
+        minimises: Whether smaller is better.
+        since: Number of the first trial of the present project, see :class:`.Description`.
+    """
+    trials = list(trials)
+    present = ranked_trials((t for t in trials if t.number >= since), minimises)
+    return present or ranked_trials(trials, minimises)
+
+
 def best_trials(study: optuna.Study, n: int) -> list[FrozenTrial]:
-    """The best n complete trials that did not diverge, best first."""
-    return ranked_trials(study.get_trials(deepcopy=False), study.direction is StudyDirection.MINIMIZE)[:n]
+    """The best n complete trials of the present project that did not diverge, best first."""
+    minimises = study.direction is StudyDirection.MINIMIZE
+    return ranked_since(study.get_trials(deepcopy=False), minimises, first_of_project(study))[:n]
+
+
+def first_of_project(study: optuna.Study) -> int:
+    """Number of the first trial of the present project, 0 where the project has not changed."""
+    return int((study.user_attrs.get(ATTRIBUTE) or {}).get("since", 0))
 
 
 def no_best_message(study: optuna.Study) -> str:

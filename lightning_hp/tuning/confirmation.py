@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.study.confirmed import CONFIRMS, Confirmed, confirmed
-from lightning_hp.study.trials import ranked_trials
+from lightning_hp.study.trials import first_of_project, ranked_since
 from lightning_hp.tuning.config import Confirmation, TuneConfig
 
 #: Budgets of fewer trials are too small to leave any of them to a confirmation.
@@ -48,7 +48,7 @@ def enqueue_round(study: optuna.Study, wanted: Confirmation) -> list[int]:
     minimises = study.direction is StudyDirection.MINIMIZE
     trials = study.get_trials(deepcopy=False)
     searched = [t for t in trials if CONFIRMS not in t.user_attrs]
-    candidates = ranked_trials(searched, minimises)[: wanted.candidates]
+    candidates = ranked_since(searched, minimises, first_of_project(study))[: wanted.candidates]
     if len(candidates) < 2:
         return []  # there is nothing to choose from
     results = {one.root: one for one in confirmed(trials, minimises)}

@@ -119,6 +119,23 @@ def test_another_project_under_the_same_name_is_noticed(tmp_path):
     assert len(tune(toy.Toy, toy.ToyData, RATE, **{**options, "trials": 2}).study.trials) == 2
 
 
+def test_an_accepted_change_trains_the_best_again_and_reports_what_was_trained(tmp_path):
+    class Worse(toy.Toy):
+        def loss(self):
+            return super().loss() + 10
+
+    options = {"folder": tmp_path / "s", "max_epochs": 1, "trainer": TRAINER, "progress": False, "prune": False}
+    before = tune(toy.Toy, toy.ToyData, RATE, trials=3, **options)
+    after = tune(Worse, toy.ToyData, RATE, trials=3, accept_changes=True, **options)
+    assert after.trial == 3, "the old winner's value belongs to another project"
+    assert after.natural == before.natural
+    assert after.value == pytest.approx(before.value + 10, abs=1e-2)
+    assert after.value == after.study.trials[after.trial].value
+    further = tune(Worse, toy.ToyData, RATE, trials=6, **options)
+    assert further.trial >= 3
+    assert len(further.study.trials) == 6
+
+
 def test_signatures_do_not_hold_addresses():
     """Two processes must see one signature: nothing in it may come from an address in memory."""
     first, second = (signature_of(partial(toy.Toy, faults=object()), set()) for _ in range(2))
