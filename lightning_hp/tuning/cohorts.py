@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from lightning_hp.study.confirmed import CONFIRMS
+from lightning_hp.study.journal import in_one_go
 from lightning_hp.study.paths import TrialPaths
 from lightning_hp.study.storage import one_line
+from lightning_hp.study.upstream import storage_of
 from lightning_hp.training.stacked import Member, NotStackable, Outcome, Report, train_stacked
 from lightning_hp.training.stacked.member import tell_progress
 from lightning_hp.tuning.build import Built, CliBuilder, PythonBuilder
@@ -198,7 +200,8 @@ class _CohortRun:
                 result.reason = reason
 
     def _should_stop(self, reports: Sequence[Report]) -> list[bool]:
-        return [self.curves[report.member].report(report) for report in reports]
+        with in_one_go(storage_of(self.members[0].tag.trial.study)):
+            return [self.curves[report.member].report(report) for report in reports]
 
     def _finished(self, outcome: Outcome, building: float, label: str) -> None:
         result = self.results[outcome.member.tag]

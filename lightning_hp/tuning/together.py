@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from lightning_hp.search.stages import stage_at
+from lightning_hp.study.journal import in_one_go
 from lightning_hp.study.trials import best_trials
+from lightning_hp.study.upstream import storage_of
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.cohorts import Candidate, Cohort, Trained, cohort_size, fixed_parameters
 from lightning_hp.tuning.objective import structure
@@ -80,7 +82,8 @@ class Together:
         newest = first.number
         with fixed_parameters(runner.study, fixed):
             while len(companions) + 1 < size and newest + 1 < end and not runner.stopping.is_set():
-                asked = runner.ask(claims)
+                with in_one_go(storage_of(runner.study)):
+                    asked = runner.ask(claims)
                 if not isinstance(asked, tuple):
                     break
                 newest = max(newest, asked[0].number)
@@ -94,9 +97,11 @@ class Together:
         keep = runner.config.keep_checkpoints
         for result in self._worth_keeping(results, keep):
             result.write_checkpoint()
+        with in_one_go(storage_of(runner.study)):
+            for result in results:
+                assert result.outcome is not None
+                runner.tell(result.candidate.trial, result.outcome)
         for result in results:
-            assert result.outcome is not None
-            runner.tell(result.candidate.trial, result.outcome)
             runner.announce(result.candidate.trial)
         if results:
             drop_checkpoints(runner.study, runner.paths, keep, runner.cleaned)
