@@ -81,7 +81,7 @@ def test_a_regressor_learns_on_the_standard_scale_and_reports_in_the_targets_uni
     t = trainer(max_epochs=10)
     t.fit(model, data)
     logged = {**t.callback_metrics, **t.test(model, data, verbose=False)[0]}
-    y = data.test_set.tensors[1]
+    y = data.test_set.tensors[1].numpy()
     prediction = torch.cat(t.predict(model, data))[:, 0].numpy()
     assert logged["test_mae"] == pytest.approx(mean_absolute_error(y, prediction), rel=1e-4)
     assert logged["test_r2"] == pytest.approx(r2_score(y, prediction), abs=1e-5)
