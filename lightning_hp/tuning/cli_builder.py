@@ -259,7 +259,7 @@ class CliBuilder:
             if not named:
                 raise
             must = f"`space.{named}` must be something that {self._name}{self._hint(named)}"
-            raise ConfigError(f"{must}: {error}") from None
+            raise ConfigError(must if "ambiguous option" in str(error) else f"{must}: {error}") from None
         for key, value in arguments.items():
             place = key_paths.find(resolved.config, key)
             if place is None:

@@ -200,7 +200,7 @@ def _written(text):
 @pytest.mark.parametrize(
     ("key", "options", "error"),
     [
-        ("lr", {}, r"`space\.lr` must be something that train\.yaml takes \(there is model\.init_args\.lr\)"),
+        ("lr", {}, r"`space\.lr` must be something that train\.yaml takes \(there is model\.init_args\.lr\)$"),
         ("trainer.max_epoch", {}, r"`space\.trainer\.max_epoch` must be something that train\.yaml takes"),
         (
             "model.init_args.width",
