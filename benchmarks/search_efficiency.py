@@ -11,8 +11,9 @@ space with momentum on the one-minus-log scale, and a budget of 40 full training
 one. The result after b full trainings is the best final value of the configurations trained to the last epoch within b
 times 52 epochs, as regret: 0 is the best of 100,000 random configurations, 1 their median (1 where none is finished).
 
-``--space dummies`` adds four parameters without any effect. A run that is already in the CSV is not repeated, unless
-``--fresh``.
+``--space dummies`` adds four parameters without any effect. ``--space taskset`` is a second family (``taskset.py`` in
+the same folder: Metz et al. 2020, six tasks, Adam's eight hyperparameters, 51 steps). A run that is already in the CSV
+is not repeated, unless ``--fresh``.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ PLANNED = 80
 Pair = tuple[optuna.samplers.BaseSampler, optuna.pruners.BasePruner]
 
 
-def load_bench(folder: Path) -> ModuleType:
+def load_bench(folder: Path, family: str = "lcbench") -> ModuleType:
     """The reader that lies beside the data."""
-    spec = importlib.util.spec_from_file_location("lcbench", folder / "lcbench.py")
-    if spec is None or spec.loader is None or not (folder / "lcbench.py").is_file():
-        raise FileNotFoundError(f"`data` must be a folder with lcbench.py, got {str(folder)!r}")
+    spec = importlib.util.spec_from_file_location(family, folder / f"{family}.py")
+    if spec is None or spec.loader is None or not (folder / f"{family}.py").is_file():
+        raise FileNotFoundError(f"`data` must be a folder with {family}.py, got {str(folder)!r}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -63,7 +64,8 @@ def load_bench(folder: Path) -> ModuleType:
 def make_space(bench: ModuleType, kind: str) -> SearchSpace:
     """The benchmark's ranges, tiers and defaults; ``dummies`` adds four parameters that do nothing."""
     mapping: dict[str, Any] = {}
-    for name, (low, high, scale) in bench.RANGES.items():
+    for name, (low, high, *given) in bench.RANGES.items():
+        scale = given[0] if given else "one_minus_log" if name.startswith("beta") else "log"
         whole = scale.endswith("int")
         axis = {"log-int": "log", "int": "linear"}.get(scale, scale)
         mapping[name] = {"low": low, "high": high, "scale": axis, "type": "int" if whole else "float"}
@@ -124,7 +126,9 @@ DEFAULT_TUNERS = [name for name in TUNERS if not name.startswith("ours")]
 
 def run(bench: ModuleType, tuner: str, kind: str, task: str, seed: int, budget: int = max(GRID)) -> dict[str, Any]:
     """One tuner on one task: its regret after each number of full trainings in ``GRID``."""
-    space, problem, steps = make_space(bench, kind), bench.LCBench(task), bench.MAX_EPOCHS
+    space = make_space(bench, kind)
+    problem = bench.TaskSet(task) if kind == "taskset" else bench.LCBench(task)
+    steps = bench.MAX_STEPS if kind == "taskset" else bench.MAX_EPOCHS
     sampler, pruner = TUNERS[tuner](space, seed, steps)
     study = optuna.create_study(sampler=sampler, pruner=pruner)
     study.enqueue_trial(space.defaults())
@@ -195,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with lcbench.py and lcbench/")
     parser.add_argument("--tuners", nargs="+", default=DEFAULT_TUNERS, choices=list(TUNERS), metavar="TUNER")
-    parser.add_argument("--space", choices=("plain", "dummies"), default="plain")
+    parser.add_argument("--space", choices=("plain", "dummies", "taskset"), default="plain")
     parser.add_argument("--tasks", default="dev", help="dev, held-out, or task ids joined by commas")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -205,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    bench = load_bench(given.data)
+    bench = load_bench(given.data, "taskset" if given.space == "taskset" else "lcbench")
     tasks = _tasks(bench, given.data, given.tasks)
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / f"{given.name}_{given.space}.csv"
