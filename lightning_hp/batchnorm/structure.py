@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,6 +64,57 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+class _Tracer:
+    """Collects the structure while one recorded step is replayed: hooks on leaf modules and on what layers normalise.
+
+    Args:
+        layers: Tracked layers by name.
+    """
+
+    def __init__(self, layers: LayerNames) -> None:
+        self.names = {id(layer): name for name, layer in layers.items()}
+        self.order: list[str] = []
+        self.feeder: dict[str, tuple[str, str]] = {}
+        self.biased_feeder: dict[str, str] = {}
+        self.dropout_before: set[str] = set()
+        self.after_relu: set[str] = set()
+        self.before_relu: set[str] = set()
+        self._alive: list[Tensor] = []  # memory must not be reused while addresses are compared
+        self._made_by: dict[int, tuple[str, nn.Module]] = {}
+        self._seen_dropout = False
+
+    def on_input(self, layer: str, x: Tensor) -> None:
+        """Note what feeds a layer: the module whose output lives in the memory of ``x``, which the layer normalises."""
+        maker = self._made_by.get(_memory(x))
+        if layer not in self.order:
+            self.order.append(layer)
+        if maker is not None and layer not in self.feeder:
+            self.feeder[layer] = (maker[0], type(maker[1]).__name__)
+            if isinstance(maker[1], _AFFINE) and maker[1].bias is not None:
+                self.biased_feeder[layer] = maker[0]
+        if self._seen_dropout:
+            self.dropout_before.add(layer)
+        self._seen_dropout = False
+        positive = x.numel() > 0 and float(x.min()) >= 0.0 and float((x == 0).float().mean()) >= 0.1
+        if positive and maker is not None:
+            self.after_relu.add(layer)
+
+    def on_output(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note that a leaf module made a tensor, and what it read."""
+        layer = self.names.get(id(module))
+        if layer is not None and layer not in self.order:
+            self.order.append(layer)  # not measurable, but here is its place
+        elif layer is None and _is_dropout(module) and module.training:
+            self._seen_dropout = True
+        tensor = args[0] if args and isinstance(args[0], Tensor) else None
+        maker = self._made_by.get(_memory(tensor)) if tensor is not None else None
+        if isinstance(module, _RELUS) and maker is not None and id(maker[1]) in self.names:
+            self.before_relu.add(self.names[id(maker[1])])
+        if isinstance(output, Tensor):
+            self._alive.append(output)
+            self._made_by[_memory(output)] = (name, module)
+
+
 def trace(
     model: nn.Module, layers: LayerNames, steps: Sequence[Step], modes: dict[str, bool] | None = None
 ) -> Structure:
@@ -75,68 +127,27 @@ def trace(
         modes: train mode of each tracked layer.
     """
     dropouts = sum(_is_dropout(module) for module in model.modules())
-    names = {id(layer): name for name, layer in layers.items()}
     if not steps:
         return Structure(dropouts=dropouts)
-
-    order: list[str] = []
-    feeder: dict[str, tuple[str, str]] = {}
-    biased: dict[str, str] = {}
-    dropout_before: set[str] = set()
-    after_relu: set[str] = set()
-    before_relu: set[str] = set()
-    alive: list[Tensor] = []  # memory must not be reused while addresses are compared
-    made_by: dict[int, tuple[str, nn.Module]] = {}
-    seen_dropout = False
-
-    def on_input(layer: str, x: Tensor) -> None:
-        """What the layer normalises. For a plain layer it is the argument; its memory shows which module made it."""
-        nonlocal seen_dropout
-        maker = made_by.get(_memory(x))
-        if layer not in order:
-            order.append(layer)
-        if maker is not None and layer not in feeder:
-            feeder[layer] = (maker[0], type(maker[1]).__name__)
-            if isinstance(maker[1], _AFFINE) and maker[1].bias is not None:
-                biased[layer] = maker[0]
-        if seen_dropout:
-            dropout_before.add(layer)
-        seen_dropout = False
-        positive = x.numel() > 0 and float(x.min()) >= 0.0 and float((x == 0).float().mean()) >= 0.1
-        if positive and maker is not None:
-            after_relu.add(layer)
-
-    def hook_of(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            nonlocal seen_dropout
-            layer = names.get(id(module))
-            if layer is not None and layer not in order:
-                order.append(layer)  # not measurable, but here is its place
-            elif layer is None and _is_dropout(module) and module.training:
-                seen_dropout = True
-            tensor = args[0] if args and isinstance(args[0], Tensor) else None
-            maker = made_by.get(_memory(tensor)) if tensor is not None else None
-            if isinstance(module, _RELUS) and maker is not None and id(maker[1]) in names:
-                before_relu.add(names[id(maker[1])])
-            if isinstance(output, Tensor):
-                alive.append(output)
-                made_by[_memory(output)] = (name, module)
-
-        return hook
-
+    tracer = _Tracer(layers)
     handles = []
     try:
-        with preserved(model), input_hooks(layers, on_input):
+        with preserved(model), input_hooks(layers, tracer.on_input):
             for name, layer in layers.items():
                 layer.training = (modes or {}).get(name, layer.training)
             for name, module in model.named_modules():
-                if id(module) in names or not any(True for _ in module.children()):
-                    handles.append(module.register_forward_hook(hook_of(name)))
+                if id(module) in tracer.names or not any(True for _ in module.children()):
+                    handles.append(module.register_forward_hook(partial(tracer.on_output, name)))
             replay(model, steps)
     finally:
         for handle in handles:
             handle.remove()
-        alive.clear()
     return Structure(
-        tuple(order), feeder, biased, frozenset(dropout_before), frozenset(after_relu), frozenset(before_relu), dropouts
+        tuple(tracer.order),
+        tracer.feeder,
+        tracer.biased_feeder,
+        frozenset(tracer.dropout_before),
+        frozenset(tracer.after_relu),
+        frozenset(tracer.before_relu),
+        dropouts,
     )

@@ -304,34 +304,10 @@ def _compare_current(state: _State, current: Mapping[str, Any], tolerance: Toler
 
 def _judge(base: Mapping[str, Any], state: _State, now: datetime) -> Verdict:
     until = from_text(state.postponed["until"]) if state.postponed else None
-    dates, stale = {}, {}
-    for tier, text in base["retune_after"].items():
-        interval = parse_interval(text)
-        dates[tier], stale[tier] = interval.after(state.anchor), interval.after(state.anchor, STALE_AFTER_INTERVALS)
-        if until is not None and until > dates[tier]:
-            dates[tier], stale[tier] = until, interval.after(until, STALE_AFTER_INTERVALS - 1)
-    first = min(dates, key=lambda tier: dates[tier])
+    dates, stale = _dates_by_tier(base["retune_after"], state.anchor, until)
     tuned_at, study = from_text(base["at"]), str(base.get("study") or base["name"])
-
-    reasons = [text for text in (state.moved, state.beaten) if text]
-    if state.shifted >= SHIFTED_CHECKS:
-        reasons.append(f"shifted in {state.shifted} checks in a row: {state.shift}")
     excused = until is not None and now < until
-    overdue = sorted((tier for tier in dates if now >= dates[tier]), key=lambda tier: dates[tier])
-    too_old = sorted((tier for tier in stale if now >= stale[tier]), key=lambda tier: stale[tier])
-    if state.invalid:
-        status, reasons = "invalid", [*state.invalid.values(), *reasons]
-    elif too_old:
-        since = f"stale since {_day(stale[too_old[0]])} (tier {', '.join(too_old)})"
-        status, reasons = "stale", [since, *reasons]
-    elif overdue:
-        status, reasons = "due", [f"due since {_day(dates[overdue[0]])} (tier {', '.join(overdue)})", *reasons]
-    elif reasons and not excused:
-        status = "due"
-    else:
-        status, reasons = "fresh", [f"fresh until {_day(dates[first])} (tier {first})", *reasons]
-        if 0 < state.shifted < SHIFTED_CHECKS:
-            reasons.append(f"shifted in {state.shifted} check, due at {SHIFTED_CHECKS} in a row: {state.shift}")
+    status, reasons = _status_and_reasons(state, dates, stale, now, excused)
     if excused and state.postponed:
         by = f" by {state.postponed['by']}" if state.postponed.get("by") else ""
         reasons.append(f"postponed until {_day(from_text(state.postponed['until']))}{by}: {state.postponed['why']}")
@@ -346,6 +322,43 @@ def _judge(base: Mapping[str, Any], state: _State, now: datetime) -> Verdict:
     return Verdict(
         str(base["name"]), status, "; ".join(reasons), todo, dates, tuned_at, state.confirmed_at, age, study, refresh
     )
+
+
+def _dates_by_tier(
+    retune_after: Mapping[str, str], anchor: datetime, until: datetime | None
+) -> tuple[dict[str, datetime], dict[str, datetime]]:
+    """When each tier becomes due and when stale; a postponement moves both."""
+    due, stale = {}, {}
+    for tier, text in retune_after.items():
+        interval = parse_interval(text)
+        due[tier], stale[tier] = interval.after(anchor), interval.after(anchor, STALE_AFTER_INTERVALS)
+        if until is not None and until > due[tier]:
+            due[tier], stale[tier] = until, interval.after(until, STALE_AFTER_INTERVALS - 1)
+    return due, stale
+
+
+def _status_and_reasons(
+    state: _State, dates: Mapping[str, datetime], stale: Mapping[str, datetime], now: datetime, excused: bool
+) -> tuple[str, list[str]]:
+    """The status and why: the worst of what holds, with everything else that speaks for a re-test behind it."""
+    reasons = [text for text in (state.moved, state.beaten) if text]
+    if state.shifted >= SHIFTED_CHECKS:
+        reasons.append(f"shifted in {state.shifted} checks in a row: {state.shift}")
+    overdue = sorted((tier for tier in dates if now >= dates[tier]), key=lambda tier: dates[tier])
+    too_old = sorted((tier for tier in stale if now >= stale[tier]), key=lambda tier: stale[tier])
+    if state.invalid:
+        return "invalid", [*state.invalid.values(), *reasons]
+    if too_old:
+        return "stale", [f"stale since {_day(stale[too_old[0]])} (tier {', '.join(too_old)})", *reasons]
+    if overdue:
+        return "due", [f"due since {_day(dates[overdue[0]])} (tier {', '.join(overdue)})", *reasons]
+    if reasons and not excused:
+        return "due", reasons
+    first = min(dates, key=lambda tier: dates[tier])
+    reasons = [f"fresh until {_day(dates[first])} (tier {first})", *reasons]
+    if 0 < state.shifted < SHIFTED_CHECKS:
+        reasons.append(f"shifted in {state.shifted} check, due at {SHIFTED_CHECKS} in a row: {state.shift}")
+    return "fresh", reasons
 
 
 def refresh_text(study: str, tuned_by: str) -> str:

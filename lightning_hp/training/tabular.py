@@ -181,36 +181,43 @@ class TabularDataModule(InMemoryDataModule):
 
     def _choose_columns(self, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
         numeric, categorical = self._wanted
-        for name, columns in (("numeric", numeric), ("categorical", categorical)):
-            check_columns(frame, name, columns or [])
-            if self.target in (columns or []):
-                raise ValueError(f"`{name}` must not contain the target, got {self.target!r}")
-        both = set(numeric or []) & set(categorical or [])
-        if both:
-            raise ValueError(f"`numeric` and `categorical` must have no column in common, got {sorted(both)[0]!r}")
+        self._check_lists(frame, numeric or [], categorical or [])
         rest = [c for c in frame.columns if c != self.target and c not in (numeric or []) + (categorical or [])]
         rest = [c for c in rest if not self._is_row_number(frame, c)]
         kinds = {c: self._read(frame, c) for c in rest} if numeric is None else {}
         if categorical is None:
             categorical = [c for c in rest if c not in kinds or kinds[c].kind != "numbers"]
             for column in categorical:
-                reading = kinds.get(column) or self._read_kind(frame, column)
-                if reading.kind == "dates":
-                    raise ValueError(
-                        f"Column {column!r} must hold numbers or categories, got dates: give `numeric` and"
-                        " `categorical` (in `numeric` a date is a number of days)"
-                    )
-                if reading.share >= LISTED:
-                    _say_once(
-                        logging.WARNING,
-                        f"{self.path}: {column!r} is used as a category: {reading.share:.0%} of its values are numbers,"
-                        f" but others are not ({reading.example!r}). List it in `numeric` to count those as missing",
-                    )
+                self._check_category(column, kinds.get(column) or self._read_kind(frame, column))
         if numeric is None:
             numeric = [c for c in rest if kinds[c].kind == "numbers"]
         if not numeric and not categorical:
             raise ValueError(f"`path` must have a column beside the target {self.target!r}, got none to use")
         return numeric, categorical
+
+    def _check_lists(self, frame: pd.DataFrame, numeric: list[str], categorical: list[str]) -> None:
+        """Check the two lists of columns against the file, the target and each other."""
+        for name, columns in (("numeric", numeric), ("categorical", categorical)):
+            check_columns(frame, name, columns)
+            if self.target in columns:
+                raise ValueError(f"`{name}` must not contain the target, got {self.target!r}")
+        both = sorted(set(numeric) & set(categorical))
+        if both:
+            raise ValueError(f"`numeric` and `categorical` must have no column in common, got {both[0]!r}")
+
+    def _check_category(self, column: str, reading: Column) -> None:
+        """Refuse dates as categories nobody asked for; warn of a column that is mostly numbers."""
+        if reading.kind == "dates":
+            raise ValueError(
+                f"Column {column!r} must hold numbers or categories, got dates: give `numeric` and"
+                " `categorical` (in `numeric` a date is a number of days)"
+            )
+        if reading.share >= LISTED:
+            _say_once(
+                logging.WARNING,
+                f"{self.path}: {column!r} is used as a category: {reading.share:.0%} of its values are numbers,"
+                f" but others are not ({reading.example!r}). List it in `numeric` to count those as missing",
+            )
 
     def _read_kind(self, frame: pd.DataFrame, column: str) -> Column:
         """What a column holds that is a category because `numeric` leaves it out: only dates matter then."""

@@ -47,7 +47,7 @@ class WindowMeter:
             self.grad_norm = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).norm()
 
     def broke(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-        """Whether the last loss is not finite, in any process: once one is not, nor are the weights and all that follow."""
+        """Whether the last loss is not finite, in any process; then neither are the weights nor any later loss."""
         last = float(self.losses[-1])
         if trainer.world_size == 1:
             return not math.isfinite(last)
