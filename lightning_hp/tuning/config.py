@@ -63,10 +63,13 @@ class Budget:
     Attributes:
         length: Limits of a complete training that replace the Trainer's own; empty to keep those.
         seconds: No new trial starts after so many seconds of a run; None for no limit.
+        until_converged: Whether the study ends when the rest of the budget is expected to gain less than one training
+            scatters.
     """
 
     length: TrainingLength = field(default_factory=TrainingLength)
     seconds: float | None = None
+    until_converged: bool = False
 
 
 @dataclass(frozen=True)
@@ -335,10 +338,11 @@ def _files(mapping: Mapping[str, Any], base: Path) -> Path | tuple[Path, ...]:
 
 
 def _budget(budget: Any, where: str = "budget.") -> Budget:
-    check_keys(budget, ("trials", "max_epochs", "max_steps", "time"), "budget")
+    check_keys(budget, ("trials", "max_epochs", "max_steps", "time", "until"), "budget")
     limits = {n: whole(budget, n, 1, 1, f"{where}{n}") for n in ("max_epochs", "max_steps") if n in budget}
     seconds = _seconds(budget["time"]) if "time" in budget else None
-    return Budget(TrainingLength(**limits), seconds)
+    until = one_of(budget, "until", ("spent", "converged"), "spent", f"{where}until")
+    return Budget(TrainingLength(**limits), seconds, until == "converged")
 
 
 def _trials(budget: Any, where: str = "budget.") -> int:

@@ -1,6 +1,8 @@
 """A winner one can believe: the best configurations of a study are trained again on fresh seeds, and compared by mean.
 
-The trainings are part of the budget: the search leaves them free (:func:`reserved`). They are raced seed by seed:
+Candidates are the configurations that the model of the study cannot tell from the best one
+(:mod:`lightning_hp.search.winner`). The trainings are part of the budget: the search leaves them free
+(:func:`reserved`). They are raced seed by seed:
 after each, what is behind the best mean by more than noise explains is not trained any more. All state is in storage: a
 trial that confirms another one names it, so a study that was stopped goes on in the middle of a race.
 """
@@ -8,14 +10,16 @@ trial that confirms another one names it, so a study that was stopped goes on in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.engine import Engine
+from lightning_hp.search.winner import winner_candidates
 from lightning_hp.study.confirmed import CONFIRMS, Confirmed, confirmed
-from lightning_hp.study.trials import first_of_project, ranked_since
+from lightning_hp.study.trials import first_of_project
 from lightning_hp.tuning.config import Confirmation, TuneConfig
 
 #: Budgets of fewer trials are too small to leave any of them to a confirmation.
@@ -35,41 +39,57 @@ def reserved(config: TuneConfig) -> int:
     return wanted.candidates * wanted.seeds
 
 
-def enqueue_round(study: optuna.Study, wanted: Confirmation) -> list[int]:
+def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation) -> list[int]:
     """Ask for the next trainings of the race; the study's ask lock must be held, and no trial may run or wait.
 
     Args:
         study: A study whose search has ended.
+        engine: Of its sampler; knows which configurations noise may have put behind the best.
         wanted: How many configurations, on how many fresh seeds.
 
     Returns:
         Numbers of the trials whose values are trained again; empty when the race is over.
     """
-    minimises = study.direction is StudyDirection.MINIMIZE
     trials = study.get_trials(deepcopy=False)
-    searched = [t for t in trials if CONFIRMS not in t.user_attrs]
-    candidates = ranked_since(searched, minimises, first_of_project(study))[: wanted.candidates]
-    if len(candidates) < 2:
+    roots = _candidates(study, trials, engine, wanted)
+    if len(roots) < 2:
         return []  # there is nothing to choose from
-    results = {one.root: one for one in confirmed(trials, minimises)}
-    trained = {t.number: sum(o.user_attrs.get(CONFIRMS) == t.number for o in trials) for t in candidates}
-    lacking = [t for t in candidates if trained[t.number] < wanted.seeds and _in_race(t, results, trained)]
+    results = {one.root: one for one in confirmed(trials, study.direction is StudyDirection.MINIMIZE)}
+    trained = {root: sum(t.user_attrs.get(CONFIRMS) == root for t in trials) for root in roots}
+    lacking = [root for root in roots if trained[root] < wanted.seeds and _in_race(root, results, trained)]
     if not lacking:
         return []
-    fewest = min(trained[t.number] for t in lacking)
-    racing = [t for t in lacking if trained[t.number] == fewest]
-    for trial in racing:
-        first = int(trial.user_attrs.get("seed_number", trial.number))
-        attributes = {CONFIRMS: trial.number, "seed_number": (fewest + 1) * _SEEDS_APART + first}
-        study.enqueue_trial(dict(trial.params), user_attrs=attributes)
-    return [t.number for t in racing]
+    fewest = min(trained[root] for root in lacking)
+    racing = [root for root in lacking if trained[root] == fewest]
+    for root in racing:
+        first = int(trials[root].user_attrs.get("seed_number", root))
+        attributes = {CONFIRMS: root, "seed_number": (fewest + 1) * _SEEDS_APART + first}
+        study.enqueue_trial(dict(trials[root].params), user_attrs=attributes)
+    return racing
 
 
-def _in_race(candidate: FrozenTrial, results: Mapping[int, Confirmed], trained: Mapping[int, int]) -> bool:
+def _candidates(study: optuna.Study, trials: Sequence[FrozenTrial], engine: Engine, wanted: Confirmation) -> list[int]:
+    """The trials whose values race: those that the race began with, unless the search has gone on since."""
+    begun = [t for t in trials if CONFIRMS in t.user_attrs]
+    searched = [t.number for t in trials if CONFIRMS not in t.user_attrs and t.state is TrialState.COMPLETE]
+    if begun and (not searched or max(searched) < min(t.number for t in begun[-wanted.candidates * wanted.seeds :])):
+        return list(dict.fromkeys(t.user_attrs[CONFIRMS] for t in begun[-wanted.candidates * wanted.seeds :]))
+    since = first_of_project(study)
+    chosen = [candidate.trial for candidate in winner_candidates(study, engine, wanted.candidates)]
+    numbers = [int(trial.user_attrs.get(CONFIRMS, trial.number)) for trial in chosen if _is_good(trial)]
+    present = [number for number in numbers if number >= since]
+    return list(dict.fromkeys(present or numbers))
+
+
+def _is_good(trial: FrozenTrial) -> bool:
+    return not trial.user_attrs.get("diverged")
+
+
+def _in_race(root: int, results: Mapping[int, Confirmed], trained: Mapping[int, int]) -> bool:
     """Whether a configuration is not yet behind the best mean by more than noise explains."""
-    own = results.get(candidate.number)
+    own = results.get(root)
     if own is None:
-        return trained[candidate.number] == 0  # else its training on a fresh seed has failed
+        return trained[root] == 0  # else its training on a fresh seed has failed
     good = [one for one in results.values() if not one.failed]
     if own.failed:
         return False

@@ -21,6 +21,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
+from lightning_hp.search.convergence import ATTRIBUTE as CONVERGED
+from lightning_hp.search.convergence import convergence
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.paths import StudyPaths
@@ -184,6 +186,8 @@ class StudyRunner:
             waiting = any(t.state is TrialState.WAITING for t in trials)
             if counted(trials, self.study) >= self.config.search.n_trials - reserved(self.config) and not waiting:
                 return None
+            if self.config.budget.until_converged and not waiting and self._converged():
+                return None
             if self.gate is not None and not waiting:
                 if self.gate.is_over(trials):
                     return None
@@ -314,12 +318,24 @@ class StudyRunner:
                 self.listener.trial_known(trial)
         return self._announced
 
+    def _converged(self) -> bool:
+        """Whether the rest of the budget is expected to gain less than one training scatters; kept and told once."""
+        result = convergence(self.study, self.sampler.engine, self.config.search.n_trials - reserved(self.config))
+        if result is None or not result.converged:
+            return False
+        if self.study.user_attrs.get(CONVERGED) != str(result):
+            self.study.set_user_attr(CONVERGED, str(result))
+            self.say(f"converged: {result}")
+        return True
+
     def confirm(self) -> bool:
         """Ask for the next trainings that confirm the winner; False where there are none left."""
         if not reserved(self.config) or self.config.confirm is None:
             return False
         with self.paths.ask_lock():
-            numbers = enqueue_round(self.study, self.config.confirm) if is_settled(self.study) else []
+            if not is_settled(self.study):
+                return False
+            numbers = enqueue_round(self.study, self.sampler.engine, self.config.confirm)
         if numbers:
             self.say(f"training the best again on a fresh seed: trials {', '.join(map(str, numbers))}")
         return bool(numbers)

@@ -37,11 +37,11 @@ def text_of(mapping: Mapping[str, Any], key: str, default: str | None) -> str:
     return value
 
 
-def one_of(mapping: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: str) -> str:
-    """One of several words."""
+def one_of(mapping: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: str, path: str = "") -> str:
+    """One of several words; ``path`` is what errors call it."""
     value = mapping.get(key, default)
     if value not in allowed:
-        raise ConfigError(f"`{key}` must be one of {', '.join(allowed)}, got {value!r}")
+        raise ConfigError(f"`{path or key}` must be one of {', '.join(allowed)}, got {value!r}")
     return str(value)
 
 

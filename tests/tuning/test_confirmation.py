@@ -6,6 +6,8 @@ import toy_project as toy
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from lightning_hp.search.engine import Engine
+from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.storage import quiet_optuna
 from lightning_hp.tuning.config import Confirmation, TuneConfig
@@ -23,9 +25,12 @@ def study_of(values, direction="minimize"):
     return study
 
 
+SPACE = SearchSpace.from_dict({"x": {"low": 0.0, "high": 1.0}})
+
+
 def run_round(study, loss, wanted):
     """Ask for a round, and give every trial of it the loss that ``loss(x, round)`` says."""
-    numbers = enqueue_round(study, wanted)
+    numbers = enqueue_round(study, Engine(SPACE, None), wanted)
     for _ in numbers:
         trial = study.ask()
         x = trial.suggest_float("x", 0.0, 1.0)
@@ -37,13 +42,16 @@ def run_round(study, loss, wanted):
     return numbers
 
 
-def test_the_best_by_value_are_trained_on_seeds_of_their_own():
+def test_what_may_be_the_best_is_trained_on_seeds_of_its_own():
     study = study_of([0.5, 0.3, 0.4, 0.2, 0.9])
     wanted = Confirmation(candidates=3, seeds=2)
-    assert run_round(study, lambda x, _: x, wanted) == [3, 1, 2]
+    racing = run_round(study, lambda x, _: x, wanted)
+    assert len(set(racing)) == 3
+    assert 3 in racing, "the best value is always in the race"
+    assert 4 not in racing, "the worst is not"
     repeats = study.trials[5:]
-    assert [t.user_attrs[CONFIRMS] for t in repeats] == [3, 1, 2]
-    assert [t.params["x"] for t in repeats] == pytest.approx([0.3, 0.1, 0.2])
+    assert [t.user_attrs[CONFIRMS] for t in repeats] == racing
+    assert [t.params["x"] for t in repeats] == pytest.approx([root / 10 for root in racing])
     assert len({t.user_attrs["seed_number"] for t in repeats}) == 3
 
 
@@ -56,7 +64,7 @@ def test_a_race_that_is_over_stays_over_and_nobody_gets_more_than_the_wanted_see
     counts = [sum(t.user_attrs.get(CONFIRMS) == root for t in study.trials) for root in range(3)]
     assert max(counts) == 3
     assert rounds == 3
-    assert enqueue_round(study, wanted) == []
+    assert enqueue_round(study, Engine(SPACE, None), wanted) == []
 
 
 def test_noise_far_below_the_gap_stops_the_loser_after_one_seed():
@@ -67,15 +75,18 @@ def test_noise_far_below_the_gap_stops_the_loser_after_one_seed():
 
 
 def test_a_failed_training_takes_its_configuration_out():
-    study = study_of([0.1, 0.2, 0.3])
+    study = study_of([0.10, 0.13, 0.11, 0.12])
     wanted = Confirmation(candidates=2, seeds=2)
-    assert run_round(study, lambda x, _: None if x < 0.05 else 0.2, wanted) == [0, 1]
-    assert run_round(study, lambda x, _: 0.2, wanted) == [1]
-    assert run_round(study, lambda x, _: 0.2, wanted) == []
+    racing = run_round(study, lambda x, _: None if x < 0.05 else 0.12, wanted)
+    assert len(racing) == 2
+    assert 0 in racing
+    other = next(root for root in racing if root)
+    assert run_round(study, lambda x, _: 0.12, wanted) == [other]
+    assert run_round(study, lambda x, _: 0.12, wanted) == []
 
 
 def test_one_candidate_is_no_race():
-    assert enqueue_round(study_of([0.1]), Confirmation()) == []
+    assert enqueue_round(study_of([0.1]), Engine(SPACE, None), Confirmation()) == []
 
 
 def test_a_study_leaves_the_trials_free_and_the_winner_is_the_best_mean(studies):
@@ -134,3 +145,23 @@ def test_what_the_search_leaves_free(trials, confirm, kept):
 def test_confirm_that_is_refused(confirm, message):
     with pytest.raises(ConfigError, match=message):
         TuneConfig.from_arguments({"x": {"low": 0.0, "high": 1.0}}, {}, {"name": "s", "confirm": confirm})
+
+
+def test_a_study_ends_when_nothing_is_left_to_gain(studies, monkeypatch):
+    """The toy's loss depends on two values, and noise is small: 60 trials are far more than it takes."""
+    read = TuneConfig.from_arguments.__func__
+
+    def until_converged(cls, space, budget, given, project=None):
+        return read(cls, space, {**budget, "until": "converged"}, given, project)
+
+    monkeypatch.setattr(TuneConfig, "from_arguments", classmethod(until_converged))
+    result = studies.run(trials=60, max_epochs=1, confirm=False)
+    trials = studies.trials()
+    assert 15 <= len(trials) < 60
+    assert "are expected to gain" in result.study.user_attrs["converged"]
+    assert len(studies.run(trials=60, max_epochs=1, confirm=False).study.trials) == len(trials), "it stays ended"
+
+
+def test_until_is_converged_or_nothing():
+    with pytest.raises(ConfigError, match=r"`until` must be one of spent, converged, got 'done'"):
+        TuneConfig.from_arguments({"x": {"low": 0.0, "high": 1.0}}, {"until": "done"}, {"name": "s"})

@@ -189,7 +189,7 @@ BAD = [
     ({"bugdet": {}}, r"`bugdet` is not a known key \(did you mean budget\?\); expected one of name, config"),
     ({1: 2}, r"`1` is not a known key; expected one of name"),
     ({"budget": {"trails": 3}}, r"`budget\.trails` is not a known key \(did you mean trials\?\)"),
-    ({"budget": 5}, r"`budget` must be a mapping with the keys trials, max_epochs, max_steps, time, got 5"),
+    ({"budget": 5}, r"`budget` must be a mapping with the keys trials, max_epochs, max_steps, time, until, got 5"),
     ({"budget": None}, r"`budget` must be a mapping"),
     ({"budget": {"trials": "ten"}}, r"`budget\.trials` must be a whole number of at least 1, got 'ten'"),
     ({"budget": {"trials": 0}}, r"`budget\.trials` must be a whole number of at least 1, got 0"),
