@@ -164,6 +164,35 @@ def main_that_fits():
     EVENTS.append("fitted")
 
 
+class CountingTrainer(pl.Trainer):
+    """A Trainer of the project's own, with an argument and a fit of its own."""
+
+    def __init__(self, *args, note: int = 3, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.note = note
+
+    def fit(self, *args, **kwargs):
+        EVENTS.append("own fit")
+        super().fit(*args, **kwargs)
+
+
+def main_with_a_trainer():
+    """A Trainer class of its own."""
+    LightningCLI(Net, Data, trainer_class=CountingTrainer)
+
+
+def main_that_fits_with_a_trainer():
+    """The same with ``run=False``."""
+    cli = LightningCLI(Net, Data, trainer_class=CountingTrainer, run=False)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+
+
+def main_with_another_trainer():
+    """Trains with a Trainer that LightningCLI did not make."""
+    cli = LightningCLI(Net, Data, run=False)
+    pl.Trainer(max_epochs=1).fit(cli.model, datamodule=cli.datamodule)
+
+
 def makes_no_cli():
     """Trains without LightningCLI."""
 

@@ -191,7 +191,11 @@ class _Visit:
             arguments = {**config, "callbacks": _all_callbacks(cli, config, callbacks)}
             self.instantiated(arguments)
             with _replaced(cli, trainer_defaults={}):  # its callbacks are in `arguments`
-                return instantiate(cli, arguments, [])
+                trainer = instantiate(cli, arguments, [])
+            # on the instance, since a Trainer of the project's own may do something before it calls `super().fit`
+            vars(trainer)["fit"] = partial(fit, trainer)
+            self._stack.callback(vars(trainer).pop, "fit")
+            return trainer
 
         def prepare_parser(cli: LightningCLI, trainer: type, subcommand: str, **options: Any) -> Any:
             if subcommand == FIT:

@@ -99,6 +99,21 @@ def test_a_function_or_a_script_makes_the_call(command):
     assert "fitted" not in projects.EVENTS, "the study fits, the command's own fit was left"
 
 
+@pytest.mark.parametrize("command", ["main_with_a_trainer", "main_that_fits_with_a_trainer"])
+def test_a_trainer_class_of_the_project_is_used_once(command):
+    made = builder({**FIXED, "trainer": {**TRAINER, "note": 5}}, cli=f"cli_projects.{command}")
+    made.check(space_of(**{"trainer.note": {"low": 2, "high": 9}}))
+    built = made.build({"trainer.note": 7}, trial(), 0)
+    assert projects.EVENTS == []
+    built.fit()
+    assert (projects.EVENTS, built.trainer.note, built.trainer.current_epoch) == (["own fit"], 7, 2)
+
+
+def test_a_trainer_that_the_command_makes_itself_is_refused():
+    with pytest.raises(ConfigError, match="`cli` must train with the Trainer of its LightningCLI"):
+        builder(FIXED, cli="cli_projects.main_with_another_trainer").build({}, trial(), 0)
+
+
 def test_omegaconf_files_are_resolved_by_the_projects_parser():
     pytest.importorskip("omegaconf")
     Path("main.py").write_text(projects.SCRIPT)
