@@ -1,9 +1,12 @@
 """Whether a study has anything left to gain: what the rest of its budget may improve, against the noise of the metric.
 
-The final losses of many configurations are drawn together from the model, with deviations widened by WIDER since the
-model is too sure of itself (the doubt that the pruner has too). In each drawing the best of the configurations that the
-rest of the budget can train is compared with the best known one. The mean of these gains is what is left. It is an
-upper estimate: no search finds the best of its candidates with certainty.
+Two expectations, of which the larger counts:
+
+* the model's: the most improvement that it expects of one more trial anywhere, with deviations widened by WIDER since
+  the model is too sure of itself (the doubt that the pruner has too);
+* the record's: the second half of the trials, those that explored included, improved the best expected value by so
+  much. Gains fall with the logarithm of the trials at best, so the rest of the budget is expected to improve it by as
+  much for each doubling of the number of trials.
 
 Where that is less than what one training scatters around its own mean, nobody could tell the gain from luck.
 """
@@ -16,21 +19,17 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from scipy.special import ndtr
 
-from lightning_hp.search.curves import Curve
 from lightning_hp.search.engine import Engine
-from lightning_hp.search.model import CurveModel
-from lightning_hp.search.proposal import candidates, far_candidates
+from lightning_hp.search.proposal import candidates, far_candidates, log_expected_improvement
 from lightning_hp.search.pruner import WIDER, space_of
 from lightning_hp.search.sampler import CoarseToFineSampler
 
 #: Never before so many trials are complete.
 FEWEST = 15
-#: Probability that the gain is below the noise from which on a study is at its end.
-SURE_ENOUGH = 0.9
 #: The study's user attribute that says why it was ended.
 ATTRIBUTE = "converged"
-_DRAWS = 64
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Convergence:
         left: Trials that the budget has left.
         gain: What these are expected to improve the best final value by, in units of the metric, at least 0.
         noise: Standard deviation of one training's final value around its mean, in units of the metric.
-        sure: Probability that the gain is below the noise.
+        sure: Probability that not even the most promising point improves the best by more than the noise.
     """
 
     finished: int
@@ -53,8 +52,8 @@ class Convergence:
 
     @property
     def converged(self) -> bool:
-        """Whether the gain is below the noise, and that is sure enough."""
-        return self.gain < self.noise and self.sure >= SURE_ENOUGH
+        """Whether the gain is below the noise."""
+        return self.gain < self.noise
 
     def __str__(self) -> str:
         """What is left to gain, in a sentence."""
@@ -88,20 +87,18 @@ def convergence(study: Study, engine: Engine, n_trials: int) -> Convergence | No
     units = np.concatenate(
         [candidates(engine.space, sides, promising, rng), far_candidates(engine.space, sides, promising, rng)]
     )
-    best = _expected_best(model, complete)
-    likely = np.argsort(-model.score(units, best), kind="stable")[:left]
-    means, _ = model.final(units[likely])
-    drawn = means + WIDER * (model.draws(units[likely], rng, _DRAWS) - means)
-    reached = np.minimum(drawn.min(axis=1), best)
-    ends = model.compression.inverse(np.array([*reached, best, best + model.noise]))
-    gains, noise = ends[-2] - ends[:-2], float(ends[-1] - ends[-2])
-    return Convergence(len(finished), left, float(gains.mean()), noise, float(np.mean(gains < noise)))
-
-
-def _expected_best(model: CurveModel, complete: list[Curve]) -> float:
-    """The lowest expected final loss of a complete trial, compressed: the best observed one was lucky too."""
     means, _ = model.final(np.stack([c.unit for c in complete]))
-    return float(means.min())
+    best, number = float(means.min()), np.array([c.number for c in complete])
+    before = means[number < sorted(t.number for t in finished)[len(finished) // 2]]
+    expected, deviation = model.final(units)
+    improved = best - np.exp(log_expected_improvement(expected, WIDER * deviation, best).max())
+    values = np.array([improved, best, best + model.noise, float(before.min()) if len(before) else best])
+    reached, now, scattered, earlier = (float(v) for v in model.compression.inverse(values))
+    doublings = math.log2(n_trials / len(finished))
+    gain, noise = max(now - reached, (earlier - now) * doublings), scattered - now
+    hoped = float(model.compression(now - noise))
+    sure = float(ndtr(((expected - hoped) / (WIDER * deviation)).min()))
+    return Convergence(len(finished), left, gain, noise, sure)
 
 
 class StopWhenConverged:
