@@ -102,6 +102,7 @@ class PandaBabysitter(Callback):
         self._alone = False
         self._reload = LoaderReload()
         self._resumed = False
+        self._best = math.inf  # of the monitored metric, smaller is better
 
     @property
     def settings(self) -> Settings:
@@ -163,7 +164,7 @@ class PandaBabysitter(Callback):
         folder = self._folder(trainer)
         steps = trainer.estimated_stepping_batches
         if not self._resumed:  # the callback may have served another fit
-            self.history = History(direction=self.history.direction)
+            self.history, self._best = History(direction=self.history.direction), math.inf
         history = self.history
         if history.loader_since < 0:  # else planned anew when the batch size changed
             history.planned = int(steps) if math.isfinite(steps) and steps > 0 else None
@@ -237,9 +238,10 @@ class PandaBabysitter(Callback):
         if not math.isfinite(value):
             return
         history = self.history
-        best = min((history.direction * one.value for one in history.validations), default=math.inf)
         history.validations.append(Validation(trainer.global_step, trainer.current_epoch, value))
-        if history.direction * value < best and self.settings.on_overfitting is not None and not self._alone:
+        better = history.direction * value < self._best
+        self._best = min(self._best, history.direction * value)
+        if better and self.settings.on_overfitting is not None and not self._alone:
             self.snapshots[BEST] = snapshot.take(trainer, pl_module, trainer.global_step)
 
     # --- a check ---
@@ -380,6 +382,7 @@ class PandaBabysitter(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where the checkpoint left off."""
         self.history = History.from_dict(state_dict["history"])
+        self._best = min((self.history.direction * one.value for one in self.history.validations), default=math.inf)
         self.journal.rows = list(state_dict["rows"])
         self.snapshots = dict(state_dict["snapshots"])
         self._window, self._length = int(state_dict["window"]), int(state_dict["length"])
