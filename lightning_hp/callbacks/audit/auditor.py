@@ -329,10 +329,10 @@ class BatchNormAuditor(Callback):
             findings, shifts = evaluation.shift(self._reference, self.thresholds)
         if self.rules is not None:
             findings = [finding for finding in findings if finding.id in self.rules]
-        findings, known = trainer.strategy.broadcast((findings, informative(shifts, self._reference)), src=0)
-        self._shifted = findings if known else None
+        findings, reliable = trainer.strategy.broadcast((findings, informative(shifts, self._reference)), src=0)
+        self._shifted = findings if reliable else None
         about = {"created_at": self._clock().isoformat(), "history": self._history}
-        self._result = shift_result(findings, shifts, known, **about)
+        self._result = shift_result(findings, shifts, reliable, **about)
         if shifts:
             write_audit(trainer, self.dirpath, self._result, None, SHIFT_FILE)
         self._tell(trainer, findings, early=False)
