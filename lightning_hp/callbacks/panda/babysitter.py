@@ -208,7 +208,8 @@ class PandaBabysitter(Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """Take the gradient's norm once a window; it is read at the check."""
-        self._meter.add_gradient(pl_module)
+        if self._meter.grad_norm is None:
+            self._meter.add_gradient(pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -217,8 +218,12 @@ class PandaBabysitter(Callback):
         loss = outputs["loss"] if outputs else None
         if loss is None:
             return
-        self._meter.add(trainer, loss)
-        if len(self._meter.losses) >= self._length:
+        meter = self._meter
+        if trainer.accumulate_grad_batches == 1:
+            meter.losses.append(loss)
+        else:
+            meter.add_part(trainer, loss)
+        if len(meter.losses) >= self._length:
             self._check(trainer, pl_module)
 
     # --- validation ---

@@ -27,21 +27,15 @@ class WindowMeter:
         """Forget everything; the next window begins after ``step`` optimiser steps."""
         self.losses, self._parts, self.grad_norm, self._begun = [], [], None, step
 
-    def add(self, trainer: pl.Trainer, loss: Tensor) -> None:
-        """Enter the loss of a mini-batch."""
-        accumulate = trainer.accumulate_grad_batches
-        if accumulate != 1:
-            self._parts.append(loss * accumulate)  # Lightning divided it
-            if trainer.global_step == self._begun + len(self.losses):
-                return
-            loss = torch.stack(self._parts).mean()
+    def add_part(self, trainer: pl.Trainer, loss: Tensor) -> None:
+        """Enter the loss of one of several mini-batches that make a step."""
+        self._parts.append(loss * trainer.accumulate_grad_batches)  # Lightning divided it
+        if trainer.global_step != self._begun + len(self.losses):
+            self.losses.append(torch.stack(self._parts).mean())
             self._parts = []
-        self.losses.append(loss)
 
     def add_gradient(self, module: pl.LightningModule) -> None:
-        """Take the norm of the present gradient, unless this window has one."""
-        if self.grad_norm is not None:
-            return
+        """Take the norm of the present gradient."""
         gradients = [p.grad.detach() for p in module.parameters() if p.grad is not None]
         if gradients and not any(gradient.is_sparse for gradient in gradients):
             self.grad_norm = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).norm()
