@@ -52,8 +52,6 @@ def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation) -> 
     """
     trials = study.get_trials(deepcopy=False)
     roots = _candidates(study, trials, engine, wanted)
-    if len(roots) < 2:
-        return []  # there is nothing to choose from
     results = {one.root: one for one in confirmed(trials, study.direction is StudyDirection.MINIMIZE)}
     trained = {root: sum(t.user_attrs.get(CONFIRMS) == root for t in trials) for root in roots}
     lacking = [root for root in roots if trained[root] < wanted.seeds and _in_race(root, results, trained)]

@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.report.axes import value_text
 from lightning_hp.report.rendering import render_markdown
-from lightning_hp.search.boxes import ranked, with_boxes
+from lightning_hp.search.boxes import ranked
 from lightning_hp.search.parameters import Parameter
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.stages import DECISIONS, Stage, apply_decisions
 from lightning_hp.study.questions import gate_name
 from lightning_hp.study.upstream import storage_of, study_number, trial_number
@@ -117,16 +117,19 @@ def _close(gate: optuna.Study, number: int) -> bool:
     return True
 
 
-def question(study: optuna.Study, space: SearchSpace, planned: Sequence[Stage], stage: Stage, until: str) -> str:
+def question(
+    study: optuna.Study, sampler: CoarseToFineSampler, planned: Sequence[Stage], stage: Stage, until: str
+) -> str:
     """What is asked before a stage, as Markdown: what has been found, and the box that each answer would give.
 
     Args:
         study: The study that is tuned.
-        space: Its parameters.
+        sampler: Its sampler, which knows the boxes.
         planned: Its stages, with what was decided about them so far.
         stage: The stage that is about to begin.
         until: When the study goes on by itself, as text.
     """
+    space = sampler.space
     direction = "maximize" if study.direction is StudyDirection.MAXIMIZE else "minimize"
     trials = study.get_trials(deepcopy=False)
     best = next((t for t in ranked(trials, direction) if t.state is TrialState.COMPLETE), None)
@@ -134,10 +137,10 @@ def question(study: optuna.Study, space: SearchSpace, planned: Sequence[Stage], 
 
     def box_after(answer: str) -> Mapping[str, tuple[float, float]]:
         decided = apply_decisions(before, {str(stage.first): answer})
-        return with_boxes(space, trials, decided, direction)[-1].box or {}
+        return sampler.with_boxes(study, decided)[-1].box or {}
 
     zoomed, wide = box_after("zoom here"), box_after("widen")
-    so_far = with_boxes(space, trials, before[:-1], direction)[-1].box or {}
+    so_far = sampler.with_boxes(study, before[:-1])[-1].box or {}
     searched = [parameter for parameter in space.parameters if parameter.tier in stage.tiers]
     active = dict(zip(space.parameters, space.active(space.defaults() if best is None else best.params), strict=True))
     rows = [

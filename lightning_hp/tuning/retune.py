@@ -118,7 +118,9 @@ def retune_study(
     known = space.stored(description.space.natural(best[0].params))
     # a re-test is as long as the trainings that it tests, unless told otherwise
     length = _length_of(description).with_limits(config.budget.length)
-    config = replace(config, budget=replace(config.budget, length=length), accept_changes=True)
+    budget = replace(config.budget, length=length)
+    # a re-test has its own way of comparing on several seeds, and a short search no trials to spare for a second one
+    config = replace(config, budget=budget, accept_changes=True, confirm=None)
     changes, fingerprint = _drift(root, builder, config.space, length, listener)
     listener.message(f"training data: {summarise_changes(changes) if changes else 'not moved'}")
     drift = [change.sentence for change in changes]

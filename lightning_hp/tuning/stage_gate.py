@@ -99,7 +99,7 @@ class StageGate:
         decorate(self._study, self._paths, force=True)
         until = datetime.now(UTC) + timedelta(seconds=self._timeout)
         planned = apply_decisions(self._sampler.planned, self.decisions())
-        asked = question(self._study, self._sampler.space, planned, stage, f"{until:%Y-%m-%d %H:%M} UTC")
+        asked = question(self._study, self._sampler, planned, stage, f"{until:%Y-%m-%d %H:%M} UTC")
         self._tell(f"{stage.name} waits for your answer until {until:%H:%M} UTC")
         # a study of the same name may have been here before, so the question names the moment at which this one began
         begun = self._study.get_trials(deepcopy=False)[0].datetime_start

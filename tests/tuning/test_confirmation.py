@@ -85,8 +85,11 @@ def test_a_failed_training_takes_its_configuration_out():
     assert run_round(study, lambda x, _: 0.12, wanted) == []
 
 
-def test_one_candidate_is_no_race():
-    assert enqueue_round(study_of([0.1]), Engine(SPACE, None), Confirmation()) == []
+def test_one_candidate_is_trained_again_for_its_scatter():
+    study = study_of([0.1])
+    wanted = Confirmation(candidates=3, seeds=2)
+    assert [run_round(study, lambda x, _: 0.11, wanted) for _ in range(3)] == [[0], [0], []]
+    assert enqueue_round(study_of([]), Engine(SPACE, None), wanted) == []
 
 
 def test_a_study_leaves_the_trials_free_and_the_winner_is_the_best_mean(studies):

@@ -162,7 +162,7 @@ def test_a_question_shows_what_each_answer_searches_and_names_are_text():
     asked = optuna.create_study(study_name="*s* [x]", sampler=sampler)
     asked.add_trials([made_trial(u / 8, abs(u / 8 - 0.5), space=space) for u in range(1, 8)])
     stage = sampler.planned[1]
-    note = question(asked, space, sampler.planned, stage, "noon")
+    note = question(asked, sampler, sampler.planned, stage, "noon")
     assert note.startswith(
         f"## Before stage {stage.name}\n\n7 trials of [\\*s\\* \\[x\\]](/dashboard/studies/0) have ended"
     )
