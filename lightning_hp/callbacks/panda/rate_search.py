@@ -50,7 +50,7 @@ def search_rate(history: History, settings: Settings) -> Intervention | None:
             target = math.sqrt(best.rate * now.rate)
         why = "a lower learning rate got further" if worse else now.why
         return _attempt("too_fast", why, bounds.clip(target), rate, numbers)
-    fast = now.progress >= max(FAST, 2 * settings.z * now.error)
+    fast = now.progress >= max(FAST, settings.z * now.error)
     if fast or now.moved >= WALKED or _tried_enough(attempts):
         return None
     factor = min(settings.raise_factor**2, max(settings.raise_factor, WANTED / max(now.moved, 1e-9)))

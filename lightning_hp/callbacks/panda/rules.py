@@ -48,9 +48,18 @@ def decide(history: History, settings: Settings) -> Intervention | None:
     """
     if not history.windows or history.paused or RATE not in history.values:
         return None
-    order: tuple[Rule, ...] = (rate_search.search_rate, memory, batch, divergence, overfitting, wind_down, plateau)
+    order: tuple[Rule, ...] = (
+        rate_search.search_rate,
+        memory,
+        batch,
+        divergence,
+        lost_start,
+        overfitting,
+        wind_down,
+        plateau,
+    )
     if history.count("slow_start", "too_fast"):  # the rate was nudged first: now what it cannot mend
-        order = (memory, batch, rate_search.search_rate, divergence, overfitting, wind_down, plateau)
+        order = (memory, batch, rate_search.search_rate, divergence, lost_start, overfitting, wind_down, plateau)
     for rule in order:
         intervention = rule(history, settings)
         if intervention is not None:
@@ -172,6 +181,24 @@ def batch(history: History, settings: Settings) -> Intervention | None:
     return Intervention("batch", why, values={"batch_size": wanted}, restore=restore, numbers=numbers)
 
 
+def lost_start(history: History, settings: Settings) -> Intervention | None:
+    """Begin again with a smaller rate where the weights went far after the search, and nothing was learned by it."""
+    last = history.last()
+    if history.progress > settings.start_share or last is None or last.what.rule not in rate_search.SEARCH:
+        return None
+    windows = history.since(max(last.step, history.loader_since))
+    if len(windows) < 4 or history.spent() >= settings.budget or not settings.may(RATE):
+        return None
+    initial, lowest = history.windows[0].level, min(window.level for window in windows[-3:])
+    moved = max(window.moved for window in windows)
+    if not (lowest > UNTRAINED * initial > 0 and moved > rate_search.JUMPED):
+        return None
+    lower = settings.bounds[RATE].clip(history.values[RATE] * settings.decay_factor)
+    why = "the weights went far and nothing was learned"
+    numbers = {"lowest": lowest, "initial": initial, "moved": moved}
+    return Intervention("too_fast", why, values={RATE: lower}, restore=START, numbers=numbers)
+
+
 # --- 3: overfitting ---
 
 
@@ -257,7 +284,8 @@ def plateau(history: History, settings: Settings) -> Intervention | None:
     numbers = {"slope": slope, "error": error, "windows": float(patience)}
     initial = history.windows[0].level
     untrained = min(levels[-2:]) > UNTRAINED * initial > 0  # so the distance was measured
-    if untrained and windows[-1].moved < rate_search.STILL:
+    stood_still = max(window.moved for window in history.windows) < rate_search.WALKED
+    if untrained and stood_still and windows[-1].moved < rate_search.STILL:
         higher = settings.bounds[RATE].clip(history.values[RATE] * settings.raise_factor)
         why = f"no progress since the beginning in {patience} windows, and the weights hardly move"
         return Intervention("raise", why, values={RATE: higher}, numbers=numbers | {"moved": windows[-1].moved})

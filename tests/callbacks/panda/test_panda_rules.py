@@ -290,6 +290,25 @@ def test_momentum_nine_tenths_is_never_too_long():
     assert rules.decide(history([1.0], moved=0.35, planned=450, momentum=0.9, steps=5), Settings()) is None
 
 
+def test_a_start_that_went_far_and_learned_nothing_begins_again_with_a_smaller_rate():
+    made = begin(0.1)
+    assert attempt(made, 1.99, moved=0.1).rule == "slow_start"
+    decisions = [attempt(made, 1.9, moved=moved) for moved in (0.4, 0.9, 0.9, 0.9)]
+    assert decisions[:3] == [None] * 3
+    assert (decisions[3].rule, decisions[3].restore) == ("too_fast", "start")
+    assert decisions[3].values["learning_rate"] == pytest.approx(0.3 * 0.3)
+    learned = begin(0.1)
+    assert attempt(learned, 1.99, moved=0.1).rule == "slow_start"
+    assert [attempt(learned, level, moved=0.9 if level < 1.5 else 0.4) for level in (1.9, 1.4, 1.2, 1.1)] == [None] * 4
+
+
+def test_weights_that_once_went_far_are_not_raised():
+    settings = Settings(patience_share=0.0, patience_windows=6, start_share=0.0)
+    made = history([1.0, 0.99, 1.01, 1.0, 0.99, 1.01, 1.0, 1.0], noise=0.02, moved=0.001)
+    made.windows[0] = dataclasses.replace(made.windows[0], moved=4.0)
+    assert rules.decide(made, settings).rule == "plateau"
+
+
 def test_batches_grow_in_the_place_of_a_decay_where_that_is_asked_for():
     settings = Settings(patience_share=0.0, start_share=0.0, on_plateau="batch_growth")
     made = history([1.0] * 8, noise=0.02, batch_size=64.0)
