@@ -5,6 +5,7 @@ import json
 
 import optuna
 import pytest
+import toy_project as toy
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
@@ -133,7 +134,7 @@ def test_the_evidence_of_a_study_that_is_too_young(reported):
 
 
 def test_conditions_are_shown_in_the_space(tmp_path):
-    (tmp_path / "train.yaml").write_text("{}")
+    (tmp_path / "train.yaml").write_text(toy.TRAIN_YAML)
     (tmp_path / "tune.yaml").write_text(
         "name: x\nconfig: train.yaml\nspace:\n"
         "  model.layers: {low: 1, high: 3}\n"
