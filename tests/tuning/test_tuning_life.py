@@ -88,7 +88,7 @@ def test_fresh_due_drifted_beaten_refreshed_and_fresh_again(tmp_path, status):
     code, table = status(2)
     assert (code, "digits due 2 d" in table) == (3, True), table
     assert "standard deviation is 0.05 times the old one" in table
-    assert f"lightning-hp retune {folder}" in table
+    assert f"in the script that tuned it: lightning_hp.retune('{folder}', ...)" in table
 
     # the re-test fails
     tested = retune_study(str(folder), config, builder(FadedDigits), search=False, now=START + 3 * DAY)
