@@ -50,9 +50,13 @@ class Confirmed:
         return statistics.fmean(self.values)
 
     def best(self, minimises: bool) -> FrozenTrial:
-        """The trial with the best value, whose checkpoint stands for the configuration."""
+        """The training on a fresh seed with the best value, whose checkpoint stands for the configuration.
+
+        Not the first training: the configuration was chosen for that one's luck, and its checkpoint may have made way
+        for those of better values while the study searched.
+        """
         pick = min if minimises else max
-        return pick(self.trials, key=lambda trial: trial.value or 0.0)
+        return pick((t for t in self.trials if t.number != self.root), key=lambda trial: trial.value or 0.0)
 
     def text(self) -> str:
         """Such as ``0.061 ± 0.004 on 3 seeds``."""
@@ -88,7 +92,7 @@ def confirmed(trials: Sequence[FrozenTrial], minimises: bool) -> list[Confirmed]
             len(group) < len(groups[root]),
         )
         for root, group in good.items()
-        if len(group) > 1
+        if len(group) > 1 and any(trial.number != root for trial in group)
     ]
     sign = 1.0 if minimises else -1.0
     return sorted(configurations, key=lambda one: (one.failed, sign * one.mean, one.root))

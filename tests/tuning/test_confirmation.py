@@ -1,5 +1,7 @@
 """The race of the best configurations on fresh seeds, in whole studies and round by round."""
 
+from types import SimpleNamespace
+
 import optuna
 import pytest
 import toy_project as toy
@@ -112,8 +114,9 @@ def test_a_study_leaves_the_trials_free_and_the_winner_is_the_best_mean(studies)
     means = {root: sum(values) / len(values) for root, values in by_root.items()}
     root = min(means, key=means.get)
     assert result.confirmed["mean"] == pytest.approx(means[root])
-    assert result.value == min(by_root[root])
+    assert result.value == min(by_root[root][1:])
     assert result.checkpoint.is_file()
+    assert set(result.validation) == {"val_loss"}
     assert f"on {len(by_root[root])} seeds" in result.confirmed["text"]
     assert len({t.user_attrs["seed"] for t in trials}) == len(trials)
     assert len(studies.run(model=Noisy, trials=24, max_epochs=1).study.trials) == len(trials), "nothing more to do"
@@ -168,3 +171,19 @@ def test_a_study_ends_when_nothing_is_left_to_gain(studies, monkeypatch):
 def test_until_is_converged_or_nothing():
     with pytest.raises(ConfigError, match=r"`until` must be one of spent, converged, got 'done'"):
         TuneConfig.from_arguments({"x": {"low": 0.0, "high": 1.0}}, {"until": "done"}, {"name": "s"})
+
+
+def test_the_winner_has_its_checkpoint_whatever_was_kept_while_it_was_searched(studies, monkeypatch):
+    """The model may prefer a configuration whose first training is not among those that keep their checkpoints."""
+    import lightning_hp.tuning.confirmation as module
+
+    def worst_first(study, engine, k):
+        complete = [t for t in study.trials if t.state is TrialState.COMPLETE]
+        return [SimpleNamespace(trial=t) for t in sorted(complete, key=lambda t: -t.value)[:k]]
+
+    monkeypatch.setattr(module, "winner_candidates", worst_first)
+    result = studies.run(trials=20, max_epochs=1, keep_checkpoints=1)
+    root = studies.trials()[result.trial].user_attrs[CONFIRMS]
+    assert not studies.paths().trial(root).best_checkpoint.exists()
+    assert result.checkpoint.is_file()
+    assert set(result.validation) == {"val_loss"}
