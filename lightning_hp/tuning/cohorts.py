@@ -246,8 +246,8 @@ class _MemberCurve:
 
     def __init__(self, cohort: Cohort, trial: optuna.Trial) -> None:
         self.cohort = cohort
-        asked = cohort.prune and CONFIRMS not in trial.user_attrs  # a confirmation is trained to its end
-        prune_from = math.ceil(cohort.grace * cohort.max_steps) if asked else None
+        may_be_stopped = cohort.prune and CONFIRMS not in trial.user_attrs  # a confirmation is trained to its end
+        prune_from = math.ceil(cohort.grace * cohort.max_steps) if may_be_stopped else None
         self.thin = ThinCurve(trial, cohort.max_steps, cohort.curve_points, prune_from=prune_from)
         self.rows: list[dict[str, Any]] = []
         self.best_state: dict[str, Tensor] = {}

@@ -78,4 +78,5 @@ def test_a_process_that_is_killed_in_between_leaves_a_journal_that_goes_on(path)
 def test_another_storage_is_written_as_always():
     storage = optuna.storages.InMemoryStorage()
     with in_one_go(storage):
-        optuna.create_study(storage=storage).ask()
+        optuna.create_study(study_name="other", storage=storage).ask()
+        assert len(optuna.load_study(study_name="other", storage=storage).trials) == 1

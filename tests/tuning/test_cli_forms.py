@@ -97,7 +97,7 @@ def print_config(command):
             written.append(parser.dump(self.config["fit"], skip_none=False))
             raise SystemExit
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^$"):
         Printed()
     return written[0]
 

@@ -145,10 +145,10 @@ def _single(
             output = step(batch, 0) if takes_index(step) else step(batch)
             single = output["loss"] if isinstance(output, Mapping) else output
         trained = {n: module.get_parameter(n) for n in stack.state.trained}
-        found = torch.autograd.grad(single.mean(), list(trained.values()), allow_unused=True)
+        own_gradients = torch.autograd.grad(single.mean(), list(trained.values()), allow_unused=True)
     _same(f"{name}: the stacked loss", loss, single.detach().mean(), 1.0)
-    overall = max((float(g.abs().max()) for g in found if g is not None and g.numel()), default=0.0)
-    for parameter, gradient in zip(trained, found, strict=True):
+    overall = max((float(g.abs().max()) for g in own_gradients if g is not None and g.numel()), default=0.0)
+    for parameter, gradient in zip(trained, own_gradients, strict=True):
         if gradient is None:
             raise NotStackable(f"{name}: the loss does not depend on {parameter}, so its optimizer would skip it")
         _same(f"{name}: the stacked gradient of {parameter}", gradients[parameter][row], gradient, overall * 1e-3)

@@ -39,12 +39,12 @@ class Reader:
     def __init__(self, loader: DataLoader[Any], limit: int, state: RandomState) -> None:
         """Find out whether the data lies in memory; nothing is drawn."""
         self.loader, self.limit, self._state = loader, limit, state
-        found = _tensors_of(loader.dataset)
+        whole = _tensors_of(loader.dataset)
         self.container: type = list
         self.tensors: tuple[Tensor, ...] | None = None
         self._rows: Tensor | None = None
-        if found is not None:
-            tensors, rows = found
+        if whole is not None:
+            tensors, rows = whole
             container = _plain_container(loader, tensors, rows)
             if container is not None:
                 self.tensors, self._rows, self.container = tensors, rows, container
