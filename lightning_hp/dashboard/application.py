@@ -2,7 +2,7 @@
 
 Ours are ``/hp/`` (all studies), ``/hp/report/N`` (the report of study N), ``/hp/status/N`` (one line, JSON) and
 ``/hp/banner.js``, which shows that line on every page of Optuna's; ``/hp/poll.js`` keeps open pages from drawing what
-they have drawn already.
+they have drawn already; ``/hp/babysat/NAME`` is the page of a babysat run, and takes a person's commands to it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
+from lightning_hp.dashboard.babysat import BabysatRuns
 from lightning_hp.dashboard.combined_storage import CombinedArtifacts, CombinedStorage
 from lightning_hp.dashboard.guard import Application
 from lightning_hp.dashboard.overview import overview, status_of
@@ -27,16 +28,20 @@ from lightning_hp.study.upstream import study_number
 _log = logging.getLogger(__name__)
 _DETAIL = re.compile(r"^/api/studies/(\d{1,15})/?$")
 _NUMBERED = re.compile(r"^/hp/(status|report)/(\d{1,15})$")
+_BABYSAT = "/hp/babysat/"
+#: bytes of a person's command, at most
+_LONGEST_COMMAND = 10_000
 _EARLY = b'<script src="/hp/poll.js"></script></head>'
 _SCRIPT = '<script defer src="/hp/banner.js"{}></script></body>'
 
 
-def application(combined: CombinedStorage, read_only: bool = False) -> Application:
+def application(combined: CombinedStorage, read_only: bool = False, babysat: BabysatRuns | None = None) -> Application:
     """Optuna's dashboard and our pages as one WSGI application, without the guard.
 
     Args:
         combined: The studies.
         read_only: Whether every page says that nothing can be changed (the guard sees to it).
+        babysat: Babysat runs beside the studies; None for none.
     """
     from optuna_dashboard import wsgi
 
@@ -49,9 +54,12 @@ def application(combined: CombinedStorage, read_only: bool = False) -> Applicati
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/":
-            return _redirect(_start_page(combined), start_response)
+            return _redirect(_start_page(combined, babysat), start_response)
         if path in ("/hp", "/hp/"):
-            return _send(overview(combined, datetime.now(UTC)).encode(), "text/html; charset=utf-8", start_response)
+            page = overview(combined, datetime.now(UTC), babysat.runs() if babysat is not None else [])
+            return _send(page.encode(), "text/html; charset=utf-8", start_response)
+        if path.startswith(_BABYSAT) and babysat is not None:
+            return _of_run(babysat, path.removeprefix(_BABYSAT), read_only, environ, start_response)
         if path in scripts:
             return _send(scripts[path], "text/javascript; charset=utf-8", start_response)
         numbered = _NUMBERED.match(path)
@@ -117,6 +125,28 @@ def _of_study(combined: CombinedStorage, page: str, number: int, start_response:
     return _send(report, "text/html; charset=utf-8", start_response, more=sandbox)
 
 
+def _of_run(
+    babysat: BabysatRuns, name: str, read_only: bool, environ: dict[str, Any], start_response: Callable[..., Any]
+) -> Iterable[bytes]:
+    """The page of a babysat run, or the answer to a command for it."""
+    try:
+        if environ["REQUEST_METHOD"] != "POST":
+            is_news = environ.get("QUERY_STRING") == "news"
+            page = babysat.page(name, read_only, is_news)
+            return _send(page.encode(), "text/html; charset=utf-8", start_response)
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        if length > _LONGEST_COMMAND:
+            raise ValueError(f"a command must have at most {_LONGEST_COMMAND} bytes, got {length}")
+        answer, status = babysat.command(name, environ["wsgi.input"].read(length)), "202 Accepted"
+    except KeyError:
+        answer, status = {"reason": f"there is no babysat run {name!r} here"}, "404 Not Found"
+    except ValueError as error:
+        answer, status = {"reason": str(error)}, "400 Bad Request"
+    except OSError as error:
+        answer, status = {"reason": f"the files of {name!r} cannot be used: {error}"}, "500 Internal Server Error"
+    return _send(json.dumps(answer).encode(), "application/json", start_response, status)
+
+
 def _status_line(combined: CombinedStorage, number: int, name: str) -> bytes:
     """What the banner shows, as JSON; the question that waits for an answer goes first."""
     status = status_of(combined, number, name, datetime.now(UTC))
@@ -126,10 +156,14 @@ def _status_line(combined: CombinedStorage, number: int, name: str) -> bytes:
     return json.dumps(shown).encode()
 
 
-def _start_page(combined: CombinedStorage) -> str:
+def _start_page(combined: CombinedStorage, babysat: BabysatRuns | None) -> str:
+    """The page of the only study, or of the only babysat run that is no study yet; else the overview."""
     studies = combined.get_all_studies()
     names = {study.study_name for study in studies}
     studies = [study for study in studies if not is_gate(study.study_name, names)]
+    runs = babysat.runs() if babysat is not None and not studies else []
+    if len(runs) == 1:
+        return _BABYSAT + quote(runs[0].name)
     return f"/dashboard/studies/{study_number(studies[0])}" if len(studies) == 1 else "/hp/"
 
 

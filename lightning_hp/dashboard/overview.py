@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.dashboard.babysat import BabysatRun, value_text
 from lightning_hp.dashboard.combined_storage import CombinedStorage
 from lightning_hp.report.age import TONES
 from lightning_hp.report.axes import number_text
@@ -181,8 +183,14 @@ def ago_text(since: datetime | None, now: datetime) -> str:
     return f"{gone // timedelta(days=1)} days ago"
 
 
-def overview(combined: CombinedStorage, now: datetime) -> str:
-    """The page, as HTML."""
+def overview(combined: CombinedStorage, now: datetime, babysat: Sequence[BabysatRun] = ()) -> str:
+    """The page, as HTML.
+
+    Args:
+        combined: The studies.
+        now: The clock, with a time zone.
+        babysat: Babysat runs, in the order in which they are shown.
+    """
     studies = statuses(combined, now)
     counts = {
         tone: sum(study.verdict is not None and study.verdict.status == tone for study in studies) for tone in TONES
@@ -192,6 +200,8 @@ def overview(combined: CombinedStorage, now: datetime) -> str:
         studies=studies,
         running=sum(study.running > 0 for study in studies),
         counts={status: count for status, count in counts.items() if count},
-        ago=lambda study: ago_text(study.active, now),
+        ago=lambda moment: ago_text(moment, now),
+        babysat=babysat,
+        text=value_text,
         size=lambda study: size_text(study.size),
     )

@@ -1,4 +1,4 @@
-"""The dashboard as a server: over all studies of a folder, behind the guard.
+"""The dashboard as a server: over all studies and babysat runs of a folder, behind the guard.
 
 The server is waitress, on this machine only unless told otherwise.
 """
@@ -17,6 +17,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from lightning_hp.dashboard.application import application
+from lightning_hp.dashboard.babysat import BabysatRuns, RunFiles
 from lightning_hp.dashboard.combined_storage import CombinedStorage, study_folders
 from lightning_hp.dashboard.guard import PASSWORD_VARIABLE, Guard, is_loopback, names_of
 from lightning_hp.study.paths import StudyPaths
@@ -37,6 +38,7 @@ def serve(
     hosts: Iterable[str] = (),
     open_browser: bool = False,
     ready: Callable[[str], None] | None = None,
+    run_files: RunFiles | None = None,
 ) -> None:
     """Serve the dashboard until interrupted.
 
@@ -50,13 +52,14 @@ def serve(
         hosts: Further names under which the server is reached, as behind a proxy.
         open_browser: Open the page in this machine's browser.
         ready: Called with the address once the server listens.
+        run_files: Reads and steers the babysat runs of the folder; None leaves them out.
 
     Raises:
         StudyError: If there is no such study or storage.
         ValueError: If ``host`` is open to the network and there is no password.
         OSError: If the port is taken.
     """
-    server = make_server(target, host, port, read_only=read_only, password=password, hosts=hosts)
+    server = make_server(target, host, port, read_only=read_only, password=password, hosts=hosts, run_files=run_files)
     address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{server.effective_port}/"
     if ready is not None:
         ready(address)
@@ -76,6 +79,7 @@ def make_server(
     read_only: bool = False,
     password: str | None = None,
     hosts: Iterable[str] = (),
+    run_files: RunFiles | None = None,
 ) -> Any:
     """A waitress server that listens and is started with ``run()``; arguments and errors as for :func:`serve`."""
     from waitress.server import create_server
@@ -85,7 +89,9 @@ def make_server(
             f"`host` must be this machine's own (127.0.0.1) where there is no password, got {host!r}; "
             f"set {PASSWORD_VARIABLE} or give a password file"
         )
-    guarded = Guard(application(combined_storage_of(target), read_only), {*names_of(host), *hosts}, password, read_only)
+    babysat = _babysat_runs(target, run_files)
+    combined = CombinedStorage(folder=babysat.folder) if babysat is not None else combined_storage_of(target)
+    guarded = Guard(application(combined, read_only, babysat), {*names_of(host), *hosts}, password, read_only)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, port), family=family)
     return create_server(guarded, sockets=[listening], threads=THREADS, ident="lightning-hp")
@@ -99,6 +105,7 @@ def serve_command(
     password_file: str | None = None,
     hosts: Iterable[str] = (),
     open_browser: bool = False,
+    run_files: RunFiles | None = None,
 ) -> int:
     """What the command line runs: :func:`serve`, the password from the environment or a file, never from arguments.
 
@@ -110,6 +117,7 @@ def serve_command(
         password_file: A file whose first line is the password; None reads ``LIGHTNING_HP_PASSWORD``, if set.
         hosts: See :func:`serve`.
         open_browser: See :func:`serve`.
+        run_files: See :func:`serve`.
 
     Returns:
         The exit code, 0.
@@ -124,7 +132,7 @@ def serve_command(
         sys.stdout.write(f"dashboard at {address} ({', '.join(notes)})\n")
         sys.stdout.flush()
 
-    chosen: dict[str, Any] = {"read_only": read_only, "password": password, "hosts": hosts}
+    chosen: dict[str, Any] = {"read_only": read_only, "password": password, "hosts": hosts, "run_files": run_files}
     try:
         serve(target, host, port, **chosen, open_browser=open_browser, ready=ready)
     except OSError as error:
@@ -151,6 +159,18 @@ def read_password(file: str | None) -> str | None:
     if not password:
         raise ValueError(f"`password_file` must hold the password in its first line, got an empty line in {file!r}")
     return password
+
+
+def _babysat_runs(target: str | Path | BaseStorage, files: RunFiles | None) -> BabysatRuns | None:
+    """The babysat runs of a folder; None where the target is no folder or holds neither runs nor studies."""
+    if files is None or isinstance(target, BaseStorage) or "://" in str(target):
+        return None
+    for folder in (Path(target), Path("runs") / target):
+        if folder.is_dir():
+            babysat = BabysatRuns(folder, files)
+            if study_folders(folder) or babysat.runs():
+                return babysat
+    return None
 
 
 def combined_storage_of(target: str | Path | BaseStorage) -> CombinedStorage:

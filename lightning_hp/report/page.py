@@ -21,11 +21,13 @@ class Page:
     Args:
         title: Plain text.
         refresh: Seconds after which the browser loads it again, None for never.
+        has_library: Whether it holds what draws its figures (5 MB); without, another page draws them.
     """
 
-    def __init__(self, title: str, refresh: int | None = None) -> None:
+    def __init__(self, title: str, refresh: int | None = None, has_library: bool = True) -> None:
         self.title = title
         self.refresh = refresh
+        self._has_library = has_library
         self._figures: dict[str, Any] = {}
 
     def plot(self, figure: go.Figure, alternative: str) -> Markup:
@@ -57,16 +59,16 @@ class Page:
         """The figures placed so far, and what draws them in the page's own colours; empty where there are none."""
         if not self._figures:
             return Markup("")
-        from plotly.offline import get_plotlyjs  # 4.8 MB of text: read only where it is needed
-
         figures = json.dumps(
             self._figures, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_plain_list
         )
         figures = figures.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-        return Markup(
-            f'<script type="application/json" id="figures">{figures}</script>\n'
-            f"<script>{get_plotlyjs()}</script>\n<script>{template_text('page.js')}</script>\n"
-        )
+        data = f'<script type="application/json" id="figures">{figures}</script>\n'
+        if not self._has_library:
+            return Markup(data)
+        from plotly.offline import get_plotlyjs  # 4.8 MB of text: read only where it is needed
+
+        return Markup(f"{data}<script>{get_plotlyjs()}</script>\n<script>{template_text('page.js')}</script>\n")
 
 
 def _plain_list(value: Any) -> Any:

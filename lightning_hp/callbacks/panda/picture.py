@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_hp.callbacks.panda.journal import LOG, PICTURE, WINDOWS, Row, read_rows, write_text
 
-_COLOURS = {"rule": "#c2410c", "probe": "#0f766e", "person": "#1d4ed8", "replay": "#6b7280"}
+_COLOURS = {"rule": "#c9721c", "probe": "#158570", "person": "#9650b8", "replay": "#8b93a0"}
 #: a mark a window would hide the curve
 _UNMARKED = ("wind_down", "probe")
 
@@ -29,25 +29,36 @@ def write_picture(folder: Path) -> Path:
     Raises:
         OSError: If the run has no log.
     """
-    rows = read_rows(folder / LOG)
-    windows = read_rows(folder / WINDOWS) if (folder / WINDOWS).is_file() else []
-    figure = _figure(rows, windows)
+    figure = figure_of(folder).update_layout(title=f"{folder.resolve().name}, a babysat training", margin_t=80)
     page = figure.to_html(include_plotlyjs=True, full_html=True, config={"displaylogo": False})
     write_text(folder / PICTURE, page)
     return folder / PICTURE
 
 
-def _figure(rows: list[Row], windows: list[Row]) -> Any:
+def figure_of(folder: Path) -> Any:
+    """Losses with the interventions marked, and below the hyperparameters that moved, over optimiser steps.
+
+    Args:
+        folder: Of the run; it may still be running.
+
+    Returns:
+        A Plotly figure.
+
+    Raises:
+        OSError: If the run has no log.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
+    rows = read_rows(folder / LOG)
+    windows = read_rows(folder / WINDOWS) if (folder / WINDOWS).is_file() else []
     names = sorted({name for window in windows for name in window["values"]})
     moving = [name for name in names if len({window["values"].get(name) for window in windows}) > 1] or names[:1]
     figure = make_subplots(rows=1 + len(moving), cols=1, shared_xaxes=True, vertical_spacing=0.04)
     steps = [window["step"] for window in windows]
     levels = [window["level"] if math.isfinite(window["level"]) else None for window in windows]
     figure.add_trace(
-        go.Scatter(x=steps, y=levels, mode="lines", name="training loss", line={"color": "#334155", "width": 1.5}), 1, 1
+        go.Scatter(x=steps, y=levels, mode="lines", name="training loss", line={"color": "#3d6fd9", "width": 1.5}), 1, 1
     )
     for by, marks in _marks(rows).items():
         figure.add_trace(
@@ -67,12 +78,19 @@ def _figure(rows: list[Row], windows: list[Row]) -> Any:
     figure.update_yaxes(title_text="loss", type="log" if positive and min(positive) > 0 else "linear", row=1, col=1)
     for index, name in enumerate(moving, start=2):
         values = [window["values"].get(name) for window in windows]
-        line = {"shape": "hv", "color": "#0f766e"}
+        line = {"shape": "hv", "color": "#158570"}
         figure.add_trace(go.Scatter(x=steps, y=values, mode="lines", name=name, line=line), index, 1)
         figure.update_yaxes(title_text=name, type="log" if name == "learning_rate" else "linear", row=index, col=1)
     figure.update_xaxes(title_text="optimiser steps", row=1 + len(moving), col=1)
-    height = 360 + 170 * len(moving)
-    figure.update_layout(title="A babysat training", template="plotly_white", height=height, hovermode="closest")
+    figure.update_layout(
+        template="plotly_white",
+        height=300 + 150 * len(moving),
+        hovermode="closest",
+        margin={"l": 56, "r": 12, "t": 34, "b": 44},
+        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
     return figure
 
 

@@ -27,6 +27,8 @@ function shaded(trace){ // landscapes: from the page's background to its accent
   return Object.assign({},trace,{colorscale:scale});
 }
 function draw(id){const f=figures[id];return Plotly.react(id,f.data.map(shaded),dressed(f.layout),config)}
+// pages that ask for news give new figures of the same names
+window.drawFigures=news=>{for(const id in news){figures[id]=news[id];if(document.getElementById(id).data)draw(id)}};
 const seen=new IntersectionObserver(es=>es.forEach(e=>{if(e.isIntersecting){seen.unobserve(e.target);draw(e.target.id)}}),
   {rootMargin:'800px'});
 for(const id in figures)seen.observe(document.getElementById(id));
