@@ -29,6 +29,7 @@ def parser() -> ArgumentParser:
     tune.add_argument("--folder", type=str, help="where the study's files go")
     tune.add_argument("--storage", type=str, help="journal, or an Optuna URL")
     tune.add_argument("--seed", type=int, help="seed of the study")
+    tune.add_argument("--start", type=str, help="values to start from: a babysat run, a study, or a JSON file")
     tune.add_argument(
         "--accept-changes",
         dest="accept_changes",

@@ -33,6 +33,7 @@ _OVERRIDES = {
     "folder": ("folder",),
     "storage": ("storage",),
     "seed": ("seed",),
+    "start": ("start",),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,11 +17,20 @@ from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.tuning.curve_store import FEWEST, POINTS
 from lightning_hp.tuning.length import TrainingLength
+from lightning_hp.tuning.start import with_start
 from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
-from lightning_hp.tuning.yaml_values import check_keys, class_block, one_of, part, switch, text_of, whole
+from lightning_hp.tuning.yaml_values import (
+    check_keys,
+    class_block,
+    gate_seconds,
+    one_of,
+    part,
+    seconds,
+    switch,
+    text_of,
+    whole,
+)
 
-#: seconds that a person has for an answer unless told otherwise
-GATE_TIMEOUT = 1800.0
 #: the value of ``seed`` that trains all trials with one seed
 SAME_SEED = "fixed"
 ENGINES = ("in_process", "stacked", "local")
@@ -35,6 +44,7 @@ _KEYS = (
     "mode",
     "budget",
     "space",
+    "start",
     "caviar",
     "retune_after",
     "storage",
@@ -210,7 +220,7 @@ class TuneConfig:
             source=source,
             **_settings(mapping),
             search=_search(
-                mapping["space"], _trials(budget), mapping, project or _project_of(config, mapping), paths=True
+                mapping["space"], _trials(budget), mapping, project or _project_of(config, mapping), base, paths=True
             ),
         )
 
@@ -236,7 +246,7 @@ class TuneConfig:
         return cls(
             config=None,
             budget=_budget(budget, ""),
-            search=_search(space, _trials(budget, ""), settings, project, paths=False),
+            search=_search(space, _trials(budget, ""), settings, project, Path(), paths=False),
             caviar=_caviar(settings.get("caviar", {})),
             **_settings(settings),
         )
@@ -274,7 +284,7 @@ def _settings(mapping: Mapping[str, Any]) -> dict[str, Any]:
         "pruner": class_block(mapping, "pruner"),
         "sampler": class_block(mapping, "sampler"),
         "curve_points": whole(mapping, "curve_points", POINTS, FEWEST, "curve_points"),
-        "gate": _gate(mapping.get("gate", False)),
+        "gate": gate_seconds(mapping.get("gate", False)),
         "audit": switch(mapping, "audit", True),
         "keep_checkpoints": whole(mapping, "keep_checkpoints", 3, 1, "keep_checkpoints"),
         "retune_after": retune_after,
@@ -307,6 +317,7 @@ def _search(
     n_trials: int,
     mapping: Mapping[str, Any],
     project: Project | None,
+    base: Path,
     paths: bool,
 ) -> SearchPlan:
     seed = 0 if mapping.get("seed") == SAME_SEED else whole(mapping, "seed", 0, 0, "seed")
@@ -318,9 +329,10 @@ def _search(
     elif project is not None and isinstance(space, Mapping):
         own = project.defaults(map(str, space))
     try:
-        return SearchPlan.of(space, paths=paths, takes=takes, defaults=own, n_trials=n_trials, seed=seed, plan=plan)
+        search = SearchPlan.of(space, paths=paths, takes=takes, defaults=own, n_trials=n_trials, seed=seed, plan=plan)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    return replace(search, space=with_start(search.space, mapping.get("start"), base))
 
 
 def _files(mapping: Mapping[str, Any], base: Path) -> Path | tuple[Path, ...]:
@@ -340,25 +352,14 @@ def _files(mapping: Mapping[str, Any], base: Path) -> Path | tuple[Path, ...]:
 def _budget(budget: Any, where: str = "budget.") -> Budget:
     check_keys(budget, ("trials", "max_epochs", "max_steps", "time", "until"), "budget")
     limits = {n: whole(budget, n, 1, 1, f"{where}{n}") for n in ("max_epochs", "max_steps") if n in budget}
-    seconds = _seconds(budget["time"]) if "time" in budget else None
+    limit = seconds(budget["time"]) if "time" in budget else None
     until = one_of(budget, "until", ("spent", "converged"), "spent", f"{where}until")
-    return Budget(TrainingLength(**limits), seconds, until == "converged")
+    return Budget(TrainingLength(**limits), limit, until == "converged")
 
 
 def _trials(budget: Any, where: str = "budget.") -> int:
     """The planned total number of trials."""
     return whole(budget if isinstance(budget, Mapping) else {}, "trials", 60, 1, f"{where}trials")
-
-
-def _seconds(given: Any, path: str = "budget.time", more: str = "") -> float:
-    if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
-        return float(given)
-    parts = re.fullmatch(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})", str(given))
-    days, hours, minutes, seconds = (int(p or 0) for p in parts.groups()) if parts else (0, 0, 0, 0)
-    total = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-    if total == 0:
-        raise ConfigError(f"`{path}` must be {more}HH:MM:SS, DD:HH:MM:SS or seconds above 0, got {given!r}")
-    return total
 
 
 def _confirm(value: Any) -> Confirmation | None:
@@ -369,19 +370,6 @@ def _confirm(value: Any) -> Confirmation | None:
         candidates=whole(value, "candidates", 3, 2, "confirm.candidates"),
         seeds=whole(value, "seeds", 2, 1, "confirm.seeds"),
     )
-
-
-def _gate(given: Any) -> float | None:
-    if isinstance(given, bool):
-        return GATE_TIMEOUT if given else None
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"`gate` must be true, false or a mapping such as {{timeout: 30m}}, got {given!r}")
-    check_keys(given, ("timeout",), "gate")
-    timeout = given.get("timeout", GATE_TIMEOUT)
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", timeout) if isinstance(timeout, str) else None
-    if parts and float(parts[1]) > 0:
-        return float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
-    return _seconds(timeout, "gate.timeout", "such as 30m or 2h, ")
 
 
 def _caviar(given: Any) -> Caviar:

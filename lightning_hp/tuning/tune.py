@@ -42,6 +42,7 @@ def tune(
     folder: str | Path | None = None,
     storage: str = "journal",
     seed: int = 0,
+    start: Mapping[str, Any] | str | Path | None = None,
     plan: str = "default",
     prune: bool = True,
     curve_points: int = POINTS,
@@ -78,6 +79,8 @@ def tune(
         folder: Where the study's files go; None for ``runs/NAME``.
         storage: ``journal`` (a file in the folder) or an Optuna URL.
         seed: Seed of the study.
+        start: Values that the study starts from in place of the module's own: a mapping from names to values, the
+            folder of a babysat run or of another study, or a JSON file.
         plan: Stage plan, see :class:`lightning_hp.search.CoarseToFineSampler`.
         prune: Whether hopeless trials are stopped.
         curve_points: How many points of a learning curve are stored; the pruner sees all of it.
@@ -107,6 +110,7 @@ def tune(
         "mode": mode,
         "storage": storage,
         "seed": seed,
+        "start": start,
         "plan": plan,
         "prune": prune,
         "curve_points": curve_points,

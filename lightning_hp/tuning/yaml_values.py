@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lightning_hp.tuning.yaml_file import ConfigError
+
+#: seconds that a person has for an answer unless told otherwise
+GATE_TIMEOUT = 1800.0
 
 
 def check_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:
@@ -81,3 +85,29 @@ def whole(mapping: Mapping[str, Any], key: str, default: int, least: int, path: 
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"`{path}` must be a whole number of at least {least}, got {value!r}")
     return value
+
+
+def seconds(given: Any, path: str = "budget.time", more: str = "") -> float:
+    """A length of time in seconds, given as ``HH:MM:SS``, ``DD:HH:MM:SS`` or a number above 0."""
+    if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
+        return float(given)
+    parts = re.fullmatch(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})", str(given))
+    days, hours, minutes, rest = (int(p or 0) for p in parts.groups()) if parts else (0, 0, 0, 0)
+    total = float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
+    if total == 0:
+        raise ConfigError(f"`{path}` must be {more}HH:MM:SS, DD:HH:MM:SS or seconds above 0, got {given!r}")
+    return total
+
+
+def gate_seconds(given: Any) -> float | None:
+    """Seconds that a person has for an answer; None for no questions."""
+    if isinstance(given, bool):
+        return GATE_TIMEOUT if given else None
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"`gate` must be true, false or a mapping such as {{timeout: 30m}}, got {given!r}")
+    check_keys(given, ("timeout",), "gate")
+    timeout = given.get("timeout", GATE_TIMEOUT)
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", timeout) if isinstance(timeout, str) else None
+    if parts and float(parts[1]) > 0:
+        return float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
+    return seconds(timeout, "gate.timeout", "such as 30m or 2h, ")
