@@ -16,6 +16,7 @@ DONE, ERROR = 0, 1
 INTERRUPTED, TERMINATED = 130, 143
 #: verb -> the function that runs it, in ``lightning_hp.commands``; it takes the parsed options and gives the exit code
 _VERBS = {
+    "init": "init.init_verb",
     "tune": "tune.tune_verb",
     "best": "best.best_verb",
     "report": "report.report_verb",

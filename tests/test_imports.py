@@ -22,8 +22,10 @@ ALLOWED = {
     "study": ("search", "ledger"),
     "report": ("study", "search", "ledger"),
     "tuning": ("study", "report", "callbacks", "training", "search", "ledger", "batchnorm"),
+    "starting": ("tuning", "search"),
     "dashboard": ("report", "study"),
     "commands": (
+        "starting",
         "tuning",
         "dashboard",
         "report",

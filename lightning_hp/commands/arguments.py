@@ -19,8 +19,21 @@ def parser() -> ArgumentParser:
         verbs.add_subcommand(name, parser, help=about)
         return parser
 
+    init = verb("init", "Write a first tune.yaml for a project, from what its files, signatures and one epoch show.")
+    init.add_argument(
+        "project", type=str, nargs="?", help="LightningCLI file, or package.module:Module where there is none"
+    )
+    init.add_argument("--config", type=str, nargs="*", default=[], help="LightningCLI file, or several")
+    _add_classes(init)
+    init.add_argument("--output", type=str, help="the file to write; default tune.yaml beside the LightningCLI file")
+    init.add_argument("--name", type=str, help="study name; default from the file or its folder")
+    init.add_argument("--trials", type=int, default=40, help="total number of trials; default 40")
+    init.add_argument("--max_epochs", type=int, help="length of a complete training, epochs; default the file's")
+    init.add_argument("--no-run", dest="no_run", action="store_true", help="train nothing: no metric, no cost")
+
     tune = verb("tune", "Tune what a YAML file describes; the same command continues a study that was stopped.")
-    tune.add_argument("config", type=str, help="tune.yaml")
+    tune.add_argument("config", type=str, help="tune.yaml, or a LightningCLI file to choose everything from")
+    _add_classes(tune)
     tune.add_argument("--trials", type=int, help="total number of trials, also when continued")
     tune.add_argument("--max_epochs", type=int, help="length of a complete training, epochs")
     tune.add_argument("--time", type=str, help="start no new trial after so long, HH:MM:SS")
@@ -90,15 +103,7 @@ def parser() -> ArgumentParser:
         parser.add_argument("--config", type=str, required=True, help="LightningCLI file")
         parser.add_argument("--ckpt", type=str, required=True, help="checkpoint")
         parser.add_argument("--data", type=str, nargs="*", default=None, help="KEY=VALUE in place of the file's")
-        parser.add_argument("--model_class", type=str, default=None, help="class path, for files that name no model")
-        parser.add_argument("--data_class", type=str, default=None, help="class path, for files that name no data")
-        parser.add_argument(
-            "--cli_class",
-            "--cli",
-            type=str,
-            default=None,
-            help="the project's own LightningCLI: class, function, script",
-        )
+        _add_classes(parser)
         parser.add_argument("--json", action="store_true", help="print JSON")
 
     status = verb("status", "Show what is tuned under a folder: age, next dates, what to do. Exit code 3 if due.")
@@ -147,3 +152,12 @@ def parser() -> ArgumentParser:
     dashboard.add_argument("--hosts", type=str, nargs="*", default=[], help="further names of this server")
     dashboard.add_argument("--open", dest="open_browser", action="store_true", help="open the page in the browser")
     return commands
+
+
+def _add_classes(parser: ArgumentParser) -> None:
+    """What a LightningCLI file may not say."""
+    parser.add_argument("--model_class", type=str, default=None, help="class path, for files that name no model")
+    parser.add_argument("--data_class", type=str, default=None, help="class path, for files that name no data")
+    parser.add_argument(
+        "--cli_class", "--cli", type=str, default=None, help="the project's own LightningCLI: class, function, script"
+    )

@@ -160,24 +160,71 @@ _ALIASES = {
     "lr": "learning_rate",
     "max_lr": "learning_rate",
     "base_lr": "learning_rate",
+    "peak_lr": "learning_rate",
     "lr_decay": "learning_rate_decay",
+    "wd": "weight_decay",
     "hidden_size": "hidden_units",
+    "hidden_sizes": "hidden_units",
     "hidden_dim": "hidden_units",
+    "hidden_dims": "hidden_units",
+    "hidden_channels": "hidden_units",
+    "hidden": "hidden_units",
+    "width": "hidden_units",
+    "channels": "hidden_units",
+    "num_filters": "hidden_units",
     "n_layers": "num_layers",
     "dropout_rate": "dropout",
+    "drop_rate": "dropout",
+    "dropout_p": "dropout",
+    "train_batch_size": "batch_size",
+    "b1": "beta1",
+    "b2": "beta2",
+    "beta_1": "beta1",
+    "beta_2": "beta2",
     "betas.0": "beta1",
     "betas.1": "beta2",
     "eps": "epsilon",
 }
+#: parts of a model that have values of their own: ``lr_generator`` and ``head_lr`` are learning rates
+_OF_A_PART = [
+    "actor",
+    "attention",
+    "attn",
+    "backbone",
+    "body",
+    "classifier",
+    "critic",
+    "decoder",
+    "disc",
+    "discriminator",
+    "embedding",
+    "encoder",
+    "gen",
+    "generator",
+    "head",
+    "policy",
+]
+#: what parts of a model have
+_HAD_BY_PARTS = ("learning_rate", "weight_decay", "dropout")
 
 
 def canonical(key: str) -> str:
     """The name under which a key's last part is known: ``model.init_args.lr`` is a ``learning_rate``.
 
-    Elements of a list are written ``betas.0`` or ``betas[0]``. A name that is not known is its own.
+    Elements of a list are written ``betas.0`` or ``betas[0]``; those of a list of hidden units are ``hidden_units``. A
+    name that is not known is its own.
     """
-    parts = parts_of(re.sub(r"\[(\d+)\]", r".\1", key))
-    return _ALIASES.get(parts[-1], parts[-1])
+    last = parts_of(re.sub(r"\[(\d+)\]", r".\1", key))[-1]
+    name = _ALIASES.get(last, last)
+    if name in KNOWN:
+        return name
+    if (of_list := _ALIASES.get(last.partition(".")[0])) == "hidden_units":
+        return of_list
+    for part in _OF_A_PART:
+        rest = last.removeprefix(f"{part}_").removesuffix(f"_{part}")
+        if rest != last and _ALIASES.get(rest, rest) in _HAD_BY_PARTS:
+            return _ALIASES.get(rest, rest)
+    return name
 
 
 def parts_of(key: str) -> list[str]:

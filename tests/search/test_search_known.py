@@ -27,6 +27,16 @@ def auto(key, value=None):
         ("n_layers", "num_layers"),
         ("mine", "mine"),
         ("layers.2", "layers.2"),
+        ("model.network.hidden[0]", "hidden_units"),
+        ("hidden_dims.3", "hidden_units"),
+        ("lr_generator", "learning_rate"),
+        ("model.init_args.backbone_learning_rate", "learning_rate"),
+        ("attention_dropout", "dropout"),
+        ("lr_scheduler", "lr_scheduler"),
+        ("min_lr", "min_lr"),
+        ("warmup_lr", "warmup_lr"),
+        ("lr_patience", "lr_patience"),
+        ("generator_momentum", "generator_momentum"),
     ],
 )
 def test_names_are_known_by_their_last_part(key, known):

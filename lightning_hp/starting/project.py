@@ -1,0 +1,109 @@
+"""Which project is meant: its files, its command, its name; for a project without LightningCLI, a file for it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_hp.tuning.build import CliBuilder
+from lightning_hp.tuning.project_cli import import_path
+from lightning_hp.tuning.yaml_file import ConfigError
+
+#: names of files that say nothing about what is trained
+_NO_NAMES = ("config", "train", "fit", "main", "default", "best", "base")
+#: keys of a tune.yaml that no LightningCLI file has
+_OF_STUDIES = ("config", "space", "monitor", "budget", "caviar")
+_OF_TRAININGS = ("model", "data", "trainer", "optimizer", "seed_everything")
+
+
+def is_train_file(mapping: Mapping[str, Any]) -> bool:
+    """Whether a YAML file is a LightningCLI file, and no ``tune.yaml``."""
+    return any(key in mapping for key in _OF_TRAININGS) and not any(key in mapping for key in _OF_STUDIES)
+
+
+def study_name(file: Path) -> str:
+    """A name for the study of a file: the file's own, or its folder's where the file has a general one."""
+    name = file.stem if file.stem.lower() not in _NO_NAMES else file.absolute().parent.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "study"
+
+
+def builder_of(files: list[Path], model: str | None, data: str | None, cli: str | None) -> CliBuilder:
+    """The builder of a project.
+
+    Args:
+        files: LightningCLI files.
+        model: Class path, for files that name no model.
+        data: Class path, for files that name no data.
+        cli: The project's own LightningCLI: class, function or script.
+
+    Raises:
+        ConfigError: If the files do not load; it names scripts that may be the project's command.
+    """
+    builder = CliBuilder(files[0] if len(files) == 1 else tuple(files), model, data, cli)
+    try:
+        _ = builder.own
+    except ConfigError as error:
+        scripts = [] if cli else _scripts_with_a_cli()
+        if not scripts:
+            raise
+        raise ConfigError(f"{error}; where {' or '.join(scripts)} is your command, add --cli {scripts[0]}") from error
+    return builder
+
+
+def file_for_classes(model: str, data: str | None, max_epochs: int | None) -> str:
+    """A LightningCLI file for a project that has none.
+
+    Args:
+        model: ``package.module:Module``.
+        data: The same of the data; None for the only data module beside the module, or the module's own loaders.
+        max_epochs: Length of a training.
+
+    Raises:
+        ConfigError: If a class cannot be imported, or is none of Lightning's.
+    """
+    module = _class(model, pl.LightningModule, "project")
+    if max_epochs is None:
+        raise ConfigError(f"`--max_epochs` is missing: nothing says how long a training of {model} is")
+    lines = ["# Train it with: lightning-hp fit THIS_FILE", f"model: {{class_path: {_path(module)}}}"]
+    if data is not None:
+        lines.append(f"data: {{class_path: {_path(_class(data, pl.LightningDataModule, '--data_class'))}}}")
+    elif module.train_dataloader is pl.LightningModule.train_dataloader:
+        beside = _data_modules_beside(module)
+        if len(beside) != 1:
+            names = ", ".join(one.__name__ for one in beside) or "none"
+            raise ConfigError(f"`--data_class` is missing: {model} has no loaders, beside it is {names} to choose from")
+        lines.append(f"data: {{class_path: {_path(beside[0])}}}")
+    return "\n".join([*lines, f"trainer: {{max_epochs: {max_epochs}}}"]) + "\n"
+
+
+def _class(path: str, kind: type, what: str) -> Any:
+    found = import_path(path.replace(":", "."), what)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ConfigError(f"`{what}` must name a {kind.__name__} as package.module:Class, got {path!r}")
+    return found
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _data_modules_beside(module: type) -> list[type]:
+    source = inspect.getmodule(module)
+    kinds = [one for one in vars(source).values() if isinstance(one, type)]
+    return [
+        k for k in kinds if issubclass(k, pl.LightningDataModule) and k.__module__ == getattr(source, "__name__", "")
+    ]
+
+
+def _scripts_with_a_cli() -> list[str]:
+    """Scripts of this folder that may make the LightningCLI call."""
+    return [
+        str(file)
+        for file in sorted(Path().glob("*.py"))
+        if re.search(r"CLI\(", file.read_text(encoding="utf-8", errors="ignore"))
+    ]
