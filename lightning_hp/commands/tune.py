@@ -15,9 +15,9 @@ from lightning_hp.commands.output import output_console, write_line
 from lightning_hp.report.text import show_result
 from lightning_hp.starting.first_file import TRIALS, choose
 from lightning_hp.starting.project import builder_of, is_train_file, study_name
+from lightning_hp.study.aside import move_aside
 from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.results import read_result
-from lightning_hp.study.storage import move_aside
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import optuna
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
+from lightning_hp.study.leases import is_alive, lease_of
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, quiet_optuna
 from lightning_hp.study.trials import ATTRIBUTE as ATTRIBUTE
@@ -108,7 +110,7 @@ def open_study(
         name: Study name.
         storage: An open storage.
         wanted: What the study is to be; written where the study is new. A changed total of trials is taken over.
-        paths: The study folder, where running trials are claimed.
+        paths: The study folder, where workers of this machine hold their locks.
         accept_changes: Continue although the fixed part or the length of a training differs; what is wanted now is
             kept with the study from then on, and the best values so far are trained again first.
 
@@ -212,9 +214,9 @@ def _nothing_to_lose(study: optuna.Study, paths: StudyPaths) -> bool:
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             return False
         if trial.state is TrialState.RUNNING:
-            with paths.trial(trial.number).claim() as orphan:
-                if not orphan:
-                    return False
+            lease = lease_of(trial)
+            if lease is not None and is_alive(lease, paths.root, datetime.now(UTC)):
+                return False
     return True
 
 

@@ -1,7 +1,7 @@
 """Optuna's journal file, made to survive killed processes and full disks.
 
-A line that was only half written is cut off before the next one is added, and the lock is one that the operating system
-drops with its owner.
+A line that was only half written is cut off before the next one is added. The lock is one that the operating system
+drops with its owner, and that holds between the machines which share a folder (:mod:`.locks`).
 """
 
 from __future__ import annotations
@@ -9,40 +9,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend
 
+from lightning_hp.study.locks import FolderLock
+
 #: bytes that hold any line of a journal: the longest is the description of a study
 LONGEST_LINE = 1 << 20
-
-
-class KernelLock:
-    """A lock that the operating system releases when its owner dies, with the methods that Optuna's journal needs."""
-
-    def __init__(self, path: str) -> None:
-        self._lock = FileLock(path + ".flock")
-
-    def acquire(self) -> bool:
-        """Wait for the lock; always True."""
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        """Release the lock."""
-        self._lock.release()
 
 
 class MendingJournal(JournalFileBackend):
     """A journal that survives half-written lines: of a killed process, or of a full disk."""
 
     def __init__(self, path: Path) -> None:
-        self._mending = KernelLock(str(path))
+        self._mending = FolderLock(f"{path}.flock")
+        # a thread that renews leases writes too: into what another thread has opened, or before or after it
+        self._appending = threading.Lock()
         super().__init__(str(path), lock_obj=self._mending)  # type: ignore[arg-type]
         self._path = path
         self._open: FileIO | None = None
@@ -81,12 +69,34 @@ class MendingJournal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append log lines; on an error the file is as it was."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        if self._open is not None:
-            self._append(self._open, lines)
-            return
-        with self.in_one_go():
-            assert self._open is not None
-            self._append(self._open, lines)
+        with self._appending:
+            if self._open is not None:
+                self._append(self._open, lines)
+                return
+            file, size = self._begin()
+            try:
+                self._append(file, lines)
+            finally:
+                self._end(file, size)
+
+    def _begin(self) -> tuple[FileIO, int]:
+        """Take the lock and open the file behind its last whole line; gives it and its size in bytes."""
+        self._mending.acquire()
+        try:
+            size = self._cut()
+            return open(self._path, "ab", buffering=0), size
+        except BaseException:
+            self._mending.release()
+            raise
+
+    def _end(self, file: FileIO, size: int) -> None:
+        """Wait for the disk if something was written, and release the lock."""
+        try:
+            with file:
+                if file.tell() > size:
+                    os.fsync(file.fileno())
+        finally:
+            self._mending.release()
 
     def _append(self, file: FileIO, lines: bytes) -> None:
         size, rest = file.tell(), memoryview(lines)
@@ -106,19 +116,15 @@ class MendingJournal(JournalFileBackend):
         if self._open is not None:
             yield
             return
-        self._mending.acquire()
+        with self._appending:
+            file, size = self._begin()
+            self._open = file
         try:
-            size = self._cut()
-            with open(self._path, "ab", buffering=0) as file:
-                self._open = file
-                try:
-                    yield
-                finally:
-                    self._open = None
-                    if file.tell() > size:
-                        os.fsync(file.fileno())
+            yield
         finally:
-            self._mending.release()
+            with self._appending:
+                self._open = None
+                self._end(file, size)
 
 
 def in_one_go(storage: BaseStorage) -> contextlib.AbstractContextManager[None]:

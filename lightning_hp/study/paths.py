@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from lightning_hp.study.locks import FolderLock
+
+#: seconds that the results of a study may take to write: then another machine takes their writer for dead
+LONGEST_FINISH = 900.0
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class StudyPaths:
         """The files of one trial."""
         return TrialPaths(self.root / "trials" / f"{number:04d}")
 
-    def ask_lock(self) -> FileLock:
+    def ask_lock(self) -> FolderLock:
         """The lock that is held while a trial is drawn or taken over, so that two workers never run the same one."""
-        return FileLock(self._lock_file("ask"))
+        return FolderLock(self._lock_file("ask"))
 
-    def finish_lock(self) -> FileLock:
+    def finish_lock(self) -> FolderLock:
         """The lock that is held while the results of a study are written."""
-        return FileLock(self._lock_file("finish"))
+        return FolderLock(self._lock_file("finish"), patience=LONGEST_FINISH)
 
     def _lock_file(self, name: str) -> Path:
         folder = self.root / "locks"
@@ -121,25 +122,6 @@ class TrialPaths:
     def audit(self) -> Path:
         """Findings of the BatchNorm audit, JSON."""
         return self.root / "audit.json"
-
-    @contextmanager
-    def claim(self) -> Iterator[bool]:
-        """Try to become the process that runs this trial; yields whether that worked.
-
-        The claim is a file lock: the operating system drops it when its owner dies, however it dies. So a RUNNING trial
-        whose claim is free was interrupted.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / ".claim", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

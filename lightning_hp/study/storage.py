@@ -120,37 +120,3 @@ def load_study(name: str, storage: BaseStorage) -> optuna.Study:
     except KeyError as error:
         names = ", ".join(s.study_name for s in storage.get_all_studies()) or "none"
         raise StudyError(f"there is no study named {name!r} in this storage (there is: {names})") from error
-
-
-def move_aside(folder: Path, name: str, storage: str) -> Path | None:
-    """Rename a study folder, so that a new study can begin in its place; nothing is deleted.
-
-    Args:
-        folder: The study folder.
-        name: Study name.
-        storage: ``journal``, or an Optuna URL.
-
-    Returns:
-        The folder's new place, ``NAME.old-1``, ``NAME.old-2``, ...; None if there was no folder.
-
-    Raises:
-        StudyError: If the study is in a database, where it keeps its name; or a process is at work on it.
-    """
-    if not folder.exists():
-        return None
-    if storage != "journal":
-        raise StudyError(
-            f"`--restart` must be used with a study in its own folder; study {name!r} is in a database: choose another "
-            "`name`, or another `storage`"
-        )
-    for claim in folder.glob("trials/*/.claim"):
-        with StudyPaths(folder).trial(int(claim.parent.name)).claim() as free:
-            if not free:
-                raise StudyError(
-                    f"study {name!r} is running: trial {int(claim.parent.name)} belongs to another process"
-                )
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    return aside

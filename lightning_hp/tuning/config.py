@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from lightning_hp.ledger.dates import intervals_by_tier
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
+from lightning_hp.study.leases import LEASE_SECONDS
 from lightning_hp.tuning.curve_store import FEWEST, POINTS
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.start import with_start
@@ -22,6 +23,7 @@ from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 from lightning_hp.tuning.yaml_values import (
     check_keys,
     class_block,
+    duration,
     gate_seconds,
     one_of,
     part,
@@ -104,11 +106,13 @@ class Caviar:
             the module allows it; else one after the other) or ``local`` (worker processes on this machine).
         workers: Number of worker processes of ``local``.
         cohort: Most trials that ``stacked`` trains together; None for a sixth of the study's, at most 64.
+        lease: A worker that is not heard of for so many seconds loses its trial to another one.
     """
 
     engine: str = "in_process"
     workers: int = 1
     cohort: int | None = None
+    lease: float = LEASE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -373,7 +377,7 @@ def _confirm(value: Any) -> Confirmation | None:
 
 
 def _caviar(given: Any) -> Caviar:
-    check_keys(given, ("engine", "workers", "cohort"), "caviar")
+    check_keys(given, ("engine", "workers", "cohort", "lease"), "caviar")
     engine = given.get("engine", "in_process")
     if engine not in ENGINES:
         raise ConfigError(f"`caviar.engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
@@ -383,4 +387,4 @@ def _caviar(given: Any) -> Caviar:
     cohort = whole(given, "cohort", 1, 1, "caviar.cohort") if "cohort" in given else None
     if cohort is not None and engine not in STACKING:
         raise ConfigError(f"`caviar.cohort` goes with the engine stacked, got {engine!r}")
-    return Caviar(engine, workers, cohort)
+    return Caviar(engine, workers, cohort, duration(given.get("lease", LEASE_SECONDS), "caviar.lease"))

@@ -57,20 +57,23 @@ def run(
     builder.check(config.space)
     runner = StudyRunner(config, builder)
     runner.listener = _DecoratingListener(listener or SilentListener(), runner, now)
-    runner.catch_up()
-    while True:
-        if config.caviar.engine == "local":
-            _work_in_processes(runner, worker_command)
-        else:
-            runner.work()
-        if runner.stopping.is_set():
-            raise KeyboardInterrupt
-        if runner.wait_for_others():
-            if runner.confirm():
-                continue
-            return finish(runner, now)
-        if runner.stopping.is_set():
-            raise KeyboardInterrupt
+    try:
+        runner.catch_up()
+        while True:
+            if config.caviar.engine == "local":
+                _work_in_processes(runner, worker_command)
+            else:
+                runner.work()
+            if runner.stopping.is_set():
+                raise KeyboardInterrupt
+            if runner.wait_for_others():
+                if runner.confirm():
+                    continue
+                return finish(runner, now)
+            if runner.stopping.is_set():
+                raise KeyboardInterrupt
+    finally:
+        runner.leases.worker.close()
 
 
 class _DecoratingListener:

@@ -2,7 +2,7 @@
 
 All state is in storage, so any number of processes may run the same study at once, and a study that was killed goes on
 where it was: a trial whose process died is run again, with the same number, values and seed. Who runs a trial holds its
-claim (a file lock); who asks for one, or looks for orphans, holds the study's lock.
+lease (:mod:`lightning_hp.study.leases`); who asks for one, or looks for orphans, holds the study's lock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
@@ -25,6 +26,7 @@ from lightning_hp.search.convergence import ATTRIBUTE as CONVERGED
 from lightning_hp.search.convergence import convergence
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.description import Description, describe, open_study
+from lightning_hp.study.leases import Leases, Worker, lease_of
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, open_storage, write_study_pointer
 from lightning_hp.study.upstream import stored_trial, trial_number
@@ -49,6 +51,7 @@ from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
 from lightning_hp.tuning.quiet import quick_collection, suppress_repeated_warnings
 from lightning_hp.tuning.stage_gate import StageGate
 from lightning_hp.tuning.together import Together
+from lightning_hp.tuning.workers.keeper import LeaseGuard, TrialTakenError, renewed
 from lightning_hp.tuning.yaml_file import ConfigError
 
 #: a trial whose process died this many times is given up: it may well be what kills it (memory, a driver)
@@ -118,6 +121,7 @@ class StudyRunner:
             again = enqueue_reruns(self.study)
         if again:
             self.say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
+        self.leases = Leases(self.study, Worker(self.paths.root), config.caviar.lease)
         self.together = Together(self) if config.caviar.engine in STACKING else None
         self.gate: StageGate | None = None
         if config.gate is not None:
@@ -140,14 +144,19 @@ class StudyRunner:
             ConfigError: If a trial showed that the configuration cannot work.
             StudyError: If three trials in a row failed with the same cause.
         """
-        with interruptible(self.stopping, self.say), suppress_repeated_warnings(), quick_collection():
+        with (
+            interruptible(self.stopping, self.say),
+            suppress_repeated_warnings(),
+            quick_collection(),
+            renewed(self.leases),
+        ):
             seconds = self.config.budget.seconds
             deadline = math.inf if seconds is None else time.monotonic() + seconds
             skipped = 0
             while not self.stopping.is_set() and time.monotonic() < deadline and skipped < MOST_SKIPPED:
                 self.catch_up()
-                with contextlib.ExitStack() as claims:
-                    asked = self.ask(claims)
+                with contextlib.ExitStack() as leases:
+                    asked = self.ask(leases)
                     if asked is None:
                         break
                     if isinstance(asked, StageGate):
@@ -159,7 +168,7 @@ class StudyRunner:
                     skipped = skipped + 1 if self.skip_known(trial) else 0
                     if not skipped:
                         if self.together is not None:
-                            self.together.run(trial, arguments, claims)
+                            self.together.run(trial, arguments, leases)
                         else:
                             self.run_alone(trial, arguments)
                 stop_on_same_failures(self.study, self.paths)
@@ -172,15 +181,20 @@ class StudyRunner:
         """Tell the listener one line."""
         self.listener.message(text)
 
-    def ask(self, claims: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
-        """The next trial to run, claimed; the gate where a person decides first; None when the study is at its end."""
+    def ask(self, leases: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
+        """The next trial to run; the gate where a person decides first; None when the study is at its end.
+
+        Args:
+            leases: Takes the trial's lease; when it is closed, a trial that has not ended is handed back.
+        """
         with self.paths.ask_lock():
             trials = self.study.get_trials(deepcopy=False)
             for found in trials:
-                if found.state is TrialState.RUNNING and self._orphaned(found, claims):
+                if found.state is TrialState.RUNNING and self._orphaned(found):
                     trial = optuna.Trial(self.study, trial_number(found))
-                    if self._given_up(trial):
+                    if self._given_up(trial, found):
                         continue
+                    leases.enter_context(self.leases.hold(trial))
                     self.listener.trial_resumed(found)
                     return trial, self._suggest(trial)
             waiting = any(t.state is TrialState.WAITING for t in trials)
@@ -194,22 +208,20 @@ class StudyRunner:
                 if self.gate.is_closed(trials):
                     return self.gate
             trial = self.study.ask()
-            claims.enter_context(self.paths.trial(trial.number).claim())
+            leases.enter_context(self.leases.hold(trial))
             self.listener.trial_started(stored_trial(trial.study, trial))
             return trial, self._suggest(trial)
 
-    def _orphaned(self, found: FrozenTrial, claims: contextlib.ExitStack) -> bool:
-        """Claim a trial whose process has died."""
-        with contextlib.ExitStack() as mine:
-            claimed = mine.enter_context(self.paths.trial(found.number).claim())
-            # its process may have finished it, and let go, since the list was read
-            if claimed and stored_trial(self.study, found).state is TrialState.RUNNING:
-                claims.enter_context(mine.pop_all())
-                return True
-        return False
+    def _orphaned(self, found: FrozenTrial) -> bool:
+        """Whether a trial's worker has died, or has been silent for too long; the study's lock must be held."""
+        # it may have ended, or its lease been renewed, since the list was read
+        return self.leases.is_free(found) and stored_trial(self.study, found).state is TrialState.RUNNING
 
-    def _given_up(self, trial: optuna.Trial) -> bool:
+    def _given_up(self, trial: optuna.Trial, found: FrozenTrial) -> bool:
         """Count one more death of a trial's process; fail the trial when there were too many."""
+        lease = lease_of(found)
+        if lease is not None and not lease.worker:  # handed back, by one that lives
+            return False
         deaths = trial.user_attrs.get("deaths", 0) + 1
         trial.set_user_attr("deaths", deaths)
         if deaths < MOST_DEATHS:
@@ -243,21 +255,26 @@ class StudyRunner:
     def run_alone(self, trial: optuna.Trial, arguments: dict[str, Any]) -> None:
         """Train one trial by its own Trainer, and tell the study."""
         auditor = self._auditor(trial.number) if self.config.audit else None
-        outcome = run_trial(
-            trial,
-            arguments,
-            self.builder,
-            self.paths.trial(trial.number),
-            self.description.monitor,
-            self.description.mode,
-            self.seed_of(trial),
-            self.length,
-            self.max_steps,
-            callbacks=[] if auditor is None else [auditor],
-            prune=self.config.prune and CONFIRMS not in trial.user_attrs,
-            curve_points=self.config.curve_points,
-            grace=self.config.grace,
-        )
+        guard = LeaseGuard(lambda: self.leases.is_lost(trial))
+        try:
+            outcome = run_trial(
+                trial,
+                arguments,
+                self.builder,
+                self.paths.trial(trial.number),
+                self.description.monitor,
+                self.description.mode,
+                self.seed_of(trial),
+                self.length,
+                self.max_steps,
+                callbacks=[guard] if auditor is None else [guard, auditor],
+                prune=self.config.prune and CONFIRMS not in trial.user_attrs,
+                curve_points=self.config.curve_points,
+                grace=self.config.grace,
+            )
+        except TrialTakenError:
+            self._say_late(trial)
+            return
         if outcome.stop is not None:
             # told nothing: it is run again, with the same values, once the cause is gone
             if "deaths" in trial.user_attrs:
@@ -282,18 +299,30 @@ class StudyRunner:
         return BatchNormAuditor(on_finding="log", history=False, dirpath=self.paths.trial(number).root)
 
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        """Store how a trial ended."""
+        """Store how a trial ended, unless it has been given to another worker meanwhile."""
         if outcome.diverged:
             outcome.value = self._worst_finite(outcome.value)
             if outcome.value is None:
                 outcome.state = "fail"
                 outcome.attributes["failure"] = DIVERGED
-        for name, value in outcome.attributes.items():
-            trial.set_user_attr(name, value)
-        if outcome.state == "complete":
-            self.study.tell(trial, outcome.value)
-        else:
-            self.study.tell(trial, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
+        try:
+            if self.leases.present_owner(trial) is not None:
+                raise UpdateFinishedTrialError
+            for name, value in outcome.attributes.items():
+                trial.set_user_attr(name, value)
+            if outcome.state == "complete":
+                self.study.tell(trial, outcome.value)
+            else:
+                self.study.tell(trial, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            self._say_late(trial)
+
+    def _say_late(self, trial: optuna.Trial) -> None:
+        owner = self.leases.present_owner(trial) or "another worker"
+        self.say(
+            f"trial {trial.number} was given to {owner}, since nothing was heard of this worker for "
+            f"{self.leases.seconds:g} s; what this worker made of it is not counted"
+        )
 
     def _worst_finite(self, own: float | None) -> float | None:
         finite = [] if own is None else [own]
@@ -306,9 +335,11 @@ class StudyRunner:
         return max(finite) if self.description.mode == "min" else min(finite)
 
     def announce(self, trial: optuna.Trial) -> None:
-        """Tell the listener that a trial has ended."""
-        self._announced.add(trial.number)
-        self.listener.trial_finished(stored_trial(self.study, trial))
+        """Tell the listener that a trial has ended; one that was given away has not."""
+        ended = stored_trial(self.study, trial)
+        if ended.state.is_finished() and trial.number not in self._announced:
+            self._announced.add(trial.number)
+            self.listener.trial_finished(ended)
 
     def catch_up(self) -> set[int]:
         """Announce as known what has been finished by others, or before; gives the numbers of all announced."""
@@ -351,13 +382,12 @@ class StudyRunner:
         with interruptible(self.stopping, self.say):
             announced = False
             while not self.stopping.is_set():
-                # under the lock, since between being asked for and being claimed a trial looks like an orphan
+                # under the lock, since between being asked for and having a lease a trial looks like an orphan
                 with self.paths.ask_lock():
-                    running = [t.number for t in self.study.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
-                    for number in running:
-                        with self.paths.trial(number).claim() as orphan:
-                            if orphan and self.study.get_trials(deepcopy=False)[number].state is TrialState.RUNNING:
-                                return False
+                    trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+                    if any(self._orphaned(trial) for trial in trials):
+                        return False
+                running = [trial.number for trial in trials]
                 self.catch_up()
                 if not running:
                     return True

@@ -106,8 +106,12 @@ def gate_seconds(given: Any) -> float | None:
     if not isinstance(given, Mapping):
         raise ConfigError(f"`gate` must be true, false or a mapping such as {{timeout: 30m}}, got {given!r}")
     check_keys(given, ("timeout",), "gate")
-    timeout = given.get("timeout", GATE_TIMEOUT)
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", timeout) if isinstance(timeout, str) else None
+    return duration(given.get("timeout", GATE_TIMEOUT), "gate.timeout")
+
+
+def duration(given: Any, path: str) -> float:
+    """Seconds of a text such as ``30m``, or of what :func:`seconds` takes."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", given) if isinstance(given, str) else None
     if parts and float(parts[1]) > 0:
         return float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
-    return seconds(timeout, "gate.timeout", "such as 30m or 2h, ")
+    return seconds(given, path, "such as 30m or 2h, ")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import optuna
 import pytest
@@ -80,3 +81,28 @@ def test_another_storage_is_written_as_always():
     with in_one_go(storage):
         optuna.create_study(study_name="other", storage=storage).ask()
         assert len(optuna.load_study(study_name="other", storage=storage).trials) == 1
+
+
+def test_a_thread_writes_into_what_another_has_opened(path):
+    """As the thread does that renews leases while trials are told in one go; it neither waits for ever nor is lost."""
+    study, storage = opened(path)
+    trials = [ask(study, number) for number in range(2)]
+    inside, done = threading.Event(), threading.Event()
+
+    def renew():
+        inside.wait()
+        for beat in range(50):
+            storage.set_trial_system_attr(trials[0]._trial_id, "beat", beat)
+        done.set()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    for number in range(200):
+        with in_one_go(storage):
+            inside.set()
+            trials[1].set_user_attr("number", number)
+    thread.join()
+    assert done.is_set()
+    read, _ = opened(path)
+    assert read.get_trials()[0].system_attrs["beat"] == 49
+    assert read.get_trials()[1].user_attrs["number"] == 199

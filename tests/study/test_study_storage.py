@@ -1,10 +1,13 @@
 """Opening and moving what a person names."""
 
+import optuna
 import pytest
 
 from lightning_hp.dashboard.server import combined_storage_of
+from lightning_hp.study.aside import move_aside
+from lightning_hp.study.leases import Leases, Worker
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.storage import StudyError, move_aside, open_storage
+from lightning_hp.study.storage import StudyError, open_storage
 
 
 def test_a_database_that_is_not_there_is_not_created_by_looking(tmp_path, monkeypatch):
@@ -33,8 +36,18 @@ def test_a_folder_is_moved_aside_under_the_next_free_name(tmp_path):
 
 def test_a_running_study_is_not_moved(tmp_path):
     paths = StudyPaths(tmp_path / "s")
-    with paths.trial(3).claim() as mine:
-        assert mine
-        with pytest.raises(StudyError, match="study 's' is running: trial 3 belongs to another process"):
+    study = optuna.create_study(study_name="s", storage=open_storage("journal", paths))
+    worker = Worker(paths.root, "w1")
+    study.ask()
+    with Leases(study, worker).hold(study.ask()):
+        with pytest.raises(StudyError, match="study 's' is running: trial 1 belongs to w1"):
             move_aside(paths.root, "s", "journal")
-    assert paths.root.is_dir()
+        assert paths.root.is_dir()
+    assert move_aside(paths.root, "s", "journal") == tmp_path / "s.old-1", "handed back: nobody runs it"
+
+
+def test_a_study_whose_journal_cannot_be_read_is_moved(tmp_path):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    (folder / "journal.log").write_bytes(b"no journal\n")
+    assert move_aside(folder, "s", "journal") == tmp_path / "s.old-1"

@@ -8,6 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from lightning_hp.ledger import records
+from lightning_hp.study.leases import Leases, Worker
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.objective import trial_seed
 
@@ -123,9 +124,8 @@ def test_a_study_without_a_result_makes_way(studies):
 def test_a_study_without_a_result_does_not_make_way_while_somebody_works_on_it(studies, fork):
     with pytest.raises(StudyError, match="nothing more can be written"):
         studies.run(faults="0:disk_full")
-    claim = studies.paths().trial(0).claim()
-    with claim as mine:
-        assert mine
+    study = studies.open()
+    with Leases(study, Worker(studies.paths().root)).hold(study.get_trials()[0]):
         child = fork(lambda: studies.run(mode="max"))
         assert child.wait() == 1
     assert "StudyError: study 'toy' exists with another configuration: mode was 'min', is 'max'" in child.output
@@ -225,33 +225,32 @@ def test_the_other_process_takes_over_what_a_killed_one_leaves(studies, fork):
     assert len(tuned_records(studies.paths())) == 1
 
 
-def test_a_trial_that_is_asked_for_but_not_yet_claimed_is_no_orphan(studies, monkeypatch):
+def test_a_trial_that_is_asked_for_but_has_no_lease_yet_is_no_orphan(studies, monkeypatch):
     """`wait_for_others` must look under the lock that asking holds."""
     from lightning_hp.tuning.runner import StudyRunner
 
     seen = []
-    real = StudyRunner.wait_for_others
+    real, is_free = StudyRunner.wait_for_others, Leases.is_free
 
     def watched(self, poll=0.5):
         lock = self.paths.ask_lock()
-        claim = type(self.paths.trial(0)).claim
 
-        def spied(trial_paths):
+        def spied(leases, trial):
             with pytest.raises(TimeoutError, match="could not be acquired"):
                 lock.acquire(timeout=0)
-            seen.append(trial_paths.root.name)
-            return claim(trial_paths)
+            seen.append(trial.number)
+            return is_free(leases, trial)
 
         trial = self.study.ask()
-        monkeypatch.setattr(type(self.paths.trial(0)), "claim", spied)
-        assert real(self, poll) is False, "nobody holds the claim: an orphan"
-        monkeypatch.setattr(type(self.paths.trial(0)), "claim", claim)
+        monkeypatch.setattr(Leases, "is_free", spied)
+        assert real(self, poll) is False, "nobody has a lease: an orphan"
+        monkeypatch.setattr(Leases, "is_free", is_free)
         self.study.tell(trial, state=TrialState.FAIL)
         return real(self, poll)
 
     monkeypatch.setattr(StudyRunner, "wait_for_others", watched)
     studies.run(trials=2)
-    assert seen == ["0002"]
+    assert seen == [2]
 
 
 def test_environment_of_a_child_is_not_ours(fork):
