@@ -5,6 +5,9 @@ trial would end, from its curve so far and from all others. Rules, in order:
 
 * ``none complete``: never stop before a trial is complete: there is nothing to beat yet;
 * ``diverged``: stop where the latest report is NaN or infinite;
+* ``behind``: in a study that is planned with fewer than FEW trials, and while fewer than SETTLED are complete, stop
+  what is worse than the best complete trial was after a BEHIND-th part of this one's training, and nothing else: such
+  a study ends before it knows enough to predict;
 * ``rung``: while fewer than START_UP trials are finished, stop what is outside the best third at this look;
 * ``predicted``: later, stop where the predicted final mean, less SURE standard deviations (SURE_LATE once SETTLED
   trials are complete, and more for each trial stopped in a row), is worse than what the surrogate expects of the best
@@ -25,7 +28,7 @@ from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.curves import Curve, curve_length, from_one, looks
+from lightning_hp.search.curves import SHORTEST, Curve, curve_length, from_one, looks
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Int, Parameter
 from lightning_hp.search.space import Entry, SearchSpace
@@ -43,6 +46,8 @@ PATIENCE = 0.125
 #: While fewer trials than this are finished, predictions are worth less than a comparison.
 START_UP = 6
 _RUNG_PART = 1 / 3
+#: A study that is planned with fewer trials than this stops only what is slower than the best by this factor.
+FEW, BEHIND = 20, 4.0
 #: The trial attribute that says why a trial was stopped.
 ATTRIBUTE = "stopped"
 
@@ -65,9 +70,11 @@ class CurvePruner(BasePruner):
         max_steps: The step at which a complete curve ends, reports at steps counted from 1 or from 0. None to read it
             off the longest curve that a complete trial reported; nothing is stopped before one is complete.
         engine: The sampler's, to share fitted hyperparameters with; None for one of its own.
+        n_trials: How many trials are planned, those of an older study that it learns from included; fewer than 20 are
+            stopped only where they are clearly worse. None for many.
 
     Raises:
-        ValueError: If ``max_steps`` is below 1.
+        ValueError: If ``max_steps`` or ``n_trials`` is below 1.
         TypeError: If the space is of another type.
     """
 
@@ -76,12 +83,15 @@ class CurvePruner(BasePruner):
         space: SearchSpace | Mapping[str, Any] | None = None,
         max_steps: int | None = None,
         engine: Engine | None = None,
+        n_trials: int | None = None,
     ) -> None:
-        if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1):
-            raise ValueError(f"`max_steps` must be a whole number of at least 1 or None, got {max_steps!r}")
+        for name, number in (("max_steps", max_steps), ("n_trials", n_trials)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"`{name}` must be a whole number of at least 1 or None, got {number!r}")
         if space is not None and not isinstance(space, SearchSpace):
             space = SearchSpace.from_dict(space)
         self._space, self._max_steps, self._engine = space, max_steps, engine
+        self._few = n_trials is not None and n_trials < FEW
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether to stop the trial now; if so, the reason is stored with it.
@@ -120,7 +130,8 @@ class CurvePruner(BasePruner):
         maximize = study.directions[0] is StudyDirection.MAXIMIZE
         curves = [] if engine is None else engine.curves(study, trials)
         step = max(reported)
-        return {**_decide(engine, curves, trial.number, float(reported[step]), maximize), "step": step}
+        decided = _decide(engine, curves, trial.number, float(reported[step]), maximize, self._few)
+        return {**decided, "step": step}
 
     def _engine_for(self, trial: FrozenTrial) -> Engine | None:
         """The engine: the sampler's, or one of the given space, or one of what this trial holds."""
@@ -144,7 +155,9 @@ def at_look(reported: Mapping[int, float], length: int) -> bool:
     return bool(passed) and (len(steps) == 1 or steps[-2] < passed[-1])
 
 
-def _decide(engine: Engine | None, curves: list[Curve], number: int, latest: float, maximize: bool) -> dict[str, Any]:
+def _decide(
+    engine: Engine | None, curves: list[Curve], number: int, latest: float, maximize: bool, few: bool
+) -> dict[str, Any]:
     """The rule that holds, see the module's docstring."""
     complete = [c for c in curves if c.final < math.inf and c.number != number]
     if engine is None or not complete:
@@ -154,6 +167,8 @@ def _decide(engine: Engine | None, curves: list[Curve], number: int, latest: flo
     this = next((c for c in curves if c.number == number), None)
     if this is None:  # it lacks a parameter of the space
         return {"stop": False, "rule": "unknown parameters"}
+    if few and len(complete) < SETTLED:
+        return {"stop": _is_behind(this, min(complete, key=lambda c: c.final)), "rule": "behind"}
     finished = [c for c in curves if c.state is not TrialState.RUNNING and len(c.losses)]
     if len(finished) < START_UP:
         rivals = [_at(c, float(this.fractions[-1])) for c in curves if c.number != number]
@@ -171,6 +186,12 @@ def _decide(engine: Engine | None, curves: list[Curve], number: int, latest: flo
     if maximize:
         predicted["low"], predicted["high"] = predicted["high"], predicted["low"]
     return {"stop": mean - sure * deviation > best, "rule": "predicted", **predicted}
+
+
+def _is_behind(curve: Curve, best: Curve) -> bool:
+    """Whether a curve's latest loss is worse than the best trial's was after a BEHIND-th part of that training."""
+    earlier = best.fractions <= curve.fractions[-1] - math.log(BEHIND) / math.log(SHORTEST) + 1e-9
+    return bool(earlier.any() and curve.losses[-1] > best.losses[earlier][-1])
 
 
 def _stopped_in_a_row(curves: list[Curve]) -> int:

@@ -155,7 +155,8 @@ class CoarseToFineSampler(BaseSampler):
         """The pruner that belongs to this sampler, for ``optuna.create_study(sampler=..., pruner=...)``."""
         from lightning_hp.search.pruner import CurvePruner
 
-        return CurvePruner(space=self.space, max_steps=self.max_steps, engine=self._engine)
+        n_trials = self.n_trials + len(self._engine.older)
+        return CurvePruner(space=self.space, max_steps=self.max_steps, engine=self._engine, n_trials=n_trials)
 
     # --- Optuna's sampler interface ---
 
