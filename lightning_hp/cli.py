@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from lightning_hp.commands.babysit import babysit_verb
 
             return babysit_verb([a for a in arguments[1:] if a != "--debug"])
+        if arguments == ["work"]:  # for processes, not for people
+            from lightning_hp.commands.work import work_verb
+
+            return work_verb()
         options = parser().parse_args(arguments)
         module, _, function = _VERBS[options.verb].partition(".")
         run = getattr(importlib.import_module(f"lightning_hp.commands.{module}"), function)

@@ -85,6 +85,15 @@ class TrialPruning(EarlyStopping):
         finite = [value for value in self.curve.values() if math.isfinite(value)]
         return (min(finite) if mode == "min" else max(finite)) if finite else None
 
+    def progress(self) -> dict[str, Any]:
+        """What a training that goes on later needs of this object, as plain types."""
+        return {"curve": dict(self.curve), "validations": self.validations, "from_validation": self._from_validation}
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """The inverse of :meth:`progress`."""
+        self.curve = {int(step): float(value) for step, value in progress["curve"].items()}
+        self.validations, self._from_validation = int(progress["validations"]), bool(progress["from_validation"])
+
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         pass  # EarlyStopping decides here when it checks; here a validation that logged the metric decides

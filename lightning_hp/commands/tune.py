@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,11 +55,10 @@ def tune_verb(options: Namespace) -> int:
         mapping = read_yaml(path, "config")
     elif options.cli_class or options.model_class or options.data_class:
         raise ConfigError("`--cli_class` and the like go with a LightningCLI file; a tune.yaml names them itself")
-    overrides = _apply_overrides(mapping, options)
+    _apply_overrides(mapping, options)
     config = TuneConfig.from_dict(mapping, base=path.parent, source=path)
     if options.accept_changes:
         config = replace(config, accept_changes=True)
-        overrides.append("--accept-changes")
     builder = cli_builder(config)
     if options.worker:
         StudyRunner(config, builder).work()
@@ -68,9 +66,8 @@ def tune_verb(options: Namespace) -> int:
     if options.restart and (aside := move_aside(config.folder, config.name, config.storage)) is not None:
         write_line(f"the old study is now {aside}")
     workers = config.caviar.workers
-    command = [sys.executable, "-m", "lightning_hp", "tune", str(path), *overrides, "--worker"]
     with StudyDisplay(config.name, config.search.n_trials, config.monitor, config.mode, workers) as display:
-        result = run(config, builder, display, command)
+        result = run(config, builder, display)
     show_end(result)
     return 0
 

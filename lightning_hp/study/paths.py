@@ -114,6 +114,11 @@ class TrialPaths:
         return self.checkpoints / "project"
 
     @property
+    def unfinished(self) -> Path:
+        """Checkpoint from which an interrupted training goes on; it is there only while the training is unfinished."""
+        return self.checkpoints / "lightning_hp-unfinished.ckpt"
+
+    @property
     def error(self) -> Path:
         """The traceback of a trial that crashed."""
         return self.root / "error.txt"

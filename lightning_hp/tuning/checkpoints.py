@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def drop_checkpoints(study: optuna.Study, paths: StudyPaths, keep: int, cleaned:
                 file.unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     file.parent.rmdir()
+
+
+def can_go_on(checkpoint: Path, fits: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Whether a checkpoint is there, whole, made of weights and classes of the project, and fits a training."""
+    if not checkpoint.is_file():
+        return False
+    try:
+        with classes_of(checkpoint):
+            return fits(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        return False
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import math
 import time
 import traceback
@@ -33,11 +34,12 @@ import torch
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from lightning_hp.callbacks.pruning import TrialPruning, UnknownMetricError
+from lightning_hp.callbacks.unfinished import UnfinishedCheckpoint
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.paths import TrialPaths, write_text
 from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.checkpoints import TrialCheckpoint
+from lightning_hp.tuning.checkpoints import TrialCheckpoint, can_go_on, classes_of
 from lightning_hp.tuning.curve_store import POINTS, ThinCurve
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.yaml_file import ConfigError
@@ -133,17 +135,22 @@ def run_trial(
         mode=mode,
         enable_version_counter=False,
     )
+    of = json.dumps([seed, dict(trial.params), length.to_json()], sort_keys=True)
+    unfinished = UnfinishedCheckpoint(paths.unfinished, pruning, of)
     started = time.monotonic()
     fitted = 0.0
     outcome: Outcome
     trainer: pl.Trainer | None = None
     try:
-        built = builder.build(arguments, paths.root, seed, [pruning, checkpoint, *callbacks], length)
+        built = builder.build(arguments, paths.root, seed, [pruning, checkpoint, *callbacks, unfinished], length)
         trainer = built.trainer
         _refuse_launchers(trainer)
+        if can_go_on(paths.unfinished, unfinished.fits):
+            trainer.ckpt_path = paths.unfinished
         before = time.monotonic()
         try:
-            built.fit()
+            with classes_of(paths.unfinished):
+                built.fit()
         finally:
             fitted = time.monotonic() - before
         curve.close()
@@ -162,6 +169,8 @@ def run_trial(
     }
     if trainer is not None:
         outcome.attributes["epochs"] = trainer.current_epoch
+    if unfinished.begun_at:
+        outcome.attributes["went_on_from_epoch"] = unfinished.begun_at
     _free_memory()
     return outcome
 

@@ -48,6 +48,7 @@ def tune(
     curve_points: int = POINTS,
     gate: bool | Mapping[str, Any] = False,
     engine: str = "in_process",
+    workers: int | None = None,
     confirm: bool | Mapping[str, int] = True,
     keep_checkpoints: int = 3,
     retune_after: str | dict[str, str] | None = None,
@@ -86,7 +87,10 @@ def tune(
         curve_points: How many points of a learning curve are stored; the pruner sees all of it.
         gate: Whether a person is asked in the dashboard what the next stage shall do; ``{"timeout": "30m"}`` says how
             long the study waits for the answer.
-        engine: ``in_process``, or ``stacked`` to train trials of one structure together where the module allows it.
+        engine: ``in_process``, ``stacked`` to train trials of one structure together where the module allows it, or
+            ``local`` for worker processes on this machine. These are given a copy of what ``tune`` is given; a script
+            needs no ``if __name__ == "__main__"`` for them.
+        workers: Number of worker processes of ``local``; None for 2.
         confirm: Whether the best configurations are trained again on fresh seeds at the end, inside the budget, and
             the winner is chosen by the mean; ``{"candidates": 3, "seeds": 2}`` says how many. Not with fewer than 20
             trials.
@@ -115,7 +119,7 @@ def tune(
         "prune": prune,
         "curve_points": curve_points,
         "gate": gate,
-        "caviar": {"engine": engine},
+        "caviar": {"engine": engine} if workers is None else {"engine": engine, "workers": workers},
         "confirm": confirm,
         "keep_checkpoints": keep_checkpoints,
         "retune_after": retune_after,

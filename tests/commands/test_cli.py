@@ -459,7 +459,7 @@ def test_the_local_engine_survives_the_death_of_a_worker(project):
     process = spawn("tune", "tune.yaml")
     _, error = process.communicate()
     assert process.returncode == 0, error
-    assert "a worker was stopped from outside (exit code -9)" in error
+    assert "was killed (exit code -9); another one takes its place" in error
     trials = find_study("toy")[0].trials
     assert [(t.number, t.state) for t in trials] == [(n, TrialState.COMPLETE) for n in range(12)]
     assert [t.user_attrs.get("deaths") for t in trials].count(1) == 1

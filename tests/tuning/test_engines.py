@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lightning_hp.tuning.engines import threads_of_worker
+from lightning_hp.tuning.workers.processes import threads_of_worker
 
 
 @pytest.mark.parametrize(

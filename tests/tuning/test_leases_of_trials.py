@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import TrialState
 
+from lightning_hp.callbacks import unfinished
 from lightning_hp.study.leases import Leases, Worker, lease_of
 from lightning_hp.study.upstream import stored_trial
+from lightning_hp.tuning.checkpoints import can_go_on
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.objective import Outcome
@@ -166,3 +168,37 @@ def test_a_guard_looks_before_every_step_and_before_checkpoints_are_written():
         with pytest.raises(TrialTakenError, match=r"^$"):
             hook(None, None, None, 0)
     assert not issubclass(TrialTakenError, Exception)
+
+
+def test_a_trial_goes_on_from_its_last_checkpoint(studies, fork, monkeypatch):
+    monkeypatch.setattr(unfinished, "SHARE", 1e9)  # epochs of the toy are too short for a checkpoint to be worth it
+    options = {"trials": 2, "max_epochs": 6}
+    killed = fork(lambda: studies.run(faults="1:sigkill", model_options={"epochs": 3}, **options))
+    assert killed.wait() == -signal.SIGKILL
+    assert studies.paths().trial(1).unfinished.is_file()
+    studies.run(**options)
+    trial = studies.trials()[1]
+    assert trial.user_attrs["went_on_from_epoch"] == 3
+    assert sorted(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
+    assert trial.value == min(trial.intermediate_values.values())
+    assert not studies.paths().trial(1).unfinished.exists()
+    assert "went_on_from_epoch" not in studies.trials()[0].user_attrs
+
+
+def test_a_checkpoint_that_is_torn_or_of_other_values_is_not_gone_on_from(studies, fork, monkeypatch):
+    monkeypatch.setattr(unfinished, "SHARE", 1e9)
+    options = {"trials": 2, "max_epochs": 6}
+    killed = fork(lambda: studies.run(faults="1:sigkill", model_options={"epochs": 3}, **options))
+    assert killed.wait() == -signal.SIGKILL
+    file = studies.paths().trial(1).unfinished
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    studies.run("torn", trials=1, max_epochs=6)
+    assert not can_go_on(file, lambda checkpoint: True)
+    file.write_bytes(whole)
+    assert can_go_on(file, lambda checkpoint: True)
+    other = studies.paths("other").trial(0).unfinished
+    other.parent.mkdir(parents=True)
+    other.write_bytes(whole)
+    studies.run("other", trials=1, max_epochs=6)
+    assert "went_on_from_epoch" not in studies.trials("other")[0].user_attrs
