@@ -46,6 +46,8 @@ _FAR_KEPT = 8
 #: Tried positions among those at which the optimum may lie.
 _TRIED_AGAIN = 20
 _TOLERANCE = 1e-9
+#: Of points that are proposed together: drawings of the final losses, candidates drawn at, least distance on one axis.
+_DRAWINGS, _DRAWN_AT, _APART = 256, 128, 2e-3
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,50 @@ class Engine:
         if point is None:  # everything near is taken: no more to gain, but a point of its own
             point = np.clip(snap(self.space, start[0]), full[:, 0], full[:, 1])
         return Proposal(point, gain, explores)
+
+    def propose_many(
+        self, curves: Sequence[Curve], full: Array, rng: np.random.Generator, n: int, failed: Sequence[Array] = ()
+    ) -> Array | None:
+        """Points to try at the same time, shape (n, d); None where nothing is known yet.
+
+        One model serves them all. Final losses are drawn at many candidates together, and each point is the one that
+        improves most, on average over the drawings, on the best of the drawing so far and of the points before it
+        (the greedy q-EI of Wilson et al. 2018). Once no candidate improves on it, each is the best of a drawing.
+
+        Args:
+            curves: Of the study's trials.
+            full: As for :meth:`propose`; low equals high where all points are to have one value.
+            rng: Source of the draws.
+            n: How many points.
+            failed: As for :meth:`propose`.
+        """
+        model = self.model(curves)
+        observed = None if model is None else model.best
+        if model is None or observed is None:
+            return None
+        running = [c.unit for c in curves if c.state is TrialState.RUNNING]
+        promising = model.promising()
+        model.believe(np.array(failed).reshape(-1, len(self.space)))
+        best = min(observed, model.believe(np.array(running).reshape(-1, len(self.space))))
+        low, high = full[:, 0], full[:, 1]
+        start = candidates(self.space, full, promising, rng)
+        start = start[np.argsort(-model.score(start, best), kind="stable")[: max(_DRAWN_AT, 3 * n)]]
+        units = np.clip(np.stack([snap(self.space, unit) for unit in start]), low, high)
+        taken = np.stack([*(c.unit for c in curves), *failed])
+        drawn = model.draws(units, rng, _DRAWINGS)
+        lowest = np.full(len(drawn), best)
+        free = np.abs(units[:, None] - taken[None]).max(axis=2).min(axis=1) > _APART
+        chosen: list[int] = []
+        while len(chosen) < n and free.any():
+            gains = np.where(free, np.maximum(lowest[:, None] - drawn, 0.0).mean(axis=0), -1.0)
+            pick = int(gains.argmax())
+            if gains[pick] <= 0.0:
+                pick = int(np.where(free, drawn[len(chosen) % len(drawn)], np.inf).argmin())
+            chosen.append(pick)
+            lowest = np.minimum(lowest, drawn[:, pick])
+            free &= np.abs(units - units[pick]).max(axis=1) > _APART
+        more = rng.random((n - len(chosen), len(self.space)))
+        return np.concatenate([units[chosen], low + (high - low) * more])
 
     def _maxima(self, model: CurveModel, sides: Array, start: Array, best: float, rng: np.random.Generator) -> Array:
         """Local maxima of the expected improvement inside ``sides``, the best first, shape (k, d)."""

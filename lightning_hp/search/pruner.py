@@ -11,7 +11,9 @@ trial would end, from its curve so far and from all others. Rules, in order:
 * ``rung``: while fewer than START_UP trials are finished, stop what is outside the best third at this look;
 * ``predicted``: later, stop where the predicted final mean, less SURE standard deviations (SURE_LATE once SETTLED
   trials are complete, and more for each trial stopped in a row), is worse than what the surrogate expects of the best
-  complete trial.
+  complete trial;
+* ``chance``: of trials that are trained together, stop those that are not needed to hold the best final loss with the
+  chance HELD; see :meth:`CurvePruner.cull`.
 
 The thresholds were measured on the development tasks of ``benchmarks/search_efficiency.py``.
 """
@@ -19,7 +21,7 @@ The thresholds were measured on the development tasks of ``benchmarks/search_eff
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,8 @@ SETTLED, SURE_LATE = 10, 1.5
 PATIENCE = 0.125
 #: While fewer trials than this are finished, predictions are worth less than a comparison.
 START_UP = 6
+#: Of trials that are trained together, as many go on as hold the best final loss with this chance; so many drawings.
+HELD, DRAWINGS = 0.9, 512
 _RUNG_PART = 1 / 3
 #: A study that is planned with fewer trials than this stops only what is slower than the best by this factor.
 FEW, BEHIND = 20, 4.0
@@ -133,6 +137,41 @@ class CurvePruner(BasePruner):
         decided = _decide(engine, curves, trial.number, float(reported[step]), maximize, self._few)
         return {**decided, "step": step}
 
+    def cull(self, study: Study, trials: Sequence[FrozenTrial]) -> list[bool]:
+        """Which of several trials that are trained together stop now: decided at once, by one model.
+
+        At a look the fewest trials go on that, with those that are complete, hold the best final loss with the chance
+        HELD, as drawings from the model have it; and the one that leads, if no complete trial was better at this look.
+        What was decided is stored as by :meth:`prune`, under the rule ``chance``: ``chance`` is that of the trial.
+
+        Args:
+            study: The study.
+            trials: Running trials of it, at the same point of their training, as they are to be seen: their curves may
+                hold more than storage does.
+
+        Raises:
+            ValueError: If the study has several objectives.
+        """
+        if len(study.directions) > 1:
+            raise ValueError(f"`study` must have one objective, got {len(study.directions)} directions")
+        shown = {t.number: t for t in trials}
+        every = [shown.get(t.number, t) for t in study.get_trials(deepcopy=False)]
+        length = curve_length(every, self._max_steps)
+        at = [
+            t for t in trials if length is not None and t.intermediate_values and at_look(t.intermediate_values, length)
+        ]
+        engine = self._engine_for(at[0]) if at else None
+        if engine is None:
+            return [False] * len(trials)
+        curves = engine.curves(study, every)
+        maximize = study.directions[0] is StudyDirection.MAXIMIZE
+        stopped = _culled(engine, curves, {t.number for t in at}, maximize, self._few)
+        for trial in at:
+            if trial.number in stopped:
+                reason = {**stopped[trial.number], "step": max(trial.intermediate_values)}
+                study._storage.set_trial_user_attr(trial._trial_id, ATTRIBUTE, reason)
+        return [t.number in stopped for t in trials]
+
     def _engine_for(self, trial: FrozenTrial) -> Engine | None:
         """The engine: the sampler's, or one of the given space, or one of what this trial holds."""
         space = self._space if self._space is not None else space_of(trial.distributions)
@@ -192,6 +231,40 @@ def _is_behind(curve: Curve, best: Curve) -> bool:
     """Whether a curve's latest loss is worse than the best trial's was after a BEHIND-th part of that training."""
     earlier = best.fractions <= curve.fractions[-1] - math.log(BEHIND) / math.log(SHORTEST) + 1e-9
     return bool(earlier.any() and curve.losses[-1] > best.losses[earlier][-1])
+
+
+def _culled(
+    engine: Engine, curves: list[Curve], numbers: set[int], maximize: bool, few: bool
+) -> dict[int, dict[str, Any]]:
+    """Which of these trials have too little chance of ending as the best of all, and what is known of each."""
+    members = [c for c in curves if c.number in numbers and len(c.losses)]
+    complete = [c for c in curves if c.final < math.inf]
+    if few and len(complete) < SETTLED:
+        best = min(complete, key=lambda c: c.final, default=None)
+        return {c.number: {"rule": "behind"} for c in members if best is not None and _is_behind(c, best)}
+    model = engine.model(curves) if members else None
+    if model is None:
+        return {}
+    units = np.stack([c.unit for c in (*members, *complete)])
+    rng = np.random.default_rng([len(curves), *sorted(numbers)])  # the same again after a resume
+    expected, _ = model.final(units)
+    drawn = expected + WIDER * (model.draws(units, rng, DRAWINGS) - expected)
+    drawn += model.noise * rng.standard_normal(drawn.shape)  # what a training ends at, not what is expected of it
+    drawn[:, len(members) :] = model.compression(np.array([c.final for c in complete]))
+    chances = np.bincount(drawn.argmin(axis=1), minlength=len(units)) / len(drawn)
+    n, held = len(members), float(chances[len(members) :].sum())
+    leader = min(range(n), key=lambda i: (members[i].losses[-1], members[i].number))
+    rivals = [_at(c, float(members[leader].fractions[-1])) for c in complete]
+    leads = all(rival is None or members[leader].losses[-1] < rival for rival in rivals)
+    stopped: dict[int, dict[str, Any]] = {}
+    ends = (-1.0 if maximize else 1.0) * model.compression.inverse(expected)
+    for i in np.argsort(-chances[:n], kind="stable"):
+        if held >= HELD and not (leads and i == leader):
+            known = {"mean": float(ends[i]), "chance": round(float(chances[i]), 4)}
+            rival = {"best": float(ends[n:].max() if maximize else ends[n:].min())} if complete else {}
+            stopped[members[i].number] = {"rule": "chance", **known, **rival}
+        held += float(chances[i])
+    return stopped
 
 
 def _stopped_in_a_row(curves: list[Curve]) -> int:

@@ -14,8 +14,9 @@ samplers drop the parameter from their joint model for good.)
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,9 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lightning_hp.search.boxes import EXPLORED, WIDENED, outside_text, reaching, with_boxes
-from lightning_hp.search.curves import older_curve
+from lightning_hp.search.curves import Curve, older_curve
 from lightning_hp.search.engine import Engine
+from lightning_hp.search.group import Group
 from lightning_hp.search.parameters import Choice, Float, Parameter
 from lightning_hp.search.proposal import starting_point
 from lightning_hp.search.sobol import sobol_point, to_stored_values
@@ -112,6 +114,7 @@ class CoarseToFineSampler(BaseSampler):
         self._engine = Engine(self.space, self.max_steps, [older_curve(fields) for fields in older])
         self._beyond: tuple[object, int, IntersectionSearchSpace] | None = None
         self._parameters = {p.stored_name: p for p in self.space.parameters}
+        self._group: Group | None = None
 
     # --- beyond Optuna's interface ---
 
@@ -157,6 +160,22 @@ class CoarseToFineSampler(BaseSampler):
 
         n_trials = self.n_trials + len(self._engine.older)
         return CurvePruner(space=self.space, max_steps=self.max_steps, engine=self._engine, n_trials=n_trials)
+
+    @contextlib.contextmanager
+    def together(self, fixed: Mapping[str, Any], n: int) -> Iterator[None]:
+        """Propose further points for trials that are trained together, all with these stored values.
+
+        Points of fine stages are then proposed by one model, all at once, when the first of them is asked for.
+
+        Args:
+            fixed: Stored values by stored name.
+            n: How many trials are going to be asked for.
+        """
+        self._group = Group(dict(fixed), n)
+        try:
+            yield
+        finally:
+            self._group = None
 
     # --- Optuna's sampler interface ---
 
@@ -217,19 +236,21 @@ class CoarseToFineSampler(BaseSampler):
         """Stored values of a trial, by stored name."""
         if trial.number == 0:
             return self.space.defaults()
-        current = stage_at(self.planned, trial.number)
+        current, group = stage_at(self.planned, trial.number), self._group
         stage = self.with_boxes(study, self._decided(study)[: current.index])[-1]
         if stage.kind == "coarse":
             unit = self._start(trial, stage)
         elif self.base is not None:
             unit = self._refine(study, trial, stage)
         else:
-            unit, explores = self._improve(study, trial, stage)
+            proposed = self._improve(study, trial, stage) if group is None else self._one_of(group, study, trial, stage)
+            unit, explores = proposed
             outside = outside_text(self.space, stage, self.space.at(unit))
             if outside is not None:
                 study._storage.set_trial_user_attr(trial._trial_id, EXPLORED if explores else WIDENED, outside)
                 stage = reaching(self.space, stage, unit[None])
-        return self._distinct(study, trial, stage, to_stored_values(self.space, stage, unit))
+        values = to_stored_values(self.space, stage, unit) | ({} if group is None else group.fixed)
+        return self._distinct(study, trial, stage, values)
 
     def _decided(self, study: Study) -> tuple[Stage, ...]:
         """The planned stages, with what a person decided about them; the study keeps it."""
@@ -249,16 +270,31 @@ class CoarseToFineSampler(BaseSampler):
 
         Quasi-random in the box while no trial is complete.
         """
-        trials = study._get_trials(deepcopy=False, states=_ASKED, use_cache=True)
-        others = [t for t in trials if t.number != trial.number]
-        rng = self._rng(trial.number, "improve")
-        failed = [t.params for t in others if t.state is TrialState.FAIL]
-        avoided = self.space.unit([params for params in failed if self._parameters.keys() <= params.keys()])
-        curves, box = self._engine.curves(study, others), self._sides(stage) if stage.zoom else None
-        proposal = self._engine.propose(curves, self._full(stage), rng, list(avoided), box)
+        curves, avoided = self._seen(study, trial)
+        rng, box = self._rng(trial.number, "improve"), self._sides(stage) if stage.zoom else None
+        proposal = self._engine.propose(curves, self._full(stage), rng, avoided, box)
         if proposal is None:
             return sobol_point(self.space, stage, trial.number, self.seed), False
         return proposal.unit, proposal.explores
+
+    def _seen(self, study: Study, trial: FrozenTrial) -> tuple[list[Curve], list[NDArray[np.float64]]]:
+        """The curves of the other trials, and where trials have failed, shape (d,) each."""
+        trials = study._get_trials(deepcopy=False, states=_ASKED, use_cache=True)
+        others = [t for t in trials if t.number != trial.number]
+        failed = [t.params for t in others if t.state is TrialState.FAIL]
+        avoided = self.space.unit([params for params in failed if self._parameters.keys() <= params.keys()])
+        return self._engine.curves(study, others), list(avoided)
+
+    def _one_of(self, group: Group, study: Study, trial: FrozenTrial, stage: Stage) -> tuple[NDArray[np.float64], bool]:
+        """As :meth:`_improve`, one of the points that the engine proposes for the whole group."""
+        if not group.units:
+            curves, avoided = self._seen(study, trial)
+            sides, rng = group.sides(self.space, self._full(stage)), self._rng(trial.number, "together")
+            units = self._engine.propose_many(curves, sides, rng, group.n, avoided)
+            if units is None:
+                return sobol_point(self.space, stage, trial.number, self.seed), False
+            group.units = list(units)
+        return group.units.pop(0), False
 
     def _full(self, stage: Stage) -> NDArray[np.float64]:
         """Low and high of the whole range, shape (d, 2); a closed parameter stays at its default."""

@@ -21,6 +21,7 @@ import optuna
 import torch
 from torch import Tensor
 
+from lightning_hp.search.pruner import CurvePruner
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.journal import in_one_go
 from lightning_hp.study.paths import TrialPaths
@@ -37,6 +38,8 @@ from lightning_hp.tuning.trial_outputs import MetricsLog
 
 #: a study is divided into at least so many cohorts, each of which learns from those before
 ROUNDS = 6
+#: seconds after which the points of learning curves are written while members train
+WRITE_EVERY = 2.0
 #: members of a cohort, unless the study says otherwise: at most
 MOST_MEMBERS = 64
 
@@ -52,9 +55,13 @@ def cohort_size(n_trials: int, asked: int | None) -> int:
 
 
 @contextlib.contextmanager
-def fixed_parameters(study: optuna.Study, fixed: Mapping[str, Any]) -> Iterator[None]:
-    """Have a study ask with these values; its sampler proposes the others."""
+def fixed_parameters(study: optuna.Study, fixed: Mapping[str, Any], n: int) -> Iterator[None]:
+    """Have a study ask ``n`` times with these values; its sampler proposes the others."""
     sampler: Any = study.sampler
+    if sampler.base is None:
+        with sampler.together(fixed, n):
+            yield
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = optuna.samplers.PartialFixedSampler(dict(fixed), sampler)
@@ -98,6 +105,12 @@ class Trained:
     _built: Built | None = None
     _best: dict[str, Tensor] = field(default_factory=dict)
     _counts: tuple[int, int] = (0, 0)
+    _curve: ThinCurve | None = None
+
+    def write_curve(self) -> None:
+        """Write the points of its learning curve that wait."""
+        if self._curve is not None:
+            self._curve.flush()
 
     def write_checkpoint(self) -> None:
         """Write ``best.ckpt``: the weights at the best validation, as ``Trainer.validate`` and others load them."""
@@ -171,6 +184,7 @@ class _CohortRun:
         self.cohort, self.results = cohort, results
         self.members: list[Member] = []
         self.curves: dict[Member, _MemberCurve] = {}
+        self.written = time.monotonic()
 
     def train(self, candidates: Sequence[Candidate]) -> None:
         cohort = self.cohort
@@ -200,8 +214,26 @@ class _CohortRun:
                 result.reason = reason
 
     def _should_stop(self, reports: Sequence[Report]) -> list[bool]:
-        with in_one_go(storage_of(self.members[0].tag.trial.study)):
-            return [self.curves[report.member].report(report) for report in reports]
+        study = self.members[0].tag.trial.study
+        curves = [self.curves[report.member] for report in reports]
+        stopped = [curve.report(report) for curve, report in zip(curves, reports, strict=True)]
+        together = isinstance(study.pruner, CurvePruner)
+        if not together or time.monotonic() - self.written > WRITE_EVERY:
+            self._write_curves(study)
+        asked = [i for i, curve in enumerate(curves) if not stopped[i] and curve.may_be_stopped]
+        if together and asked:
+            verdicts = study.pruner.cull(study, [curves[i].thin.shown() for i in asked])
+        else:
+            verdicts = [curves[i].thin.should_prune() for i in asked]
+        for i, verdict in zip(asked, verdicts, strict=True):
+            stopped[i] = curves[i].pruned = verdict
+        return stopped
+
+    def _write_curves(self, study: optuna.Study) -> None:
+        self.written = time.monotonic()
+        with in_one_go(storage_of(study)):
+            for curve in self.curves.values():
+                curve.thin.flush()
 
     def _finished(self, outcome: Outcome, building: float, label: str) -> None:
         result = self.results[outcome.member.tag]
@@ -210,6 +242,7 @@ class _CohortRun:
             return
         curve = self.curves[outcome.member]
         curve.thin.close()
+        result._curve = curve.thin
         result.outcome = curve.outcome()
         result.outcome.attributes |= {
             "seed": result.candidate.seed,
@@ -248,15 +281,20 @@ class _MemberCurve:
         self.cohort = cohort
         may_be_stopped = cohort.prune and CONFIRMS not in trial.user_attrs  # a confirmation is trained to its end
         prune_from = math.ceil(cohort.grace * cohort.max_steps) if may_be_stopped else None
-        self.thin = ThinCurve(trial, cohort.max_steps, cohort.curve_points, prune_from=prune_from)
+        self.thin = ThinCurve(trial, cohort.max_steps, cohort.curve_points, prune_from=prune_from, deferred=True)
         self.rows: list[dict[str, Any]] = []
         self.best_state: dict[str, Tensor] = {}
         self.best_counts = (0, 0)
         self._values: dict[int, float] = {}
-        self._pruned = self._diverged = False
+        self.pruned = self._diverged = self._ended = False
+
+    @property
+    def may_be_stopped(self) -> bool:
+        """Whether the pruner may be asked now."""
+        return self.thin.may_be_stopped and not self._ended
 
     def report(self, report: Report) -> bool:
-        """Take in a validation; whether to stop now, decided as :class:`TrialPruning` decides it."""
+        """Take in a validation; whether the member has diverged and stops now."""
         cohort = self.cohort
         if cohort.monitor not in report.logged:
             raise NotStackable(f"{cohort.monitor} is not logged by validation")
@@ -274,9 +312,8 @@ class _MemberCurve:
             self.best_state = {name: t.detach().clone() for name, t in report.member.module.state_dict().items()}
             self.best_counts = (report.epoch, report.step)
         self.thin.report(value, step)
-        at_its_end = report.progress is not None and report.progress >= 1.0
-        self._pruned = not at_its_end and self.thin.should_prune()
-        return self._pruned
+        self._ended = report.progress is not None and report.progress >= 1.0
+        return False
 
     def best(self) -> float | None:
         finite = [value for value in self._values.values() if math.isfinite(value)]
@@ -287,7 +324,7 @@ class _MemberCurve:
             return TrialOutcome("complete", self.best(), diverged=True, attributes={"diverged": True})
         if self.best() is None:
             raise NotStackable(f"{self.cohort.monitor} was not logged before training ended")
-        return TrialOutcome("pruned" if self._pruned else "complete", self.best())
+        return TrialOutcome("pruned" if self.pruned else "complete", self.best())
 
 
 def _refuse_own_start(built: Built) -> None:

@@ -12,6 +12,7 @@ import copy
 import math
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from lightning_hp.search.curves import looks
 from lightning_hp.study.upstream import stored_trial
@@ -54,12 +55,20 @@ class ThinCurve:
         max_steps: The step of a complete training, None where it is not known: then all is stored.
         points: See :func:`kept_steps`.
         prune_from: The study's pruner is asked from this step on; None for never.
+        deferred: Whether points wait for :meth:`flush` before they are written.
     """
 
     def __init__(
-        self, trial: optuna.Trial, max_steps: int | None, points: int = POINTS, *, prune_from: int | None = 0
+        self,
+        trial: optuna.Trial,
+        max_steps: int | None,
+        points: int = POINTS,
+        *,
+        prune_from: int | None = 0,
+        deferred: bool = False,
     ) -> None:
-        self._trial = trial
+        self._trial, self._deferred = trial, deferred
+        self._waiting: list[int] = []
         self._stored = dict(stored_trial(trial.study, trial).intermediate_values)
         self._curve = dict(self._stored)
         self._due = None if max_steps is None else sorted(kept_steps(max_steps, points))
@@ -79,14 +88,29 @@ class ThinCurve:
 
     def should_prune(self) -> bool:
         """Whether the study's pruner would stop the trial, shown the whole curve."""
-        if self._prune_from is None or max(self._curve, default=0) < self._prune_from:
+        if not self.may_be_stopped:
             return False
         if len(self._curve) == len(self._stored):
             return self._trial.should_prune()
         study = self._trial.study
-        shown = copy.copy(stored_trial(study, self._trial))
+        return study.pruner.prune(study, self.shown())
+
+    @property
+    def may_be_stopped(self) -> bool:
+        """Whether the study's pruner may be asked about the trial at its newest point."""
+        return self._prune_from is not None and max(self._curve, default=0) >= self._prune_from
+
+    def shown(self) -> FrozenTrial:
+        """The trial as storage has it, with its whole curve."""
+        shown = copy.copy(stored_trial(self._trial.study, self._trial))
         shown.intermediate_values = dict(self._curve)
-        return study.pruner.prune(study, shown)
+        return shown
+
+    def flush(self) -> None:
+        """Write the points that wait."""
+        for step in self._waiting:
+            self._trial.report(self._curve[step], step)
+        self._waiting = []
 
     def close(self) -> None:
         """Store the last, the best and the worst point."""
@@ -99,4 +123,6 @@ class ThinCurve:
     def _store(self, step: int) -> None:
         if step not in self._stored:
             self._stored[step] = self._curve[step]
-            self._trial.report(self._curve[step], step)
+            self._waiting.append(step)
+            if not self._deferred:
+                self.flush()

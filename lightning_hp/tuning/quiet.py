@@ -7,6 +7,9 @@ import gc
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
+
+from lightning.fabric.utilities import registry
 
 from lightning_hp.study.storage import quiet_optuna
 
@@ -23,6 +26,17 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def remembered_plugins() -> Iterator[None]:
+    """Look once for what other packages add to every Trainer: Lightning searches all installed packages each time."""
+    before = registry.entry_points
+    vars(registry)["entry_points"] = lru_cache(before)
+    try:
+        yield
+    finally:
+        vars(registry)["entry_points"] = before
 
 
 @contextlib.contextmanager

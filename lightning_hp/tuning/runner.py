@@ -48,7 +48,7 @@ from lightning_hp.tuning.objective import (
     trial_seed,
 )
 from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
-from lightning_hp.tuning.quiet import quick_collection, suppress_repeated_warnings
+from lightning_hp.tuning.quiet import quick_collection, remembered_plugins, suppress_repeated_warnings
 from lightning_hp.tuning.stage_gate import StageGate
 from lightning_hp.tuning.together import Together
 from lightning_hp.tuning.workers.keeper import LeaseGuard, TrialTakenError, renewed
@@ -149,6 +149,7 @@ class StudyRunner:
             suppress_repeated_warnings(),
             quick_collection(),
             renewed(self.leases),
+            remembered_plugins(),
         ):
             seconds = self.config.budget.seconds
             deadline = math.inf if seconds is None else time.monotonic() + seconds

@@ -80,10 +80,9 @@ class Together:
         size = cohort_size(runner.config.search.n_trials, runner.config.caviar.cohort)
         companions: list[Candidate] = []
         newest = first.number
-        with fixed_parameters(runner.study, fixed):
+        with fixed_parameters(runner.study, fixed, size - 1), in_one_go(storage_of(runner.study)):
             while len(companions) + 1 < size and newest + 1 < end and not runner.stopping.is_set():
-                with in_one_go(storage_of(runner.study)):
-                    asked = runner.ask(claims)
+                asked = runner.ask(claims)
                 if not isinstance(asked, tuple):
                     break
                 newest = max(newest, asked[0].number)
@@ -100,6 +99,7 @@ class Together:
         with in_one_go(storage_of(runner.study)):
             for result in results:
                 assert result.outcome is not None
+                result.write_curve()
                 runner.tell(result.candidate.trial, result.outcome)
         for result in results:
             runner.announce(result.candidate.trial)

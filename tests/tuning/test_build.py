@@ -421,3 +421,27 @@ def test_python_classes_are_checked_with_every_key_handed_on():
     }
     with pytest.raises(ConfigError, match=r"`space\.momentun` must be an argument of the module \(depth, learn"):
         PythonBuilder(Routed, toy.ToyData, TRAINER).check(SearchSpace.from_dict(space))
+
+
+def test_what_packages_add_to_trainers_is_looked_up_once(monkeypatch):
+    from lightning.fabric.utilities import registry
+
+    from lightning_hp.tuning.quiet import remembered_plugins
+
+    before, calls = registry.entry_points, []
+
+    def counted(**options):
+        calls.append(options)
+        return before(**options)
+
+    monkeypatch.setattr(registry, "entry_points", counted)
+
+    def trials():
+        for _ in range(3):
+            pl.Trainer(accelerator="cpu", logger=False)
+        assert len(calls) == len({str(options) for options in calls}) > 0
+        raise RuntimeError("a trial broke")
+
+    with pytest.raises(RuntimeError, match="a trial broke"), remembered_plugins():
+        trials()
+    assert registry.entry_points is counted

@@ -133,6 +133,46 @@ def test_the_pruner_stops_members(studies):
     assert all(t.user_attrs["epochs"] == max(t.intermediate_values) for t in pruned)
 
 
+def test_a_cohort_is_stopped_by_one_model_and_its_curves_are_whole(studies, monkeypatch):
+    from lightning_hp.search.pruner import CurvePruner
+
+    sizes, cull = [], CurvePruner.cull
+
+    def counted(pruner, study, trials):
+        sizes.append(len(trials))
+        stored = [t for t in study.get_trials(deepcopy=False) if t.number in {shown.number for shown in trials}]
+        assert all(
+            len(a.intermediate_values) <= len(b.intermediate_values) for a, b in zip(stored, trials, strict=True)
+        )
+        return cull(pruner, study, trials)
+
+    monkeypatch.setattr(CurvePruner, "cull", counted)
+    monkeypatch.setattr(CurvePruner, "prune", None)
+    study(studies, prune=True, trials=24, max_epochs=8)
+    assert max(sizes) == 4
+    for trial in studies.trials("digits"):
+        last = max(trial.intermediate_values)
+        assert sorted(trial.intermediate_values) == list(range(1, last + 1))
+        assert last == trial.user_attrs["epochs"]
+        if trial.state is TrialState.PRUNED:
+            assert trial.user_attrs["stopped"]["step"] == last
+
+
+def test_another_pruner_is_asked_about_each_member(studies, monkeypatch):
+    from lightning_hp.tuning.runner import StudyRunner
+
+    monkeypatch.setattr(
+        StudyRunner, "_pruner", lambda self, own: optuna.pruners.ThresholdPruner(upper=1.6, n_warmup_steps=2)
+    )
+    study(studies, prune=True, trials=12, max_epochs=8)
+    trials = studies.trials("digits")
+    assert any(t.state is TrialState.PRUNED for t in trials)
+    for trial in trials:
+        values = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
+        assert (trial.state is TrialState.PRUNED) == (values[-1] > 1.6)
+        assert max(values[2:-1], default=0.0) <= 1.6
+
+
 class Bare(pl.LightningModule):
     """No norm, nothing known of stacks."""
 

@@ -155,3 +155,23 @@ def test_the_pruner_is_shown_every_point():
     assert seen == [{s: 1.0 / s for s in range(1, step + 1)} for step in range(1, 78)]
     assert answers == [False] * 76 + [True]
     assert len(study.trials[0].intermediate_values) < 20
+
+
+def test_points_that_wait_are_the_same_points_once_written():
+    study = optuna.create_study()
+    at_once, waiting = study.ask(), study.ask()
+    one, other = ThinCurve(at_once, 100, 12), ThinCurve(waiting, 100, 12, deferred=True)
+    for step in range(1, 101):
+        one.report(abs(step - 41.5), step)
+        other.report(abs(step - 41.5), step)
+    one.close()
+    other.close()
+    assert other.shown().intermediate_values == one.shown().intermediate_values
+    assert len(other.shown().intermediate_values) == 100
+    assert not study.get_trials()[1].intermediate_values
+    other.flush()
+    stored = [trial.intermediate_values for trial in study.get_trials()]
+    assert stored[0] == stored[1]
+    assert {41, 100} < set(stored[1])
+    other.flush()  # nothing is left to write
+    assert study.get_trials()[1].intermediate_values == stored[1]

@@ -108,5 +108,7 @@ def test_what_cannot_be_copied_is_refused_by_its_name():
             return toy.ToyData(batch_size)
 
     builder = PythonBuilder(toy.Toy, data, TRAINER)
-    with pytest.raises(ConfigError, match=r"`datamodule` must be something that worker processes can be given a copy of "):
+    with pytest.raises(
+        ConfigError, match=r"`datamodule` must be something that worker processes can be given a copy of "
+    ):
         packed(config(builder), builder)
