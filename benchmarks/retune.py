@@ -6,13 +6,12 @@ Digits, the space of configs/digits/tune.yaml, studies of 40 trials x 27 epochs 
 one study on the data as they are; then the data move in one of four ways (all splits, after scaling, so that the model
 does see it), and
 
-* a fresh study of full length is run on them: what it reaches, and the epochs it trained;
-* `retune` is run on them: the epochs, those of the re-test included, until it has a value as good as the fresh study's
-  (or within 5% of it), and the best value that it ends with.
+* a fresh study of full length is run on them;
+* `retune` is run on them: a re-test, then a short study.
 
-A study's best value is the luckiest of a dozen trainings (one configuration scatters by about a tenth from seed to
-seed), so the winners, and all that led `retune` on its way, are trained again on seeds of their own: the mean says
-which configuration is the better one, and when `retune` had one as good as the fresh study's.
+Both confirm their winner on fresh seeds, as a study does by default, and both count all epochs that they trained. Both
+winners, and the configuration that was the best before the data moved, are trained again on six seeds that no study
+has used (stacked, which gives what a Trainer gives): the means say which one is better.
 
 Without a move: whether the re-test says "still the best", and its epochs as a part of the study's. Rows are written as
 they come; a run that was stopped goes on with the seeds and moves that are missing in the file.
@@ -23,12 +22,13 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import math
 import shutil
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,18 +37,19 @@ from typing import Any
 import optuna
 import torch
 import yaml
-from optuna.trial import FrozenTrial
 from torch.utils.data import TensorDataset
 
-from lightning_hp.callbacks.pruning import TrialPruning
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
+from lightning_hp.training.stacked import Member, train_stacked
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.retune import retune_study
+from lightning_hp.tuning.trial_outputs import MetricsLog
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIALS, EPOCHS = 40, 27
@@ -64,14 +65,9 @@ FIELDS = [
     "study_epochs",
     "epochs",
     "fresh_epochs",
-    "epochs_to_reach",
-    "epochs_within_5_percent",
-    "epochs_to_reach_again",
-    "value",
-    "fresh_value",
-    "recorded_best_now",
     "again",
     "fresh_again",
+    "recorded_again",
 ]
 
 
@@ -113,38 +109,23 @@ def read_space() -> dict[str, Any]:
     return {key.rsplit(".", 1)[-1]: fields for key, fields in space.items()}
 
 
-def epochs_of(study: optuna.Study) -> list[tuple[int, float]]:
-    """Epochs spent after each trial, and the best value so far."""
-    spent, best, path = 0, float("inf"), []
-    for trial in study.trials:
-        spent += trial.user_attrs.get("epochs", 0)
-        if trial.state is optuna.trial.TrialState.COMPLETE and trial.value is not None:
-            best = min(best, trial.value)
-        path.append((spent, best))
-    return path
+def epochs_of(study: optuna.Study) -> int:
+    """Epochs that a study trained."""
+    return sum(t.user_attrs.get("epochs", 0) for t in study.get_trials(deepcopy=False))
 
 
-def reached(path: list[tuple[int, float]], value: float) -> int | None:
-    return next((epochs for epochs, best in path if best <= value), None)
-
-
-def leaders(study: optuna.Study) -> list[tuple[int, FrozenTrial]]:
-    """Epochs spent when a trial took the lead, and the trial."""
-    path = epochs_of(study)
-    before = [float("inf"), *(best for _, best in path)]
-    return [(spent, t) for (spent, best), was, t in zip(path, before, study.trials, strict=False) if best < was]
-
-
-def again(move: str, space: SearchSpace, trial: FrozenTrial, folder: Path) -> float:
-    """Mean value of a configuration on seeds that no study has used."""
-    values: list[float] = []
-    for seed in range(AGAIN):
-        pruning = TrialPruning(optuna.trial.FixedTrial({}), "val_loss")
-        arguments = space.arguments(trial.params)
-        built = builder(move).build(arguments, folder / "again", 900 + seed, [pruning], TrainingLength(EPOCHS))
-        built.trainer.fit(built.model, datamodule=built.data)
-        values.append(pruning.best() or 0.0)
-    return statistics.fmean(values)
+def losses_again(move: str, params: Mapping[str, Any], seeds: Sequence[int], folder: Path) -> list[float]:
+    """The best validation loss of a configuration (stored values) with each of these seeds, trained as one stack."""
+    arguments = SearchSpace.from_dict(read_space()).arguments(params)
+    members = []
+    for seed in seeds:
+        built = builder(move).build(arguments, folder / "again", seed, [], TrainingLength(EPOCHS))
+        members.append(Member(built.model, built.trainer, built.data, stood_in_for=(MetricsLog,)))
+    losses = []
+    for outcome in train_stacked(members):
+        assert outcome.refused is None, outcome.refused
+        losses.append(min(logged["val_loss"] for logged in outcome.curve.values()))
+    return losses
 
 
 def one_seed(seed: int, moves: list[str], folder: Path) -> Iterator[dict[str, Any]]:
@@ -157,7 +138,8 @@ def one_seed(seed: int, moves: list[str], folder: Path) -> Iterator[dict[str, An
         folder=folder / f"s{seed}",
         audit=False,
     )
-    spent = epochs_of(run(first, builder("")).study)[-1][0]
+    tuned = run(first, builder(""))
+    spent, recorded = epochs_of(tuned.study), tuned.study.get_trials(deepcopy=False)[tuned.trial].params
     for move in moves:
         copied = folder / f"{move.replace(' ', '_')}_{seed}"
         shutil.copytree(first.folder, copied)
@@ -167,44 +149,52 @@ def one_seed(seed: int, moves: list[str], folder: Path) -> Iterator[dict[str, An
         row |= {"retest_epochs": done.test.epochs, "study_epochs": spent}
         if move != "none":
             config = replace(first, folder=folder / f"fresh_{copied.name}", name="fresh", seed=seed + 1000)
-            fresh = run(config, builder(move)).study
-            refreshed = done.test.study if done.result is None else done.result.study
-            path, goal = epochs_of(refreshed), fresh.best_value
-            row |= {"fresh_value": goal, "fresh_epochs": epochs_of(fresh)[-1][0], "value": path[-1][1]}
-            row |= {"epochs": path[-1][0], "epochs_to_reach": reached(path, goal)}
-            row |= {"epochs_within_5_percent": reached(path, 1.05 * goal), "recorded_best_now": done.test.now}
-            means = [(epochs, again(move, space, trial, folder)) for epochs, trial in leaders(refreshed)]
-            row |= {"again": means[-1][1], "fresh_again": again(move, space, fresh.best_trial, folder)}
-            row |= {"epochs_to_reach_again": reached(means, row["fresh_again"])}
+            fresh = run(config, builder(move))
+            row |= {"fresh_epochs": epochs_of(fresh.study), "recorded_again": again(move, recorded, folder)}
+            row |= {"fresh_again": again(move, winner_of(fresh), folder)}
+            row |= {"epochs": done.test.epochs, "again": row["recorded_again"]}
+            if done.result is not None:
+                row |= {"epochs": epochs_of(done.result.study), "again": again(move, winner_of(done.result), folder)}
         yield row
+
+
+def again(move: str, params: Mapping[str, Any], folder: Path) -> float:
+    """Mean loss of a configuration on seeds that no study has used."""
+    return statistics.fmean(losses_again(move, params, range(900_000, 900_000 + AGAIN), folder))
+
+
+def winner_of(result: Result) -> Mapping[str, Any]:
+    """The stored values that a study found."""
+    return result.study.get_trials(deepcopy=False)[result.trial].params
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| move | re-test: still best | re-test epochs / study | retune epochs / fresh | reaches fresh "
-        "| epochs to reach / fresh (not reached: 1) | within 5% "
-        "| epochs / fresh (not: 1) | reaches fresh on new seeds | epochs / fresh (not: 1) | value / fresh "
-        "| on new seeds / fresh |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| data | re-test: still best | re-test epochs / study | refresh epochs / fresh "
+        "| loss on new seeds, refresh / fresh | lower in | recorded best / fresh |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for move in ["none", *MOVES, "all four"]:
-        some = [r for r in rows if r["move"] == move or (move == "all four" and r["move"] != "none")]
+    for move in ["none", *MOVES, "all moves"]:
+        some = [r for r in rows if r["move"] == move or (move == "all moves" and r["move"] != "none")]
         if not some:
             continue
-        part = statistics.fmean(r["retest_epochs"] / r["study_epochs"] for r in some)
-        line = f"| {move} | {sum(r['confirmed'] for r in some)} of {len(some)} | {part:.2f} "
+        part = sum(r["retest_epochs"] for r in some) / sum(r["study_epochs"] for r in some)
+        line = f"| {move} | {sum(r['confirmed'] for r in some)} of {len(some)} | {part:.3f} "
         if move == "none":
-            lines.append(line + "|" + " |" * 9)
+            lines.append(line + "| | | | |")
             continue
-        cells = [f"{statistics.fmean(r['epochs'] / r['fresh_epochs'] for r in some):.2f}"]
-        for key in ("epochs_to_reach", "epochs_within_5_percent", "epochs_to_reach_again"):
-            parts = [r[key] / r["fresh_epochs"] for r in some if r[key] is not None]
-            mean = (sum(parts) + len(some) - len(parts)) / len(some)
-            cells += [f"{len(parts)} of {len(some)}", f"{statistics.fmean(parts):.2f} ({mean:.2f})" if parts else "-"]
-        for ours, theirs in (("value", "fresh_value"), ("again", "fresh_again")):
-            cells.append(f"{statistics.geometric_mean(r[ours] / r[theirs] for r in some):.3f}")
-        lines.append(line + "| " + " | ".join(cells) + " |")
+        epochs = sum(r["epochs"] for r in some) / sum(r["fresh_epochs"] for r in some)
+        lower = sum(r["again"] < r["fresh_again"] for r in some)
+        ratios = [ratio(some, key, "fresh_again") for key in ("again", "recorded_again")]
+        lines.append(line + f"| {epochs:.2f} | {ratios[0]} | {lower} of {len(some)} | {ratios[1]} |")
     return "\n".join(lines)
+
+
+def ratio(rows: Sequence[Mapping[str, Any]], ours: str, theirs: str) -> str:
+    """Geometric mean with its standard error."""
+    logs = [math.log(r[ours] / r[theirs]) for r in rows]
+    error = f" ± {statistics.stdev(logs) / math.sqrt(len(logs)):.3f}" if len(logs) > 1 else ""
+    return f"{math.exp(statistics.fmean(logs)):.3f}{error}"
 
 
 def read(path: Path) -> list[dict[str, Any]]:

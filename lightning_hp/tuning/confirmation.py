@@ -22,8 +22,8 @@ from lightning_hp.study.confirmed import CONFIRMS, Confirmed, confirmed
 from lightning_hp.study.trials import first_of_project
 from lightning_hp.tuning.config import Confirmation, TuneConfig
 
-#: Budgets of fewer trials are too small to leave any of them to a confirmation.
-FEWEST_TRIALS = 20
+#: A confirmation may take this part of a study's trials; smaller studies have none to spare for it.
+MOST = 0.3
 #: A configuration leaves the race when its mean is behind the best by so many standard errors of the difference.
 BEHIND = 2.0
 #: Seed numbers of confirmations are this far from those of the study's trials, and each round this far from the next.
@@ -34,9 +34,10 @@ def reserved(config: TuneConfig) -> int:
     """How many of the budget's trials the search leaves to the confirmation."""
     wanted = config.confirm
     # with a limit of time nobody knows how many trials there will be
-    if wanted is None or config.search.n_trials < FEWEST_TRIALS or config.budget.seconds is not None:
+    if wanted is None or config.budget.seconds is not None:
         return 0
-    return wanted.candidates * wanted.seeds
+    trainings = wanted.candidates * wanted.seeds
+    return trainings if trainings <= MOST * config.search.n_trials else 0
 
 
 def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation) -> list[int]:

@@ -64,7 +64,10 @@ def enqueue_reruns(study: optuna.Study) -> list[int]:
     done = {t.user_attrs.get(RERUN_OF) for t in trials}
     again = [t for t in trials if t.number in not_counted(study) and t.number not in done and t.params]
     for trial in again:
-        study.enqueue_trial(dict(trial.params), user_attrs={RERUN_OF: trial.number, "seed_number": _seed_number(trial)})
+        attributes = {RERUN_OF: trial.number, "seed_number": _seed_number(trial)}
+        if "seed" in trial.user_attrs:
+            attributes["seed"] = trial.user_attrs["seed"]
+        study.enqueue_trial(dict(trial.params), user_attrs=attributes)
     return [t.number for t in again]
 
 

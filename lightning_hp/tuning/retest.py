@@ -31,6 +31,7 @@ from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import Caviar, TuneConfig
 from lightning_hp.tuning.curve_store import RETEST_LOOKS
 from lightning_hp.tuning.listener import SilentListener, StudyListener
+from lightning_hp.tuning.objective import trial_seed
 from lightning_hp.tuning.runner import StudyRunner
 
 #: Neighbours lie this far from the recorded best, in turn: standard deviations in parts of a parameter's range. The
@@ -42,7 +43,7 @@ MOVES_TRIED = 32
 SEEDS = 3
 #: A challenger wins by more than this many standard errors of the differences (with three seeds, one in 15 by chance).
 STANDARD_ERRORS = 1.5
-#: Seed numbers of a re-test are this far from those of the study's trials.
+#: Numbers of a re-test's further seeds are this far from those of a study's trials.
 _SEEDS_APART = 100_000
 
 
@@ -136,7 +137,7 @@ def retest(
     builder: CliBuilder | PythonBuilder,
     best: Mapping[str, Any],
     was: float,
-    seed_number: int,
+    seed: int,
     k: int = 4,
     expected: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
     decide: bool = True,
@@ -149,7 +150,7 @@ def retest(
         builder: Makes the objects of a trial, with today's data.
         best: Stored values of the recorded best.
         was: Its value when it was tuned.
-        seed_number: Number of the trial that it was tuned in; decides the first seed.
+        seed: That it was trained with then; the first seed of the re-test.
         k: How many neighbours.
         expected: See :func:`neighbours`.
         decide: Whether to train a candidate that is ahead on further seeds; without, the record stays unbeaten.
@@ -162,7 +163,7 @@ def retest(
     space, listener = config.space, listener or SilentListener()
     candidates = [dict(best), space.defaults(), *neighbours(space, best, k, config.search.seed, expected)]
     candidates = [c for i, c in enumerate(candidates) if c not in candidates[:i]]
-    plan = [(c, seed_number) for c in candidates]
+    plan = [(c, seed) for c in candidates]
     # what is left to a new study to decide it learns from better if it was trained to the end
     study = _race(config, builder, plan, listener, looks=RETEST_LOOKS if decide else RETEST_LOOKS[:-1])
     trials = study.get_trials(deepcopy=False)
@@ -179,8 +180,8 @@ def retest(
     if challenger is not None and decide:
         losses[challenger.number] = [challenger.value or 0.0]
         for further in range(1, SEEDS):
-            rival, number = len(plan), _SEEDS_APART + seed_number + further
-            plan += [(candidates[0], number), (candidates[challenger.number], number)]
+            rival, shared = len(plan), trial_seed(seed, _SEEDS_APART + further)
+            plan += [(candidates[0], shared), (candidates[challenger.number], shared)]
             study = _race(config, builder, plan, listener, rival)
             trials = study.get_trials(deepcopy=False)
             for candidate, trial in ((0, trials[rival]), (challenger.number, trials[rival + 1])):
@@ -231,13 +232,13 @@ def _race(
     rival: int = 0,
     looks: Sequence[float] = RETEST_LOOKS,
 ) -> optuna.Study:
-    """Run (stored values, seed number) one after the other, those that are not yet in the study; see BehindPruner."""
+    """Run (stored values, seed) one after the other, those that are not yet in the study; see BehindPruner."""
     planned = replace(config, search=replace(config.search, n_trials=len(plan)), caviar=Caviar())
     try:
         runner = StudyRunner(planned, builder, listener, lambda max_steps: BehindPruner(max_steps, rival, looks))
         there = len(runner.study.get_trials(deepcopy=False))
-        for params, seed_number in plan[there:]:
-            runner.study.enqueue_trial(dict(params), user_attrs={"seed_number": seed_number})
+        for params, seed in plan[there:]:
+            runner.study.enqueue_trial(dict(params), user_attrs={"seed": seed})
         listener.study_planned(len(plan))
         runner.catch_up()
         runner.work()

@@ -6,7 +6,8 @@ Where neither is so, the re-test confirms the record and nothing more is trained
 
 The new study begins with the trials of the re-test, which are paid for, and learns from the older study's curves as far
 as they still hold: the surrogate gives the two studies an axis of their own and reads off the new trials how alike they
-are, so the older trials count for less the more the data moved. It adds a third of the first one's trials (``SHARE``).
+are, so the older trials count for less the more the data moved. It adds a quarter of the first one's trials
+(``SHARE``), and the last of them confirm its winner: the best are trained again on one fresh seed (``CONFIRMATION``).
 
 Both are linked: the older study's ledger gets the re-test and the new tuning, the new study names the older one.
 """
@@ -41,7 +42,7 @@ from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.storage import StudyError, find_study, one_line
 from lightning_hp.study.trials import best_trials, no_best_message
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import Budget, Caviar, TuneConfig
+from lightning_hp.tuning.config import Budget, Caviar, Confirmation, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.length import TrainingLength
@@ -51,9 +52,11 @@ from lightning_hp.tuning.runner import StudyRunner, suppress_repeated_warnings
 from lightning_hp.tuning.yaml_file import ConfigError
 
 #: What a refreshing study adds to the trials of the re-test, in parts of the first study's trials.
-SHARE = 1 / 3
+SHARE = 1 / 4
 #: It adds at least so many.
 FEWEST = 6
+#: How its winner is confirmed: older curves and the re-test have said much about the best already.
+CONFIRMATION = Confirmation(candidates=3, seeds=1)
 #: The study attribute that says where the re-test is that a refreshing study begins with.
 RETESTED_IN = "retested_in"
 #: Trials that a later study learns from.
@@ -93,7 +96,7 @@ def retune_study(
         config: Today's configuration; its space must have the study's parameters, its ranges may differ.
         builder: Makes the objects of a trial, with today's data.
         k: How many neighbours of the recorded best are re-tested.
-        trials: What a new study adds to those of the re-test; None for a third of the first study's.
+        trials: What a new study adds to those of the re-test; None for a quarter of the first study's.
         test: Whether to re-test first; without, the new study is run in any case.
         search: Whether to run a new study; without, the re-test alone decides.
         listener: Is told what happens.
@@ -119,8 +122,7 @@ def retune_study(
     # a re-test is as long as the trainings that it tests, unless told otherwise
     length = _length_of(description).with_limits(config.budget.length)
     budget = replace(config.budget, length=length)
-    # a re-test has its own way of comparing on several seeds, and a short search no trials to spare for a second one
-    config = replace(config, budget=budget, accept_changes=True, confirm=None)
+    config = replace(config, budget=budget, accept_changes=True, confirm=config.confirm and CONFIRMATION)
     changes, fingerprint = _drift(root, builder, config.space, length, listener)
     listener.message(f"training data: {summarise_changes(changes) if changes else 'not moved'}")
     drift = [change.sentence for change in changes]
@@ -143,7 +145,7 @@ def retune_study(
             builder,
             known,
             best[0].value or 0.0,
-            best[0].number,
+            int(best[0].user_attrs["seed"]),
             k,
             _expected(found, config.space),
             decide=not (drift and search),

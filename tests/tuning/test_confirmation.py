@@ -13,7 +13,7 @@ from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.storage import quiet_optuna
 from lightning_hp.tuning.config import Confirmation, TuneConfig
-from lightning_hp.tuning.confirmation import FEWEST_TRIALS, enqueue_round, reserved
+from lightning_hp.tuning.confirmation import enqueue_round, reserved
 from lightning_hp.tuning.yaml_file import ConfigError
 
 
@@ -133,7 +133,14 @@ def test_a_race_that_was_killed_goes_on(studies, fork):
 
 @pytest.mark.parametrize(
     ("trials", "confirm", "kept"),
-    [(40, True, 6), (40, False, 0), (FEWEST_TRIALS - 1, True, 0), (30, {"candidates": 2, "seeds": 4}, 8)],
+    [
+        (40, True, 6),
+        (40, False, 0),
+        (20, True, 6),
+        (19, True, 0),
+        (30, {"candidates": 2, "seeds": 4}, 8),
+        (10, {"candidates": 3, "seeds": 1}, 3),
+    ],
 )
 def test_what_the_search_leaves_free(trials, confirm, kept):
     space = {"x": {"low": 0.0, "high": 1.0}}

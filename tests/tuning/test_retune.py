@@ -18,9 +18,10 @@ from lightning_hp.ledger.dates import verdict
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.description import describe
-from lightning_hp.study.storage import StudyError
+from lightning_hp.study.storage import StudyError, find_study
+from lightning_hp.study.trials import best_trials
 from lightning_hp.tuning.build import PythonBuilder
-from lightning_hp.tuning.config import Budget, TuneConfig
+from lightning_hp.tuning.config import Budget, Confirmation, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.listener import SilentListener
@@ -93,6 +94,36 @@ def test_an_unmoved_best_is_confirmed_with_its_old_value_and_dates_the_ledger_fo
     assert done.result is None
     assert events(tuned) == ["tuned", "retested"]
     assert verdict(records.read(tuned.folder / "ledger.jsonl").of("toy"), later).status == "fresh"
+
+
+def test_a_best_that_was_confirmed_on_fresh_seeds_gives_its_old_value_again(tmp_path):
+    config = TuneConfig(
+        "toy",
+        None,
+        SearchPlan(space=SPACE, n_trials=12),
+        budget=Budget(TrainingLength(2)),
+        folder=tmp_path / "toy",
+        prune=False,
+        audit=False,
+        confirm=Confirmation(candidates=2, seeds=1),
+    )
+    result = run(config, builder())
+    assert "confirms" in result.study.trials[result.trial].user_attrs
+    done = retune_study(str(config.folder), config, builder(), k=1)
+    assert done.test is not None
+    assert done.test.now == pytest.approx(result.value, abs=1e-12)
+
+
+def test_the_winner_of_a_refresh_is_confirmed_unless_turned_off(tuned):
+    done = retune_study(str(tuned.folder), tuned, builder(data=MovedData), k=1, trials=9)
+    assert done.result is not None
+    repeats = [t for t in done.result.study.trials if "confirms" in t.user_attrs]
+    assert 2 <= len(repeats) <= 3
+    assert len(done.result.study.trials) <= len(done.test.study.trials) + 9
+    assert done.result.confirmed is not None
+    again = replace(tuned, confirm=None)
+    plain = retune_study(str(tuned.folder), again, builder(data=MovedData), k=1, trials=9, test=False).result
+    assert plain.confirmed is None
 
 
 def test_a_moved_optimum_beats_the_recorded_best_and_the_new_study_is_linked(tuned):
@@ -169,7 +200,8 @@ def test_the_seed_of_a_brought_trial_is_the_one_it_was_trained_with(tuned):
     runner = StudyRunner(replace(other, **_as_described(done.result)), builder())
     first = done.result.study.trials[0]
     assert first.user_attrs["retest"] == 0
-    assert runner.seed_of(first) == first.user_attrs["seed"] != trial_seed(5, first.user_attrs["seed_number"])
+    best = best_trials(find_study(str(tuned.folder))[0], 1)[0]
+    assert runner.seed_of(first) == best.user_attrs["seed"] == trial_seed(0, best.number)
 
 
 def _as_described(result):
