@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_hp.search.attach import space_of_study
     from lightning_hp.search.convergence import StopWhenConverged
     from lightning_hp.search.parameters import Choice, Float, Int
     from lightning_hp.search.plan import SearchPlan
@@ -28,6 +29,7 @@ _HOMES = {
     "StopWhenConverged": "convergence",
     "preset": "presets",
     "sample": "scales",
+    "space_of_study": "attach",
 }
 __all__ = [
     "PRESETS",
@@ -41,6 +43,7 @@ __all__ = [
     "StopWhenConverged",
     "preset",
     "sample",
+    "space_of_study",
 ]
 
 

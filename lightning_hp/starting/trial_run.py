@@ -27,7 +27,7 @@ ONE_BATCH = {
     "trainer.limit_val_batches": 1,
     "trainer.num_sanity_val_steps": 0,
     "trainer.check_val_every_n_epoch": 1,
-    "trainer.val_check_interval": 1.0,
+    "trainer.val_check_interval": 1,
 }
 #: training is timed for at most so many seconds; the rest of the epoch is extrapolated
 LONGEST_LOOK = 20.0

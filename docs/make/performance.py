@@ -1,0 +1,113 @@
+"""The performance page, from the CSV files that the benchmarks wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+#: full trainings after which regret is shown
+AFTER = (5, 10, 20, 40)
+
+
+def performance_page() -> str:
+    """All tables, each with the command that made its numbers."""
+    return "\n".join(
+        [
+            "# Performance",
+            "",
+            "Made from `benchmarks/results/*.csv`; each table names the command that wrote its file. Two shared cores, no",
+            "accelerator. [Benchmarks](benchmarks.md) says what was measured how, and where it is not good.",
+            "",
+            "## Search",
+            "",
+            "Mean regret (0 is the best of 100,000 random configurations, 1 their median) after so many full trainings.",
+            "",
+            *_regret("search_efficiency_plain.csv", "python benchmarks/search_efficiency.py DATA --seeds 3"),
+            "Tasks on which no choice was made:",
+            "",
+            *_regret(
+                "search_efficiency_held_out_plain.csv", "python benchmarks/search_efficiency.py DATA --tasks held-out"
+            ),
+            "## Search on real training",
+            "",
+            "Digits, equal epochs for every tuner, five seeds; best validation loss.",
+            "",
+            *_digits(),
+            "## What a suggestion costs",
+            "",
+            *_rows(
+                "suggestion_cost.csv",
+                "python benchmarks/suggestion_cost.py",
+                ["sampler", "finished", "ask_ms", "cpu_ms"],
+            ),
+            "## Stacked training",
+            "",
+            "Milliseconds of one optimiser step for all members together; the way a Lightning loop takes is 1.0.",
+            "",
+            *_rows(
+                "stacked_throughput.csv",
+                "python benchmarks/stacked.py",
+                ["units", "members", "threads", "way", "ms", "times a Lightning loop"],
+            ),
+            "## Refreshing a tuning",
+            "",
+            "Digits that moved in four ways; `retune` against a fresh study of full length. Ratios are means over seeds.",
+            "",
+            *_retune(),
+            "## Babysitting",
+            "",
+            *_panda(),
+        ]
+    )
+
+
+def _table(frame: pd.DataFrame, command: str) -> list[str]:
+    head = "| " + " | ".join(map(str, frame.columns)) + " |"
+    rows = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in frame.itertuples(index=False)]
+    return [f"`{command}`", "", head, "|" + "---|" * len(frame.columns), *rows, ""]
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _rows(name: str, command: str, columns: list[str]) -> list[str]:
+    return _table(pd.read_csv(RESULTS / name)[columns], command)
+
+
+def _regret(name: str, command: str) -> list[str]:
+    frame = pd.read_csv(RESULTS / name)
+    columns = {f"after_{n}": str(n) for n in AFTER}
+    means = frame.groupby("tuner")[[*columns]].mean().rename(columns=columns)
+    means.insert(0, "runs", frame.groupby("tuner").size())
+    return _table(means.sort_values("40").reset_index(), command)
+
+
+def _digits() -> list[str]:
+    frame = pd.read_csv(RESULTS / "search_digits.csv")
+    done = frame[frame.complete]
+    best = done.groupby(["tuner", "seed"]).val_loss.min().groupby("tuner").agg(["mean", "median", "max"])
+    best["trials"] = frame.groupby("tuner").size() / frame.groupby("tuner").seed.nunique()
+    return _table(best.sort_values("mean").reset_index(), "python benchmarks/search_digits.py")
+
+
+def _retune() -> list[str]:
+    frame = pd.read_csv(RESULTS / "retune.csv")
+    frame["value / fresh"] = frame.value / frame.fresh_value
+    frame["epochs / fresh"] = frame.epochs / frame.fresh_epochs
+    frame["still the best"] = frame.confirmed.astype(float)
+    means = frame.groupby("move")[["still the best", "value / fresh", "epochs / fresh"]].mean()
+    return _table(means.reset_index(), "python benchmarks/retune.py")
+
+
+def _panda() -> list[str]:
+    frame = pd.read_csv(RESULTS / "panda.csv")
+    tuned = frame[frame.kind == "tuned"].groupby(["seed", "task"]).loss.min().rename("tuned_loss")
+    runs = frame[frame.kind != "tuned"].join(tuned, on=["seed", "task"])
+    runs["ratio"] = runs.loss / runs.tuned_loss
+    table = (
+        runs.groupby(["kind", "method"]).ratio.agg(["median", "size"]).rename(columns={"median": "median loss / tuned"})
+    )
+    return _table(table.reset_index().rename(columns={"size": "runs"}), "python benchmarks/panda.py")

@@ -1,0 +1,120 @@
+"""The reference pages that follow from the code: every command with its options, every key with its default."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("COLUMNS", "100")
+
+from lightning_hp.commands.arguments import parser
+from lightning_hp.commands.fit import _USAGE as FIT_USAGE
+from lightning_hp.tuning.config import _KEYS, ENGINES, PLANS, Budget, Caviar, Confirmation, TuneConfig
+from lightning_hp.tuning.length import TrainingLength
+
+#: exit codes, as `cli.py` has them
+CODES = "Exit codes: 0 done or fresh, 1 error, 2 wrong usage, 3 stale, 4 an audit found errors, 130 interrupted, 143 terminated."
+#: key of tune.yaml -> the class and the field that hold it
+FIELDS: dict[str, tuple[type, str]] = {
+    **{key: (TuneConfig, key) for key in _KEYS},
+    "budget.max_epochs": (TrainingLength, "max_epochs"),
+    "budget.max_steps": (TrainingLength, "max_steps"),
+    "budget.time": (Budget, "seconds"),
+    "budget.until": (Budget, "until_converged"),
+    "caviar.engine": (Caviar, "engine"),
+    "caviar.workers": (Caviar, "workers"),
+    "caviar.cohort": (Caviar, "cohort"),
+    "caviar.lease": (Caviar, "lease"),
+    "confirm.candidates": (Confirmation, "candidates"),
+    "confirm.seeds": (Confirmation, "seeds"),
+}
+#: keys whose field has another name, or whose text stands at another class
+ELSEWHERE = {
+    "budget": "See the keys below; `budget.trials` is the total number of trials, also when continued (60).",
+    "caviar": "Where trials run; see the keys below.",
+    "space": "A preset, or a mapping from paths to ranges; see [tune.yaml](../tune_yaml.md#a-parameter-of-the-space).",
+    "seed": "Seed of the study; `fixed`: all trials are trained with one seed.",
+    "plan": f"Stage plan: {', '.join(f'`{plan}`' for plan in PLANS)}.",
+}
+DEFAULTS = {
+    "name": "required",
+    "config": "required",
+    "space": "required",
+    "seed": "0",
+    "plan": "`default`",
+    "folder": "`runs/NAME`",
+}
+
+
+def commands_page() -> str:
+    """Every verb with its help."""
+    verbs = parser()._subcommands_action._name_parser_map
+    parts = [
+        "# Commands",
+        "",
+        "Made from the parser of `lightning-hp`. `--debug` shows the traceback of an error.",
+        "",
+        CODES,
+        "",
+    ]
+    for verb, of_verb in sorted(verbs.items()):
+        of_verb.prog = f"lightning-hp {verb}"
+        text = FIT_USAGE if verb == "fit" else of_verb.format_help()
+        text = re.sub(r"\n{3,}", "\n\n", text.strip())
+        about = (of_verb.description or "").strip()
+        parts += [f"## {verb}", "", about, "", "```text", text, "```", ""]
+    return "\n".join(parts)
+
+
+def configuration_page() -> str:
+    """Every key of ``tune.yaml`` with what its field says and its default."""
+    lines = [
+        "# Keys and defaults of tune.yaml",
+        "",
+        "Made from the classes that hold a checked `tune.yaml` (`lightning_hp.tuning.config`). [tune.yaml](../tune_yaml.md) explains",
+        "them with examples.",
+        "",
+        f"Engines: {', '.join(f'`{engine}`' for engine in ENGINES)}.",
+        "",
+        "| key | what | default |",
+        "|---|---|---|",
+    ]
+    for key, (owner, field) in FIELDS.items():
+        text = ELSEWHERE.get(key) or _described(owner, field) or _row_of_page(key)
+        lines.append(
+            f"| `{key}` | {text.replace('|', chr(92) + '|')} | {DEFAULTS.get(key) or _default(owner, field)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _described(owner: type, field: str) -> str:
+    text = (owner.__doc__ or "").partition("Attributes:\n")[2]
+    match = re.search(rf"^ +{field}: (.*?)(?=^ {{8}}\w+: |\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    if match is None:
+        return ""
+    return re.sub(r"``", "`", re.sub(r":\w+:`~?\.?([\w.]+)`", r"`\1`", " ".join(match[1].split())))
+
+
+def _row_of_page(key: str) -> str:
+    """What the page on ``tune.yaml`` says of a key that is no field of its own."""
+    page = (Path(__file__).parents[1] / "tune_yaml.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{re.escape(key)}` \| (.*) \|[^|]*\|$", page, flags=re.MULTILINE)
+    if row is None:
+        raise ValueError(f"`{key}` must be described by a class of lightning_hp.tuning.config, or in docs/tune_yaml.md")
+    return re.sub(r"\]\((?!https?:|#)", "](../", row[1])
+
+
+def _default(owner: type, name: str) -> str:
+    if name == "folder":
+        return ""
+    field = next((f for f in dataclasses.fields(owner) if f.name == name), None)
+    value: Any = dataclasses.MISSING if field is None else field.default
+    if field is not None and value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        return "see below" if name != "confirm" else "`true`"
+    if value is dataclasses.MISSING:
+        return "required"
+    words = {None: "none", True: "`true`", False: "`false`"}
+    return words[value] if value is None or isinstance(value, bool) else f"`{value}`"

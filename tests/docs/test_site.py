@@ -1,0 +1,103 @@
+"""The documentation as a whole: pictures are what their script draws, pages are reachable, keys are explained."""
+
+import re
+import runpy
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+MAKE = DOCS / "make"
+PICTURES = runpy.run_path(str(MAKE / "pictures.py"))["PICTURES"]
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+def navigation(entry):
+    if isinstance(entry, str):
+        return [entry]
+    return [page for inner in (entry if isinstance(entry, list) else entry.values()) for page in navigation(inner)]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_the_one_that_its_script_draws(name):
+    drawn = PICTURES[name]()
+    assert (DOCS / "images" / name).read_text() == drawn, "python docs/make/pictures.py"
+    ElementTree.fromstring(drawn)
+
+
+def test_rows_of_the_scales_picture_are_even_on_the_axis_that_matters_only_with_the_right_scale():
+    """Bar heights, read back from the picture: even where the scale is right, and not where it is not."""
+    rows = re.findall(r'<rect class="bar"[^>]*y="[\d.]+"[^>]*height="([\d.]+)"', PICTURES["scales.svg"]())
+    heights = [[float(h) for h in rows[i : i + 24]] for i in range(0, 96, 24)]
+    lowest = [min(row) / max(row) for row in heights]
+    assert [low > 0.7 for low in lowest] == [False, True, False, True]
+
+
+def test_every_page_is_in_the_navigation_or_made():
+    made = {"benchmarks.md", "examples.md", "changes.md", "performance.md"}
+    made |= {"reference/commands.md", "reference/configuration.md"}
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert sorted(navigation(nav)) == sorted({*PAGES, *made})
+
+
+def test_every_picture_is_told_in_words():
+    for page in PAGES:
+        text = (DOCS / page).read_text()
+        for image in re.finditer(r"!\[([^\]]*)\]\(([^)]*)\)", text):
+            after = text[image.end() :].strip()
+            assert image[1], f"{page}: {image[2]} has no text in its place"
+            assert len(after) > 60, f"{page}: nothing is told after {image[2]}"
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    monkeypatch.syspath_prepend(str(MAKE))
+    monkeypatch.delitem(sys.modules, "reference", raising=False)
+    return runpy.run_path(str(MAKE / "reference.py"))
+
+
+def test_the_reference_has_every_key_and_the_page_explains_it(reference):
+    made = reference["configuration_page"]()
+    page = (DOCS / "tune_yaml.md").read_text()
+    for key in reference["FIELDS"]:
+        assert f"| `{key}` |" in made
+        assert f"`{key.split('.')[0]}" in page, f"docs/tune_yaml.md says nothing of {key}"
+    assert "| `keep_checkpoints` | How many of the best trials keep their checkpoints. | `3` |" in made
+
+
+def test_the_reference_has_every_command_and_option(reference):
+    from lightning_hp.cli import _VERBS
+
+    made = reference["commands_page"]()
+    for verb in [*_VERBS, "fit", "babysit"]:
+        assert f"\n## {verb}\n" in made
+    assert "--accept-changes" in made
+
+
+def test_the_python_page_has_every_public_name():
+    import lightning_hp
+    from lightning_hp import callbacks, search
+
+    page = (DOCS / "reference/python.md").read_text()
+    named = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}
+    public = {*lightning_hp.__all__, *search.__all__, *callbacks.__all__} - {"__version__", "PRESETS"}
+    assert public == named
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_serves_machines_too(tmp_path, caplog, monkeypatch):
+    build = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is not installed")
+    config = pytest.importorskip("mkdocs.config")
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    loaded = config.load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True)
+    build.build(loaded)  # strict: it raises where there is a warning
+    site = tmp_path / "site"
+    listed = re.findall(r"\]\(([^)]*)\)", (site / "llms.txt").read_text())
+    assert {*PAGES} <= {*listed}
+    for page in listed:
+        assert (site / page).stat().st_size > 100
+    assert "learning rate, linear" in (site / "images/scales.svg").read_text()
