@@ -132,7 +132,7 @@ def open_study(
         study.set_user_attr(ATTRIBUTE, wanted.to_json())
         return study
     before = Description.from_json(stored)
-    advice = "choose another `name`, or move the study aside with `--restart`"
+    advice = "choose another `name`, or move the study aside with `--restart` (`restart=True` in Python)"
     changed = wanted.plan.changes(before.plan)
     changed += [
         f"{attribute} was {getattr(before, attribute)!r}, is {getattr(wanted, attribute)!r}"
@@ -148,7 +148,7 @@ def open_study(
             raise StudyError(f"study {name!r} exists with another configuration: {'; '.join(changed)}; {advice}")
         raise StudyError(
             f"study {name!r} was tuned with another project: {'; '.join(moved)}; {advice}, or go on with "
-            "`--accept-changes`"
+            "`--accept-changes` (`accept_changes=True`)"
         )
     if study.direction != direction:
         raise StudyError(f"study {name!r} exists with direction {study.direction.name.lower()}; {advice}")

@@ -127,6 +127,8 @@ class CliBuilder:
         except Exception as error:  # also of the project's code, which sets its parser up
             names = ", ".join(map(str, self.files))
             reason = " ".join(str(error).split())
+            if "${" in reason:
+                reason += "; a command with parser_mode omegaconf resolves such values: name yours as `cli`"
             raise ConfigError(f"`config` must be a LightningCLI file, got {names!r}: {reason}") from error
 
     def resolve(self, arguments: Mapping[str, Any]) -> Resolved:
@@ -330,8 +332,14 @@ def _dotted(value: Any, prefix: str) -> list[str]:
 
 
 def _points(space: SearchSpace) -> list[dict[str, Any]]:
-    """Stored points in which every key is handed on, and every choice that is more than a number is taken."""
+    """Stored points that show whether every key decides what it names.
+
+    In them every key is handed on, every choice that is more than a number is taken, and every parameter is somewhere
+    else than at its default: there a value that something else sets is often the same.
+    """
     points = space.examples()
+    ends = {p.stored_name: (p.at(0.0), p.at(1.0)) for p in space.parameters}
+    points += [{name: low if low != point[name] else high for name, (low, high) in ends.items()} for point in points]
     for parameter in space.parameters:
         if isinstance(parameter, Choice):
             for label, choice in zip(parameter.labels, parameter.choices, strict=True):

@@ -79,7 +79,7 @@ def value_at(config: Any, place: Place) -> Any:
 def without(config: Mapping[str, Any], places: Sequence[Place]) -> dict[str, Any]:
     """A copy where nothing is at some places (elements of lists become None, so that others keep their numbers)."""
     copied = deepcopy(dict(config))
-    for place in places:
+    for place in sorted(places, key=len, reverse=True):  # what is inside another one first
         *parents, last = place
         holder = value_at(copied, tuple(parents))
         if isinstance(holder, list):

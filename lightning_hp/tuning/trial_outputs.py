@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import time
 from collections.abc import Sequence
 from copy import deepcopy
@@ -99,10 +100,16 @@ def callbacks_of_trial(callbacks: Sequence[pl.Callback], folder: Path) -> list[p
     own = [callback for callback in callbacks if not isinstance(callback, ProgressBar | ModelSummary)]
     for callback in own:
         if isinstance(callback, Checkpoint) and hasattr(callback, "dirpath"):
-            given = callback.dirpath
-            inside = Path(given).name if given else ""
+            inside = _inside(callback.dirpath) if callback.dirpath else ""
             callback.dirpath = str((TrialPaths(folder).project_checkpoints / inside).absolute())
     return own
+
+
+def _inside(dirpath: str | Path) -> Path:
+    """A folder as seen from the working directory, or from the root where it is elsewhere: two remain two."""
+    path = Path(os.path.realpath(dirpath))
+    here = Path(os.path.realpath("."))
+    return path.relative_to(here if path.is_relative_to(here) else path.anchor)
 
 
 def loggers_of_trial(given: Any, folder: Path) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_hp.search.space import SearchSpace
+from lightning_hp.study.aside import move_aside
 from lightning_hp.study.description import describe
 from lightning_hp.study.storage import find_study
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
@@ -53,6 +54,7 @@ def tune(
     keep_checkpoints: int = 3,
     retune_after: str | dict[str, str] | None = None,
     accept_changes: bool = False,
+    restart: bool = False,
     progress: bool = True,
     now: datetime | None = None,
 ) -> Result:
@@ -98,6 +100,7 @@ def tune(
         retune_after: Interval such as ``30d``, or tier to interval.
         accept_changes: Whether to continue a study although module, data or Trainer arguments have changed; without
             it that is an error that names the change.
+        restart: Whether to move a study of this name aside (``runs/NAME.old-1``) and begin anew.
         progress: Whether to show the trials on standard error: a live table on a terminal, elsewhere a line each.
         now: The clock at the end of the study, with a time zone, which dates the ledger; None is the current time then.
 
@@ -130,7 +133,10 @@ def tune(
     limits = {"trials": trials, "max_epochs": max_epochs, "max_steps": max_steps}
     budget = {limit: value for limit, value in limits.items() if value is not None}
     builder = _python_builder(module, datamodule, trainer, train_dataloaders, val_dataloaders, test_dataloaders)
-    return _shown(TuneConfig.from_arguments(space, budget, settings, builder), builder, progress, now)
+    config = TuneConfig.from_arguments(space, budget, settings, builder)
+    if restart:
+        move_aside(config.folder, config.name, config.storage)
+    return _shown(config, builder, progress, now)
 
 
 def retune(

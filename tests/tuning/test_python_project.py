@@ -166,3 +166,16 @@ def test_a_study_of_python_classes_is_retuned_from_python(tmp_path, capsys):
     assert retuned.test.confirmed
     assert retuned.test.now == pytest.approx(tuned.value, abs=1e-12)
     assert status_command([folder], now=START + timedelta(days=32)) == 0
+
+
+def test_restart_moves_the_old_study_aside(tmp_path):
+    class Other(toy.Toy):
+        pass
+
+    options = {"folder": tmp_path / "s", "trials": 2, "max_epochs": 1, "trainer": TRAINER, "progress": False}
+    before = tune(toy.Toy, toy.ToyData, RATE, **options)
+    with pytest.raises(StudyError, match=r"`--restart` \(`restart=True` in Python\).*`accept_changes=True`"):
+        tune(Other, toy.ToyData, RATE, **options)
+    assert len(tune(Other, toy.ToyData, RATE, restart=True, **options).study.trials) == 2
+    old = before.checkpoint.relative_to(tmp_path / "s")
+    assert (tmp_path / "s.old-1" / old).is_file(), "nothing is deleted"
