@@ -86,9 +86,7 @@ def parser() -> ArgumentParser:
     retune.add_argument("study", type=str, help="study folder, or the name of one in runs/")
     retune.add_argument("--config", type=str, default=None, help="tune.yaml; default the one it was tuned with")
     retune.add_argument("--k", type=int, default=4, help="neighbours of the best that are re-tested")
-    retune.add_argument(
-        "--trials", type=int, default=None, help="trials of a new study; default a quarter of the old"
-    )
+    retune.add_argument("--trials", type=int, default=None, help="trials of a new study; default a quarter of the old")
     retune.add_argument("--force", action="store_true", help="run the new study in any case, without a re-test")
     retune.add_argument("--retest-only", dest="retest_only", action="store_true", help="say, but run no new study")
 

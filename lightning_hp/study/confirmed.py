@@ -5,15 +5,17 @@ from seed to seed. A trial that trains the values of another one again, on a fre
 ``confirms``. Configurations that were trained so are ranked by the mean over their seeds.
 
 The scatter is pooled over all of them (each has only a few trainings), and the interval is Student's, at 90 %. The
-first training of a configuration is in its mean although it was chosen for its value: in simulated studies of 15
-complete trials with a scatter of 12 % the interval then still covers the true mean in 86 to 94 of 100.
+first training of a configuration is in its mean although it was chosen for its value; by how much those first ones were
+lucky is seen by comparing them with the fresh ones, and the interval is wider by their part in the mean. In simulated
+studies of 10 to 60 complete trials, whose configurations differ by 0.3 to 1 times the scatter of a seed, it covers the
+mean of ten new trainings in 88 to 93 of 100; without that part in 77 to 83.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,7 +36,8 @@ class Confirmed:
         root: Number of the trial that it was first trained in.
         trials: All its trainings that came to a value, the first one included, by number.
         values: Their values.
-        interval: Half width of the interval around the mean; NaN with fewer than two values in all.
+        interval: Half width of the interval around the mean, in the metric's units; NaN with fewer than two values in
+            all.
         failed: Whether one of its trainings failed or diverged.
     """
 
@@ -83,24 +86,40 @@ def confirmed(trials: Sequence[FrozenTrial], minimises: bool) -> list[Confirmed]
     freedom = sum(max(len(group) - 1, 0) for group in good.values())
     scatter = math.sqrt(squares / freedom) if freedom else math.nan
     factor = float(student.ppf((1 + LEVEL) / 2, freedom)) if freedom else math.nan
+    sign = 1.0 if minimises else -1.0
+    luck = _luck({root: group for root, group in good.items() if group and group[0].number == root}, sign)
     configurations = [
         Confirmed(
             root,
             tuple(group),
             tuple(float(t.value or 0.0) for t in group),
-            factor * scatter / math.sqrt(len(group)),
+            factor * scatter / math.sqrt(len(group)) + (luck / len(group) if group[0].number == root else 0.0),
             len(group) < len(groups[root]),
         )
         for root, group in good.items()
         if len(group) > 1 and any(trial.number != root for trial in group)
     ]
-    sign = 1.0 if minimises else -1.0
     return sorted(configurations, key=lambda one: (one.failed, sign * one.mean, one.root))
 
 
 def _counts(trial: FrozenTrial) -> bool:
     complete = trial.state is TrialState.COMPLETE and not trial.user_attrs.get("diverged")
     return complete and trial.value is not None and math.isfinite(trial.value)
+
+
+def _luck(groups: Mapping[int, Sequence[FrozenTrial]], sign: float) -> float:
+    """By how much the first trainings are better than the fresh ones of their configurations, on average; at least 0.
+
+    Args:
+        groups: By root, trainings that came to a value, the first one first.
+        sign: 1 where smaller is better, -1 where greater is.
+    """
+    gains = [
+        sign * (statistics.fmean(t.value or 0.0 for t in fresh) - (first.value or 0.0))
+        for first, *fresh in groups.values()
+        if fresh
+    ]
+    return max(statistics.fmean(gains), 0.0) if gains else 0.0
 
 
 def _squares(group: Sequence[FrozenTrial]) -> float:
