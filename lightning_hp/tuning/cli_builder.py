@@ -100,8 +100,22 @@ class CliBuilder:
         Raises:
             ConfigError: If the file or a value does not fit.
         """
+        call = self.called(self.values_of(arguments, folder, seed, length), folder, callbacks)
+        return Built(call.cli.model, call.cli.datamodule, call.cli.trainer, call.train)
+
+    def values_of(
+        self, arguments: Mapping[str, Any], folder: Path, seed: int, length: TrainingLength
+    ) -> dict[str, Any]:
+        """Every value of a trial that replaces one of the project, by key; see :meth:`build`."""
         values = {**arguments, "trainer.default_root_dir": str(folder), "seed_everything": seed}
-        values |= limits(length)
+        return values | limits(length)
+
+    def called(self, values: Mapping[str, Any], folder: Path, callbacks: Sequence[pl.Callback]) -> Call:
+        """The project's command with these values, left where the objects of the trial are built."""
+        return self._call(values, "built", instantiated=self.keeping_apart(folder, callbacks))
+
+    def keeping_apart(self, folder: Path, callbacks: Sequence[pl.Callback]) -> Callable[[dict[str, Any]], None]:
+        """What changes the arguments of a trial's Trainer: all that the trial writes goes to its folder."""
 
         def keep_apart(trainer: dict[str, Any]) -> None:
             trainer["enable_progress_bar"] = trainer["enable_model_summary"] = False
@@ -110,8 +124,7 @@ class CliBuilder:
             own = callbacks_of_trial(trainer["callbacks"], folder)
             trainer["callbacks"] = [*own, MetricsLog(folder / METRICS_FILE), *callbacks]
 
-        call = self._call(values, "built", instantiated=keep_apart)
-        return Built(call.cli.model, call.cli.datamodule, call.cli.trainer, call.train)
+        return keep_apart
 
     @cached_property
     def own(self) -> Resolved:
@@ -146,7 +159,7 @@ class CliBuilder:
     def takes(self) -> list[str]:
         """Every key of the model, the data and the optimizer that the project's configuration has."""
         sections = ("model", "data", "optimizer", "lr_scheduler")
-        return [key for section in sections for key in _dotted(self.own.config.get(section), section)]
+        return [key for section in sections for key in key_paths.dotted(self.own.config.get(section), section)]
 
     def defaults(self, keys: Iterable[str]) -> dict[str, Any]:
         """The project's own value of each key; one that it has none of is left out."""
@@ -322,13 +335,6 @@ class CliBuilder:
 def limits(length: TrainingLength) -> dict[str, int]:
     """The limits of a training as keys of the file."""
     return {f"trainer.{name}": limit for name, limit in length.to_json().items()}
-
-
-def _dotted(value: Any, prefix: str) -> list[str]:
-    """The dotted keys of all values that are no mappings."""
-    if not isinstance(value, Mapping):
-        return [prefix]
-    return [key for name, inner in value.items() for key in _dotted(inner, f"{prefix}.{name}")]
 
 
 def _points(space: SearchSpace) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from lightning_hp.study.upstream import storage_of
 from lightning_hp.training.stacked import Member, NotStackable, Outcome, Report, train_stacked
 from lightning_hp.training.stacked.member import tell_progress
 from lightning_hp.tuning.build import Built, CliBuilder, PythonBuilder
+from lightning_hp.tuning.cli_repeat import RepeatingBuilder
 from lightning_hp.tuning.curve_store import ThinCurve
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.objective import Outcome as TrialOutcome
@@ -147,6 +148,11 @@ class Cohort:
     grace: float
     curve_points: int
 
+    def __post_init__(self) -> None:
+        """Build as the builder does; what several trials have in common is parsed once."""
+        builder = self.builder
+        self.build = RepeatingBuilder(builder).build if isinstance(builder, CliBuilder) else builder.build
+
     def train(self, candidates: Sequence[Candidate]) -> list[Trained]:
         """Train trials of one structure together; never raises for what the training did.
 
@@ -190,7 +196,7 @@ class _CohortRun:
         cohort = self.cohort
         began = time.monotonic()
         for candidate in candidates:
-            built = cohort.builder.build(candidate.arguments, candidate.paths.root, candidate.seed, [], cohort.length)
+            built = cohort.build(candidate.arguments, candidate.paths.root, candidate.seed, [], cohort.length)
             _refuse_own_start(built)
             member = Member(built.model, built.trainer, built.data, tag=candidate, stood_in_for=(MetricsLog,))
             self.members.append(member)

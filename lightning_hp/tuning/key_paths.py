@@ -107,6 +107,13 @@ def with_lists_replaced(config: Mapping[str, Any], values: Mapping[str, Any]) ->
     return options
 
 
+def dotted(value: Any, prefix: str) -> list[str]:
+    """The dotted keys of all values that are no mappings."""
+    if not isinstance(value, Mapping):
+        return [prefix]
+    return [key for name, inner in value.items() for key in dotted(inner, f"{prefix}.{name}")]
+
+
 def ending_in(config: Any, name: str) -> list[str]:
     """The keys of all values whose last part is a name."""
     return [text_of(place) for place in _places(config, ()) if place[-1] == name]

@@ -17,6 +17,7 @@ For that, methods of ``LightningCLI`` are replaced while the call runs; subclass
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import runpy
 import sys
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from lightning_hp.tuning.yaml_file import ConfigError
@@ -152,6 +154,31 @@ class ProjectCLI:
         if visit.cli is None:
             raise ConfigError(f"`cli` must make a LightningCLI, got {self.cli!r}, which makes none")
         return Call(visit.cli, visit.fit_arguments)
+
+    def again(self, call: Call, config: Any, dump: Any, instantiated: Callable[[dict[str, Any]], None]) -> Call:
+        """Make the objects of another configuration by the LightningCLI of a call that has come to ``built``.
+
+        Args:
+            call: That call; what it has made stays as it is.
+            config: Of the subcommand, where there is one, resolved.
+            dump: The same as plain values, as LightningCLI gives it to ``save_hyperparameters``.
+            instantiated: As for :meth:`call`.
+        """
+        cli = copy.copy(call.cli)
+        made = vars(call.cli).copy()
+        visit = _Visit((), "built", _nothing, instantiated)
+        try:
+            # its parser gives the classes what stands in this very object
+            call.cli.config = Namespace({FIT: config, "subcommand": FIT}) if FIT in made["config"] else config
+            call.cli.config_dump = dump
+            with visit.in_place():
+                call.cli._set_seed()
+                call.cli.instantiate_classes()
+            vars(cli).update(vars(call.cli))
+        finally:
+            vars(call.cli).clear()
+            vars(call.cli).update(made)
+        return Call(cli)
 
     def options(self) -> dict[str, str]:
         """The same as options of ``lightning-hp fit``."""
