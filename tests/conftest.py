@@ -38,3 +38,22 @@ def chromium() -> Any:
         browser = started.chromium.launch(executable_path=binary, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Any:
+    """A PostgreSQL server; tests that ask for it are skipped with the reason where it is not installed."""
+    from postgres import Postgres
+
+    server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres(postgres_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The server, with its password where workers look for it."""
+    from postgres import PASSWORD
+
+    monkeypatch.setenv("LIGHTNING_HP_STORAGE_PASSWORD", PASSWORD)
+    return postgres_server

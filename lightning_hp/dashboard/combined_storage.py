@@ -30,7 +30,7 @@ from lightning_hp.dashboard.upstream.numbers import moved_study, moved_trial
 from lightning_hp.study.description import ATTRIBUTE
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.questions import open_question
-from lightning_hp.study.storage import StudyError, open_storage
+from lightning_hp.study.storage import StudyError, open_storage, pointed_storage
 from lightning_hp.study.upstream import study_number
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class CombinedStorage(BaseStorage):
         """Open the storage of a study folder, unless another folder has opened it already."""
         try:
             pointer = json.loads(paths.study.read_text(encoding="utf-8"))
-            name, url = str(pointer["name"]), str(pointer["storage"])
+            name, url = str(pointer["name"]), pointed_storage(pointer)
             mount = next((mount for mount in self._mounts if mount.url == url != "journal"), None)
             if mount is None:
                 storage = open_storage(url, paths)

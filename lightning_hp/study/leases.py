@@ -13,6 +13,7 @@ Leases are system attributes of trials (Optuna's own kind, which the dashboard d
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -31,6 +32,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.study.locks import machine
+from lightning_hp.study.patience import StorageAwayError, impatient
 from lightning_hp.study.upstream import storage_of, trial_number
 
 #: seconds that a lease holds without being renewed
@@ -173,6 +175,7 @@ class Leases:
         self._lost: dict[int, Lease | None] = {}
         #: what was seen of others' leases: turn and beat, and since when
         self._seen: dict[int, tuple[int, int, float]] = {}
+        self._asked = -math.inf
 
     @contextlib.contextmanager
     def hold(self, trial: FrozenTrial | optuna.Trial) -> Iterator[None]:
@@ -192,55 +195,68 @@ class Leases:
         finally:
             with self._lock:
                 mine = self._held.pop(key, None)
+            with contextlib.suppress(Exception), impatient():  # a storage that is away: the lease expires
                 if mine is not None and self._is_current(key, mine[0]):
-                    with contextlib.suppress(Exception):  # a storage that is away: the lease expires
-                        handed_back = replace(mine[0], worker="", beat=mine[0].beat + 1, at=self._time())
-                        self._storage.set_trial_system_attr(key, f"{_KEY}{turn}", asdict(handed_back))
+                    handed_back = replace(mine[0], worker="", beat=mine[0].beat + 1, at=self._time())
+                    self._storage.set_trial_system_attr(key, f"{_KEY}{turn}", asdict(handed_back))
 
     def renew(self, always: bool = True) -> None:
         """Renew all leases that are held; those that have been given away meanwhile are marked as lost.
+
+        Storage is asked once: while it is away leases are not renewed, and trainings go on.
 
         Args:
             always: Whether to renew also those that need it only later.
         """
         with self._lock:
-            for key, (lease, written) in list(self._held.items()):
-                if not always and self._clock() - written < self.seconds / RENEWALS:
-                    continue
-                self._renew_one(key, lease)
+            due = [
+                (key, lease)
+                for key, (lease, written) in self._held.items()
+                if always or self._clock() - written >= self.seconds / RENEWALS
+            ]
+        for key, lease in due:
+            self._renew_one(key, lease)
 
     def _renew_one(self, key: int, lease: Lease) -> None:
-        trial = self._storage.get_trial(key)
-        present = lease_of(trial)
-        if not _is_same(present, lease):
-            del self._held[key]
-            self._lost[key] = present
-        elif trial.state is TrialState.RUNNING:
-            with contextlib.suppress(UpdateFinishedTrialError):  # told by this process meanwhile
-                self._write(key, replace(lease, beat=lease.beat + 1))
+        with impatient():
+            trial = self._storage.get_trial(key)
+            present = lease_of(trial)
+            if not _is_same(present, lease):
+                with self._lock:
+                    if self._held.pop(key, None) is not None:
+                        self._lost[key] = present
+            elif trial.state is TrialState.RUNNING:
+                with contextlib.suppress(UpdateFinishedTrialError):  # told by this process meanwhile
+                    self._write(key, replace(lease, beat=lease.beat + 1), only_if_held=True)
 
     def is_lost(self, trial: FrozenTrial | optuna.Trial) -> bool:
         """Whether a trial that this worker was given belongs to another one now; asks storage only after a standstill.
 
-        A process that was stopped for longer than a lease learns it here, before it writes anything.
+        A process that was stopped for longer than a lease learns it here, before it writes anything. While storage is
+        away nobody can be given the trial, and it goes on.
         """
         key = trial_number(trial)
         with self._lock:
-            if key in self._held:
-                lease, written = self._held[key]
-                if self._clock() - written > self.seconds:
-                    self._renew_one(key, lease)
+            held = self._held.get(key)
+        if held is not None and self._clock() - max(held[1], self._asked) > self.seconds:
+            try:
+                self._renew_one(key, held[0])
+            except StorageAwayError:
+                self._asked = self._clock() - self.seconds * (1 - 1 / RENEWALS)  # ask again in a third of its length
+        with self._lock:
             return key in self._lost
 
     def present_owner(self, trial: FrozenTrial | optuna.Trial) -> str | None:
         """Who has a trial that this worker has lost; None if it was not lost, as storage has it now."""
         key = trial_number(trial)
-        with self._lock:
-            if key in self._held and not self._is_current(key, self._held[key][0]):
-                self._lost[key] = lease_of(self._storage.get_trial(key))
-                del self._held[key]
-            lease = self._lost.get(key)
-            return None if lease is None else lease.worker or "nobody yet"
+        held = self.lease(trial)
+        if held is not None:
+            present = lease_of(self._storage.get_trial(key))
+            with self._lock:
+                if not _is_same(present, held) and self._held.pop(key, None) is not None:
+                    self._lost[key] = present
+        lease = self._lost.get(key)
+        return None if lease is None else lease.worker or "nobody yet"
 
     def is_free(self, trial: FrozenTrial) -> bool:
         """Whether a running trial may be taken over; the study's lock must be held.
@@ -261,18 +277,21 @@ class Leases:
                 self._seen[key] = (lease.turn, lease.beat, since)
             return self._clock() - since > lease.seconds
 
-    def held(self) -> int:
-        """How many leases this worker has."""
+    def lease(self, trial: FrozenTrial | optuna.Trial) -> Lease | None:
+        """The lease that this worker has of a trial, as far as it knows."""
         with self._lock:
-            return len(self._held)
+            held = self._held.get(trial_number(trial))
+            return None if held is None else held[0]
 
     def _is_current(self, key: int, lease: Lease) -> bool:
         return _is_same(lease_of(self._storage.get_trial(key)), lease)
 
-    def _write(self, key: int, lease: Lease) -> None:
+    def _write(self, key: int, lease: Lease, only_if_held: bool = False) -> None:
         lease = replace(lease, at=self._time())
         self._storage.set_trial_system_attr(key, f"{_KEY}{lease.turn}", asdict(lease))
-        self._held[key] = (lease, self._clock())
+        with self._lock:
+            if not only_if_held or key in self._held:
+                self._held[key] = (lease, self._clock())
 
     def _time(self) -> str:
         return self._now().isoformat(timespec="seconds")

@@ -124,6 +124,11 @@ class TrialPaths:
         return self.root / "error.txt"
 
     @property
+    def outcome(self) -> Path:
+        """How the trial ended, JSON; it is there only while that could not be stored."""
+        return self.root / "outcome.json"
+
+    @property
     def audit(self) -> Path:
         """Findings of the BatchNorm audit, JSON."""
         return self.root / "audit.json"

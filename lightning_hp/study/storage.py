@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
+import yaml
 from optuna.storages import BaseStorage, JournalStorage
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from lightning_hp.study.database import QuickDatabase
 from lightning_hp.study.journal import MendingJournal
 from lightning_hp.study.paths import StudyPaths, write_text
+from lightning_hp.study.patience import patient
+from lightning_hp.study.storage_error import StudyError as StudyError
+from lightning_hp.study.urls import is_proxy, is_server, proxy_address, with_password, without_password
+from lightning_hp.study.urls import redacted as redacted
 
-
-class StudyError(Exception):
-    """A study cannot be opened or continued in this way; the message is one line that says what to do."""
+#: seconds that a server has to take a connection
+CONNECT_SECONDS = 10
+#: how often tables are made, or found, before that is an error
+TRIES = 5
+PatientDatabase = patient(QuickDatabase)
+PatientProxy = patient(optuna.storages.GrpcStorageProxy)
 
 
 @contextlib.contextmanager
@@ -56,23 +67,40 @@ def open_storage(storage: str, paths: StudyPaths, *, must_exist: bool = False) -
         except Exception as error:  # Optuna has no error of its own for a file that is no journal
             raise StudyError(f"`storage` cannot be opened: {paths.journal}: {one_line(error)}") from error
     try:
+        if is_proxy(storage):
+            return _open_proxy(storage)
+        if is_server(storage):
+            return _open_server(with_password(storage))
         file = make_url(storage).database if storage.startswith("sqlite") else None
         if must_exist and file and file != ":memory:" and not Path(file).is_file():
             raise FileNotFoundError(f"there is no file {file}")
         return optuna.storages.get_storage(QuickDatabase(storage))
     except Exception as error:
-        raise StudyError(
-            f"`storage` must be a database that answers, got {redacted(storage)}: {one_line(error)}"
-        ) from error
+        shown = redacted(storage)
+        reason = one_line(error).replace(storage, shown)
+        raise StudyError(f"`storage` must be a database that answers, got {shown}: {reason}") from error
 
 
-def redacted(url: str) -> str:
-    """A storage URL without its password."""
-    head, sep, tail = url.partition("://")
-    if not sep or "@" not in tail:
-        return url
-    account, _, host = tail.rpartition("@")
-    return f"{head}://{account.partition(':')[0]}:***@{host}"
+def _open_server(url: str) -> BaseStorage:
+    """A database with a server; of two processes that make its tables at once, the slower one looks again."""
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("postgresql"):
+        options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(IntegrityError, ProgrammingError):
+            return optuna.storages.get_storage(PatientDatabase(url, engine_kwargs=options))
+        time.sleep(0.2)
+    return optuna.storages.get_storage(PatientDatabase(url, engine_kwargs=options))
+
+
+def _open_proxy(url: str) -> BaseStorage:
+    """Optuna's gRPC proxy, if it answers."""
+    host, port = proxy_address(url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        proxy: BaseStorage = PatientProxy(host=host, port=port)
+    proxy.wait_server_ready(timeout=CONNECT_SECONDS)  # type: ignore[attr-defined]
+    return proxy
 
 
 def one_line(error: BaseException) -> str:
@@ -82,7 +110,11 @@ def one_line(error: BaseException) -> str:
 
 
 def write_study_pointer(paths: StudyPaths, name: str, storage: str, source: Path | None = None) -> None:
-    """Write into the study folder which study of which storage it belongs to, and which ``tune.yaml`` it came from."""
+    """Write into the study folder which study of which storage it belongs to, and which ``tune.yaml`` it came from.
+
+    A password is left out.
+    """
+    storage = without_password(storage)
     pointer = json.dumps({"name": name, "storage": storage, "source": None if source is None else str(source)})
     if not paths.study.exists() or paths.study.read_text(encoding="utf-8") != pointer:
         write_text(paths.study, pointer)
@@ -102,11 +134,22 @@ def find_study(name_or_folder: str, runs: Path = Path("runs")) -> tuple[optuna.S
         paths = StudyPaths(folder)
         if paths.study.is_file():
             pointer = json.loads(paths.study.read_text(encoding="utf-8"))
-            return load_study(pointer["name"], open_storage(pointer["storage"], paths)), paths
+            return load_study(pointer["name"], open_storage(pointed_storage(pointer), paths)), paths
     there = ", ".join(sorted(p.parent.name for p in runs.glob("*/study.json"))) or "none"
     raise StudyError(
         f"`study` must be a study folder or the name of one in {runs} (there: {there}), got {name_or_folder!r}"
     )
+
+
+def pointed_storage(pointer: Mapping[str, Any]) -> str:
+    """The storage that a study folder names, with the password of the ``tune.yaml`` that it came from."""
+    storage, source = str(pointer["storage"]), pointer.get("source")
+    if is_server(storage) and source and Path(source).is_file():
+        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+            named = yaml.safe_load(Path(source).read_text(encoding="utf-8")).get("storage")
+            if isinstance(named, str) and without_password(named) == storage:
+                return named
+    return storage
 
 
 def load_study(name: str, storage: BaseStorage) -> optuna.Study:

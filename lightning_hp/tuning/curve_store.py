@@ -8,6 +8,7 @@ trial's pruner is shown every point, and the trial's value comes from all of the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 
@@ -15,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from lightning_hp.search.curves import looks
+from lightning_hp.study.patience import StorageAwayError, impatient
 from lightning_hp.study.upstream import stored_trial
 
 #: where a re-test stops what is behind, in parts of a complete training
@@ -90,10 +92,10 @@ class ThinCurve:
         """Whether the study's pruner would stop the trial, shown the whole curve."""
         if not self.may_be_stopped:
             return False
-        if len(self._curve) == len(self._stored):
-            return self._trial.should_prune()
         study = self._trial.study
-        return study.pruner.prune(study, self.shown())
+        with contextlib.suppress(StorageAwayError), impatient():
+            return study.pruner.prune(study, self.shown())
+        return False  # while storage is away, nobody can be compared with
 
     @property
     def may_be_stopped(self) -> bool:
@@ -107,10 +109,11 @@ class ThinCurve:
         return shown
 
     def flush(self) -> None:
-        """Write the points that wait."""
-        for step in self._waiting:
-            self._trial.report(self._curve[step], step)
-        self._waiting = []
+        """Write the points that wait; while storage is away they wait for the next one, and the training goes on."""
+        with contextlib.suppress(StorageAwayError), impatient():
+            while self._waiting:
+                self._trial.report(self._curve[self._waiting[0]], self._waiting[0])
+                del self._waiting[0]
 
     def close(self) -> None:
         """Store the last, the best and the worst point."""
@@ -119,6 +122,10 @@ class ThinCurve:
         by_value = sorted(self._curve, key=lambda step: (self._curve[step], step))
         for step in sorted({by_value[0], by_value[-1], max(self._curve)}):
             self._store(step)
+
+    def unsent(self) -> dict[int, float]:
+        """What could not be stored, since the storage is away."""
+        return {step: self._curve[step] for step in self._waiting}
 
     def _store(self, step: int) -> None:
         if step not in self._stored:

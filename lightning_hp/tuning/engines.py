@@ -56,7 +56,7 @@ def run(
             if runner.stopping.is_set():
                 raise KeyboardInterrupt
     finally:
-        runner.leases.worker.close()
+        runner.close()
 
 
 class _DecoratingListener:

@@ -61,6 +61,7 @@ class Outcome:
         value: The best value of the curve; None where there is none.
         diverged: Whether the metric became NaN or infinite.
         attributes: User attributes to store with the trial.
+        points: Points of the curve that are not stored yet, since the storage was away.
         stop: What ends the run, since every other trial would meet it too: a configuration error, a full disk.
     """
 
@@ -68,6 +69,7 @@ class Outcome:
     value: float | None = None
     diverged: bool = False
     attributes: dict[str, Any] = field(default_factory=dict)
+    points: dict[int, float] = field(default_factory=dict)
     stop: ConfigError | StudyError | None = None
 
 
@@ -167,6 +169,7 @@ def run_trial(
         "seconds": round(time.monotonic() - started, 3),
         "fit_seconds": round(fitted, 3),
     }
+    outcome.points = curve.unsent()
     if trainer is not None:
         outcome.attributes["epochs"] = trainer.current_epoch
     if unfinished.begun_at:

@@ -217,7 +217,7 @@ def copy_retest_trials(runner: StudyRunner, retested: optuna.Study, folder: Path
         retested: The study of the re-test.
         folder: Its folder.
     """
-    with runner.paths.ask_lock():
+    with runner.lock():
         there = runner.study.get_trials(deepcopy=False)
         if any("retest" not in t.user_attrs for t in there):  # it has begun to search
             return

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
@@ -27,8 +26,11 @@ from lightning_hp.search.convergence import convergence
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.leases import Leases, Worker, lease_of
+from lightning_hp.study.only_process import OnlyProcess
 from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.patience import patiently
 from lightning_hp.study.storage import StudyError, open_storage, write_study_pointer
+from lightning_hp.study.study_lock import study_lock
 from lightning_hp.study.upstream import stored_trial, trial_number
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import drop_checkpoints
@@ -39,7 +41,6 @@ from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.length import TrainingLength, curve_steps
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.objective import (
-    DIVERGED,
     OUT_OF_MEMORY,
     Outcome,
     is_disk_full,
@@ -50,6 +51,7 @@ from lightning_hp.tuning.objective import (
 from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
 from lightning_hp.tuning.quiet import quick_collection, remembered_plugins, suppress_repeated_warnings
 from lightning_hp.tuning.stage_gate import StageGate
+from lightning_hp.tuning.telling import store, store_kept
 from lightning_hp.tuning.together import Together
 from lightning_hp.tuning.workers.keeper import LeaseGuard, TrialTakenError, renewed
 from lightning_hp.tuning.yaml_file import ConfigError
@@ -105,8 +107,9 @@ class StudyRunner:
         self.stopping = threading.Event()
         self._announced: set[int] = set()
         self.cleaned: set[int] = set()
-        storage = open_storage(config.storage, self.paths)
-        with self.paths.ask_lock():
+        self.only = OnlyProcess.of(config.storage)
+        self._storage = storage = open_storage(config.storage, self.paths)
+        with self.lock():
             study = open_study(config.name, storage, self.wanted, self.paths, config.accept_changes)
             write_study_pointer(self.paths, config.name, config.storage, config.source)
         self.description = describe(study)
@@ -117,11 +120,12 @@ class StudyRunner:
             sampler=self.sampler,
             pruner=self._pruner(pruner),
         )
-        with self.paths.ask_lock():
+        self.leases = Leases(self.study, Worker(self.paths.root), config.caviar.lease)
+        with self.lock():
             again = enqueue_reruns(self.study)
+            store_kept(self.study, self.leases, self.paths, self.description.mode, self.say)
         if again:
             self.say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
-        self.leases = Leases(self.study, Worker(self.paths.root), config.caviar.lease)
         self.together = Together(self) if config.caviar.engine in STACKING else None
         self.gate: StageGate | None = None
         if config.gate is not None:
@@ -134,6 +138,16 @@ class StudyRunner:
         if pruner is not None:
             return pruner(self.max_steps)
         return base_pruner(self.config.pruner) or self.sampler.pruner()
+
+    def close(self) -> None:
+        """Give up what this process holds of the study."""
+        self.leases.worker.close()
+        if self.only is not None:
+            self.only.close()
+
+    def lock(self) -> contextlib.AbstractContextManager[object]:
+        """The lock under which trials are asked for and taken over."""
+        return study_lock(self._storage, self.paths, self.config.name)
 
     # --- the loop ---
 
@@ -188,7 +202,11 @@ class StudyRunner:
         Args:
             leases: Takes the trial's lease; when it is closed, a trial that has not ended is handed back.
         """
-        with self.paths.ask_lock():
+        # as a whole: who has lost the lock together with the storage must not ask for a trial in the middle
+        return patiently(lambda: self._ask(leases))
+
+    def _ask(self, leases: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
+        with self.lock():
             trials = self.study.get_trials(deepcopy=False)
             for found in trials:
                 if found.state is TrialState.RUNNING and self._orphaned(found):
@@ -301,21 +319,8 @@ class StudyRunner:
 
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         """Store how a trial ended, unless it has been given to another worker meanwhile."""
-        if outcome.diverged:
-            outcome.value = self._worst_finite(outcome.value)
-            if outcome.value is None:
-                outcome.state = "fail"
-                outcome.attributes["failure"] = DIVERGED
-        try:
-            if self.leases.present_owner(trial) is not None:
-                raise UpdateFinishedTrialError
-            for name, value in outcome.attributes.items():
-                trial.set_user_attr(name, value)
-            if outcome.state == "complete":
-                self.study.tell(trial, outcome.value)
-            else:
-                self.study.tell(trial, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
-        except UpdateFinishedTrialError:
+        paths = self.paths.trial(trial.number)
+        if store(self.study, trial, outcome, self.leases, paths, self.description.mode) is not None:
             self._say_late(trial)
 
     def _say_late(self, trial: optuna.Trial) -> None:
@@ -324,16 +329,6 @@ class StudyRunner:
             f"trial {trial.number} was given to {owner}, since nothing was heard of this worker for "
             f"{self.leases.seconds:g} s; what this worker made of it is not counted"
         )
-
-    def _worst_finite(self, own: float | None) -> float | None:
-        finite = [] if own is None else [own]
-        for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-            finite += [
-                v for v in (other.value, *other.intermediate_values.values()) if v is not None and math.isfinite(v)
-            ]
-        if not finite:
-            return None
-        return max(finite) if self.description.mode == "min" else min(finite)
 
     def announce(self, trial: optuna.Trial) -> None:
         """Tell the listener that a trial has ended; one that was given away has not."""
@@ -364,7 +359,7 @@ class StudyRunner:
         """Ask for the next trainings that confirm the winner; False where there are none left."""
         if not reserved(self.config) or self.config.confirm is None:
             return False
-        with self.paths.ask_lock():
+        with self.lock():
             if not is_settled(self.study):
                 return False
             numbers = enqueue_round(self.study, self.sampler.engine, self.config.confirm)
@@ -383,11 +378,9 @@ class StudyRunner:
         with interruptible(self.stopping, self.say):
             announced = False
             while not self.stopping.is_set():
-                # under the lock, since between being asked for and having a lease a trial looks like an orphan
-                with self.paths.ask_lock():
-                    trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-                    if any(self._orphaned(trial) for trial in trials):
-                        return False
+                trials = patiently(self._running)
+                if trials is None:
+                    return False
                 running = [trial.number for trial in trials]
                 self.catch_up()
                 if not running:
@@ -397,3 +390,10 @@ class StudyRunner:
                     self.say(f"waiting for trial {', '.join(map(str, running))} of another process")
                 time.sleep(poll)
         return False
+
+    def _running(self) -> list[FrozenTrial] | None:
+        """The trials that run; None where one of them is free."""
+        # under the lock, since between being asked for and having a lease a trial looks like an orphan
+        with self.lock():
+            trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            return None if any(self._orphaned(trial) for trial in trials) else trials

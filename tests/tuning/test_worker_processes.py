@@ -12,6 +12,7 @@ import pytest
 import toy_project as toy
 from optuna.trial import TrialState
 
+from lightning_hp.study.only_process import OnlyProcess
 from lightning_hp.study.storage import find_study
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
@@ -108,7 +109,19 @@ def test_what_cannot_be_copied_is_refused_by_its_name():
             return toy.ToyData(batch_size)
 
     builder = PythonBuilder(toy.Toy, data, TRAINER)
-    with pytest.raises(
-        ConfigError, match=r"`datamodule` must be something that worker processes can be given a copy of "
-    ):
+    with pytest.raises(ConfigError, match=r"`datamodule` must be something that worker processes can be given"):
         packed(config(builder), builder)
+
+
+def test_sqlite_takes_one_process_at_a_time(studies, fork, tmp_path):
+    url = f"sqlite:///{tmp_path}/s.db"
+    refused = f"for several processes: {tmp_path}/s.db is SQLite, which takes one at a time, and another process"
+    held = OnlyProcess(tmp_path / "s.db")
+    child = fork(lambda: studies.run(trials=1, storage=url))
+    assert child.wait() == 1
+    assert refused in child.output
+    held.close()
+    with pytest.raises(ConfigError, match="SQLite takes one process at a time, got sqlite:///"):
+        studies.run(trials=1, storage=url, engine="local", workers=2)
+    assert len(studies.run(trials=1, storage=url).study.trials) == 1
+    assert not (tmp_path / "s.db.process").exists()

@@ -18,6 +18,7 @@ from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.workers.payload import packed
+from lightning_hp.tuning.yaml_file import ConfigError
 
 #: exit codes of a worker that was told to stop by SIGINT or SIGTERM
 _STOPPED = (130, 143)
@@ -54,6 +55,11 @@ def work_in_processes(runner: StudyRunner) -> None:
         StudyError: If a worker failed, or all were stopped from outside.
     """
     workers = runner.config.caviar.workers
+    if runner.only is not None:
+        raise ConfigError(
+            "`storage` must be journal, or a database with a server, for worker processes: SQLite takes one process at "
+            f"a time, got {runner.config.storage}"
+        )
     study = packed(runner.config, runner.builder)
     folder = runner.paths.root / "workers"
     folder.mkdir(parents=True, exist_ok=True)
