@@ -267,7 +267,7 @@ class PandaBabysitter(Callback):
                     self.snapshots[name] = snapshot.take(trainer, pl_module, trainer.global_step)
             if intervention is not None:
                 self._carry_out(trainer, pl_module, intervention)
-            if history.progress > self.settings.start_share:
+            if not history.loader_pending and history.start_progress > self.settings.start_share:
                 self.snapshots.pop(START, None)
         self._length = self.policy.window(history, self._window, trainer.global_step)
         self.journal.status("running", history, trainer.current_epoch)
@@ -336,9 +336,9 @@ class PandaBabysitter(Callback):
         history = self.history
         history.loader_pending, history.loader_since = False, trainer.global_step
         self._meter.restart(trainer.global_step)
-        if START in self.snapshots and not self._alone:
-            why = "the new mini-batches are in use: training begins again"
-            self._carry_out(trainer, pl_module, rules.keep_values(Intervention("reload", why, restore=START), history))
+        again = rules.begin_again(history) if START in self.snapshots and not self._alone else None
+        if again is not None:
+            self._carry_out(trainer, pl_module, again)
         if history.planned is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
             an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
             history.planned = trainer.global_step + (trainer.max_epochs - trainer.current_epoch) * an_epoch

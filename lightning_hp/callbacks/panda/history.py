@@ -141,6 +141,16 @@ class History:
         """Share of the planned steps that are done; 0 where no length is planned."""
         return self.step / self.planned if self.planned else 0.0
 
+    @property
+    def begun(self) -> int:
+        """Optimiser steps before the mini-batches in use came; training may have begun again with them."""
+        return max(0, self.loader_since)
+
+    @property
+    def start_progress(self) -> float:
+        """Share that is done of the steps that were planned since then; 0 where no length is planned."""
+        return (self.step - self.begun) / max(1, self.planned - self.begun) if self.planned else 0.0
+
     def last(self, *rules: str) -> Done | None:
         """The latest intervention by one of these rules, or by any if none is named."""
         return next((done for done in reversed(self.done) if not rules or done.what.rule in rules), None)

@@ -122,7 +122,7 @@ def searching(history: History, settings: Settings) -> bool:
     """Whether the last window was an attempt to find a learning rate (or the next one will be)."""
     if not settings.start_share or not settings.may(RATE) or history.loader_pending:
         return False
-    if history.planned and history.progress > settings.start_share:
+    if history.start_progress > settings.start_share:
         return False
     last = history.last()
     if last is not None and last.what.rule not in SEARCH:

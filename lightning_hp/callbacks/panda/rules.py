@@ -8,8 +8,9 @@ The first rule that fires decides:
 4. wind-down: over the last part of the training the learning rate falls to almost nothing
 5. plateau: the loss has not fallen for a while -> a smaller rate, or larger mini-batches
 
-The learning rate (tier A) comes first. Momentum and batch size (tier B) follow where a change of the rate has not
-helped: a momentum whose memory is longer than the training allows, a batch size that leaves too few steps.
+The learning rate (tier A) comes first, and momentum (tier B) where a change of the rate has not helped: one whose
+memory is longer than the training allows. A batch size (B) that leaves too few steps, or is far too small, goes before
+both: a rate that was found for it says nothing of the next, and the search would take much of such a training.
 "Beyond noise" is a difference of `Settings.z` standard errors, from the scatter of the steps inside the windows.
 """
 
@@ -48,23 +49,33 @@ def decide(history: History, settings: Settings) -> Intervention | None:
     """
     if not history.windows or history.paused or RATE not in history.values:
         return None
-    order: tuple[Rule, ...] = (
-        rate_search.search_rate,
-        memory,
-        batch,
-        divergence,
-        lost_start,
-        overfitting,
-        wind_down,
-        plateau,
-    )
+    start: tuple[Rule, ...] = (rate_search.search_rate, memory)
     if history.count("slow_start", "too_fast"):  # the rate was nudged first: now what it cannot mend
-        order = (memory, batch, rate_search.search_rate, divergence, lost_start, overfitting, wind_down, plateau)
-    for rule in order:
+        start = (memory, rate_search.search_rate)
+    for rule in (batch, *start, divergence, lost_start, overfitting, wind_down, plateau):
         intervention = rule(history, settings)
         if intervention is not None:
             return keep_values(intervention, history)
     return None
+
+
+def begin_again(history: History) -> Intervention | None:
+    """Begin again with the mini-batches that have just come, from the learning rate that training began with.
+
+    Which rate is good depends on their size, so what was found before is forgotten; a rate that a person set stays.
+    None where another rule than `batch`, or a person, asked for them: that training goes on.
+    """
+    asked = next(
+        done.what
+        for done in reversed(history.done)
+        if done.what.values.get("batch_size", done.before.get("batch_size")) != done.before.get("batch_size")
+    )
+    if asked.rule != "batch" or asked.restore != START:
+        return None
+    why = "the new mini-batches are in use: training begins again"
+    by_person = any(RATE in done.what.values for done in history.done if done.what.rule in ("nudge", "undo"))
+    first = {RATE: history.windows[0].values[RATE]} if history.windows and not by_person else {}
+    return keep_values(Intervention("reload", why, values=first, restore=START), history)
 
 
 def keep_values(intervention: Intervention, history: History) -> Intervention:
@@ -87,8 +98,8 @@ def needs_distance(history: History, settings: Settings) -> bool:
     """Whether the way of the weights in the next window will be asked for: in the search, while nothing is learned."""
     if rate_search.searching(history, settings) or not history.windows:
         return True
-    first, last = history.windows[0].level, history.windows[-1].level
-    return not last <= UNTRAINED * first
+    windows = history.since(history.loader_since)
+    return not windows or not windows[-1].level <= UNTRAINED * windows[0].level
 
 
 # --- 1: divergence ---
@@ -155,7 +166,7 @@ def _rollbacks_in_a_row(history: History) -> int:
 
 def memory(history: History, settings: Settings) -> Intervention | None:
     """Shorten a momentum that remembers more steps than the training allows, and begin again with it."""
-    if history.count("memory") or history.progress > settings.start_share:
+    if history.count("memory") or history.start_progress > settings.start_share:
         return None
     values = _shorter_memory(history, settings)
     if not values:
@@ -184,12 +195,13 @@ def batch(history: History, settings: Settings) -> Intervention | None:
 def lost_start(history: History, settings: Settings) -> Intervention | None:
     """Begin again with a smaller rate where the weights went far after the search, and nothing was learned by it."""
     last = history.last()
-    if history.progress > settings.start_share or last is None or last.what.rule not in rate_search.SEARCH:
+    if history.start_progress > settings.start_share or last is None or last.what.rule not in rate_search.SEARCH:
         return None
     windows = history.since(max(last.step, history.loader_since))
     if len(windows) < 4 or history.spent() >= settings.budget or not settings.may(RATE):
         return None
-    initial, lowest = history.windows[0].level, min(window.level for window in windows[-3:])
+    initial = history.since(history.loader_since)[0].level
+    lowest = min(window.level for window in windows[-3:])
     moved = max(window.moved for window in windows)
     if not (lowest > UNTRAINED * initial > 0 and moved > rate_search.JUMPED):
         return None

@@ -237,6 +237,51 @@ def test_too_few_steps_ask_for_smaller_batches_and_tiny_batches_for_larger_ones(
     assert rules.decide(tiny, Settings()).values["batch_size"] == 16
 
 
+def with_new_batches(made, asked, planned=1000):
+    """The history when the loader of a changed batch size is in place."""
+    carried_out(made, asked)
+    made.loader_since, made.planned = made.step, planned
+    return made
+
+
+def test_the_batch_size_goes_before_a_search_of_the_rate():
+    slow = history([2.0], moved=0.001, planned=60, batch_size=640.0)
+    assert rules.decide(slow, Settings()).rule == "batch"
+    assert rules.decide(history([2.0], moved=0.001, batch_size=64.0), Settings()).rule == "slow_start"
+
+
+def test_training_begins_again_with_new_batches_from_its_first_rate():
+    made = history([2.0], rate=0.02, planned=60, batch_size=640.0)
+    asked = rules.decide(made, Settings())
+    carried_out(made, Intervention("divergence", "", {"learning_rate": 0.001}, restore="good"))
+    again = rules.begin_again(with_new_batches(made, asked))
+    assert (again.restore, again.values) == ("start", {"learning_rate": 0.02, "batch_size": 64.0})
+
+
+def test_a_rate_that_a_person_set_stays_when_training_begins_again():
+    made = history([2.0], rate=0.02, planned=60, batch_size=640.0)
+    carried_out(made, Intervention("nudge", "", {"learning_rate": 0.3}, by="person"))
+    asked = rules.keep_values(rules.batch(made, Settings()), made)
+    assert rules.begin_again(with_new_batches(made, asked)).values["learning_rate"] == 0.3
+
+
+@pytest.mark.parametrize("rule", ["nudge", "plateau"])
+def test_training_goes_on_with_new_batches_that_nobody_began_again_for(rule):
+    made = history([2.0, 1.0], batch_size=64.0)
+    assert rules.begin_again(with_new_batches(made, Intervention(rule, "", {"batch_size": 128.0}))) is None
+
+
+def test_a_start_is_counted_from_the_new_batches():
+    """Long after the beginning of the training, but at the beginning of that with new batches, the rate is searched."""
+    made = history([2.0] * 40, moved=0.001, batch_size=640.0, planned=800)
+    assert made.progress == 0.5
+    assert rules.decide(made, Settings(patience_share=1.0)) is None
+    made = with_new_batches(made, Intervention("batch", "", {"batch_size": 64.0}, restore="start"), planned=2000)
+    made.windows.append(dataclasses.replace(made.windows[-1], step=made.step + 10))
+    assert made.start_progress == pytest.approx(10 / 1600)
+    assert rules.decide(made, Settings()).rule == "slow_start"
+
+
 # --- the end, plateaus, overfitting ---
 
 
