@@ -7,25 +7,20 @@ Checkpoints are loaded with `weights_only=True`.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_hp.batchnorm.observe import CallRecorder
-from lightning_hp.batchnorm.reference import InputMoments, Reference
-from lightning_hp.batchnorm.statistics import find_layers
+from lightning_hp.batchnorm.reference import Reference
 from lightning_hp.callbacks.audit.files import REFERENCE_FILE
+from lightning_hp.callbacks.audit.offline import EvaluationRecorder, record_evaluation
 from lightning_hp.tuning.build import Built, CliBuilder
 from lightning_hp.tuning.quiet import quiet_lightning
 from lightning_hp.tuning.yaml_file import ConfigError
@@ -35,35 +30,6 @@ FAILED, USAGE = 1, 2
 
 class UsageError(Exception):
     """A wrong argument; its text goes to the user."""
-
-
-class FirstBatches:
-    """The first batches of a loader, as a loader."""
-
-    def __init__(self, loader: Any, batches: int) -> None:
-        self.loader, self.batches = loader, batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(iter(self.loader), self.batches)
-
-
-class EvaluationRecorder(pl.Callback):
-    """Records calls and collects input moments while the project's evaluation loop runs."""
-
-    def __init__(self, model: pl.LightningModule, rows: int) -> None:
-        self.recorder = CallRecorder(model, max_steps=512, max_rows=rows)
-        self.moments = InputMoments(find_layers(model), rows)
-        self._open = contextlib.ExitStack()
-
-    def _start(self, *args: Any, **kwargs: Any) -> None:
-        self._open.enter_context(self.recorder.recording())
-        self._open.enter_context(self.moments.collecting())
-
-    def _stop(self, *args: Any, **kwargs: Any) -> None:
-        self._open.close()
-
-    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _start
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _stop
 
 
 @dataclass
@@ -91,23 +57,7 @@ class CheckpointedProject:
 
     def run(self, loader: Any, rows: int, predict: bool = False) -> tuple[EvaluationRecorder, dict[str, float]]:
         """Run the project's evaluation over (at most) `rows` rows of a loader; also returns its metrics."""
-        listener = EvaluationRecorder(self.model, rows)
-        size = getattr(loader, "batch_size", None) or 32
-        first = FirstBatches(loader, max(1, -(-rows // size)))
-        self.trainer.callbacks.append(listener)  # type: ignore[attr-defined]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                if not predict and is_overridden("validation_step", self.model):
-                    got: Any = self.trainer.validate(self.model, dataloaders=first, verbose=False)
-                elif not predict and is_overridden("test_step", self.model):
-                    got = self.trainer.test(self.model, dataloaders=first, verbose=False)
-                else:
-                    self.trainer.predict(self.model, dataloaders=first, return_predictions=False)
-                    got = []
-        finally:
-            self.trainer.callbacks.remove(listener)  # type: ignore[attr-defined]
-        return listener, {k: float(v) for metrics in got or [] for k, v in metrics.items()}
+        return record_evaluation(self.model, self.trainer, loader, rows, predict)
 
     def reference(self, checkpoint_path: Path) -> Reference | None:
         """The stored validation moments: of the auditor's state in the checkpoint, else the file beside it."""

@@ -37,8 +37,9 @@ from lightning_hp.tuning.objective import Outcome as TrialOutcome
 from lightning_hp.tuning.objective import is_out_of_memory
 from lightning_hp.tuning.trial_outputs import MetricsLog
 
-#: a study is divided into at least so many cohorts, each of which learns from those before
-ROUNDS = 6
+#: A study is divided into so many cohorts, each of which learns from those before; a short one into fewer, so that
+#: FEW members share what a step costs whoever is in it; but never into fewer than LEAST_ROUNDS.
+ROUNDS, FEW, LEAST_ROUNDS = 24, 8, 5
 #: seconds after which the points of learning curves are written while members train
 WRITE_EVERY = 2.0
 #: members of a cohort, unless the study says otherwise: at most
@@ -52,7 +53,9 @@ def cohort_size(n_trials: int, asked: int | None) -> int:
         n_trials: Planned trials of the study.
         asked: What the study says, None where it says nothing.
     """
-    return asked if asked is not None else min(MOST_MEMBERS, max(2, n_trials // ROUNDS))
+    if asked is not None:
+        return asked
+    return max(2, min(MOST_MEMBERS, max(FEW, n_trials // ROUNDS), n_trials // LEAST_ROUNDS))
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ class Caviar:
         engine: ``in_process`` (one after the other, here), ``stacked`` (trials of one structure together, here, where
             the module allows it; else one after the other) or ``local`` (worker processes on this machine).
         workers: Number of worker processes of ``local``.
-        cohort: Most trials that ``stacked`` trains together; None for a sixth of the study's, at most 64.
+        cohort: Most trials that ``stacked`` trains together; None for as many as the study's length and
+            :func:`.cohorts.cohort_size` say.
         lease: A worker that is not heard of for so many seconds loses its trial to another one.
     """
 

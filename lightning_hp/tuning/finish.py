@@ -20,7 +20,10 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from lightning_hp.callbacks.audit.reference import write_reference
+from lightning_hp.batchnorm.statistics import find_layers
+from lightning_hp.callbacks.audit.files import write_audit
+from lightning_hp.callbacks.audit.offline import audit_trained
+from lightning_hp.callbacks.audit.reference import STATE_KEY, write_reference
 from lightning_hp.ledger import records
 from lightning_hp.ledger.dates import as_utc
 from lightning_hp.ledger.events import tuned
@@ -150,7 +153,7 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
         retune_after=runner.config.retune_after,
         versions=runner.description.versions,
         tuned_by="command" if isinstance(runner.builder, CliBuilder) else "python",
-        reference_moments=_moments(checkpoint, paths.reference, lineage.root),
+        reference_moments=_moments(checkpoint, paths.reference, lineage.root, measured["audited"]),
         now=now,
     )
     if lineage is not paths:
@@ -164,8 +167,10 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
     return found
 
 
-def _moments(checkpoint: Path, file: Path, ledger_folder: Path) -> str | None:
+def _moments(checkpoint: Path, file: Path, ledger_folder: Path, audited: bool) -> str | None:
     """Leave the winner's validation moments in a file; its path from the ledger, None where the audit left none."""
+    if audited:  # and has just written them
+        return os.path.relpath(file, ledger_folder)
     try:
         with classes_of(checkpoint):
             written = write_reference(file, torch.load(checkpoint, map_location="cpu", weights_only=True))
@@ -189,6 +194,7 @@ def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[
     arguments = runner.description.space.arguments(best.params)
     seed = runner.seed_of(best)
     measured: dict[str, Any] = {"validation": {}, "test": {}, "model_fingerprint": None, "data_fingerprint": None}
+    measured["audited"] = False
     with suppress_repeated_warnings():
         built = runner.builder.build(arguments, runner.paths.root / "evaluation", seed, [], runner.length)
         measured["model_fingerprint"] = model_fingerprint(type(built.model))
@@ -198,11 +204,37 @@ def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[
             except Exception as error:
                 runner.listener.message(f"no {split} metrics of the winner: {one_line(error)}")
         try:
+            measured["audited"] = _audit_stacked(runner, best, built, checkpoint)
+        except Exception as error:
+            runner.listener.message(f"no audit of the winner: {one_line(error)}")
+        try:
             measured["data_fingerprint"] = data_fingerprint(built.data or built.model)
         except Exception as error:
             runner.listener.message(f"no fingerprint of the training data: {one_line(error)}")
         built.close()
     return measured
+
+
+def _audit_stacked(runner: StudyRunner, best: FrozenTrial, built: Built, checkpoint: Path) -> bool:
+    """Audit a winner that was trained in a stack, where no auditor watches; whether it has validation moments."""
+    if not runner.config.audit or "cohort" not in best.user_attrs or not find_layers(built.model):
+        return False
+    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    built.model.load_state_dict(loaded["state_dict"])
+    source: Any = built.data or built.model
+    if built.data is not None:
+        built.data.setup("fit")
+    train, validation = (_first(getattr(source, f"{split}_dataloader")()) for split in ("train", "val"))
+    about = {"created_at": datetime.now(UTC).isoformat(), "checkpoint": checkpoint.name}
+    counts = {"epoch": int(loaded["epoch"]), "step": int(loaded["global_step"])}
+    result, reference = audit_trained(built.model, built.trainer, train, validation, **counts, about=about)
+    write_audit(built.trainer, runner.paths.trial(best.number).root, result, reference)
+    moments = {} if reference is None else reference.to_dict()
+    return write_reference(runner.paths.reference, {**loaded, "callbacks": {STATE_KEY: {"reference": moments}}})
+
+
+def _first(loaders: Any) -> Any:
+    return loaders[0] if isinstance(loaders, list | tuple) else loaders
 
 
 def _metrics(built: Built, split: str, checkpoint: Path) -> dict[str, float]:

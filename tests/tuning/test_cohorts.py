@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from torch import nn
 from torch.nn import functional
 
+from lightning_hp.callbacks.audit.reference import weights_fingerprint
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.study.paths import TrialPaths
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
@@ -19,6 +20,7 @@ from lightning_hp.tuning import cohorts
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.cohorts import cohort_size
 from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.objective import run_trial
 from lightning_hp.tuning.tune import tune
@@ -104,6 +106,36 @@ def test_the_winner_is_an_ordinary_checkpoint_with_the_stored_value(studies):
     rows = (studies.paths("digits").trial(0).root / "metrics.csv").read_text().splitlines()
     assert rows[0].startswith("epoch,step,")
     assert len(rows) == 4
+
+
+def test_the_winner_is_audited_and_leaves_the_moments_of_its_validation_data(studies):
+    result = study(studies)
+    paths = studies.paths("digits")
+    audit = json.loads((paths.trial(result.trial).root / "audit.json").read_text())
+    assert [layer["name"] for layer in audit["layers"]] == ["net.hidden.0.1", "net.hidden.1.1"]
+    model = BatchNormClassifier.load_from_checkpoint(result.checkpoint, weights_only=True).eval()
+    data = Digits()
+    data.setup("validate")
+    inputs = []
+    model.net.hidden[1][1].register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    for x, _ in data.val_dataloader():
+        model(x)
+    seen, reference = torch.cat(inputs), json.loads(paths.reference.read_text())
+    moments = reference["layers"]["net.hidden.1.1"]
+    assert moments["rows"] == len(seen)
+    assert moments["mean"] == pytest.approx(seen.mean(0).tolist(), rel=1e-4, abs=1e-5)
+    assert moments["var"] == pytest.approx(seen.var(0, correction=0).tolist(), rel=1e-2)
+    state = torch.load(result.checkpoint, weights_only=True)["state_dict"]
+    assert reference["weights"] == weights_fingerprint(state)
+
+
+def test_without_audits_the_winner_has_none(studies):
+    builder = PythonBuilder(BatchNormClassifier, Digits, TRAINER)
+    settings = {"name": "digits", "folder": str(studies.folder / "digits"), "audit": False, "prune": False}
+    settings |= {"caviar": {"engine": "stacked"}}
+    result = run(TuneConfig.from_arguments(SPACE, {"trials": 4, "max_epochs": 2}, settings), builder)
+    assert not (studies.paths("digits").trial(result.trial).root / "audit.json").exists()
+    assert not studies.paths("digits").reference.exists()
 
 
 def test_a_study_goes_on_where_it_was(studies):
@@ -236,7 +268,7 @@ def test_a_cohort_that_runs_out_of_memory_is_split(studies, monkeypatch):
         return train(members, **options)
 
     monkeypatch.setattr(cohorts, "train_stacked", small)
-    monkeypatch.setattr(cohorts, "ROUNDS", 1)
+    monkeypatch.setattr(cohorts, "LEAST_ROUNDS", 1)
     study(studies, trials=10)
     assert max(sizes) > 3, "else nothing was split twice"
     assert sum(size for size in sizes if size <= 2) == 10
@@ -286,7 +318,7 @@ def test_a_killed_cohort_is_run_again_with_the_same_values(studies, fork, monkey
 
 
 def test_the_size_of_a_cohort():
-    assert [cohort_size(n, None) for n in (1, 6, 60, 600, 6000)] == [2, 2, 10, 64, 64]
+    assert [cohort_size(n, None) for n in (1, 6, 24, 60, 600, 6000)] == [2, 2, 4, 8, 25, 64]
     assert cohort_size(60, 7) == 7
 
 
