@@ -18,6 +18,8 @@ INTERRUPTED, TERMINATED = 130, 143
 _VERBS = {
     "init": "init.init_verb",
     "tune": "tune.tune_verb",
+    "worker": "worker.worker_verb",
+    "watch": "watch.watch_verb",
     "best": "best.best_verb",
     "report": "report.report_verb",
     "sample": "sample.sample_verb",

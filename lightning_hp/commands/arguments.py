@@ -61,6 +61,21 @@ def parser() -> ArgumentParser:
         "config", type=str, help="LightningCLI file"
     )
 
+    worker = verb("worker", "Run trials of a study that is run elsewhere; ends when there are no more.")
+    worker.add_argument("study", type=str, help="study folder, or the name of one in runs/; with --storage its name")
+    worker.add_argument("--storage", type=str, default=None, help="Optuna URL; default LIGHTNING_HP_STORAGE, if set")
+    worker.add_argument("--folder", type=str, default=None, help="where this worker's files go; default runs/STUDY")
+    worker.add_argument("--max-trials", dest="max_trials", type=int, default=None, help="end after so many trials")
+    worker.add_argument("--max-time", dest="max_time", type=str, default=None, help="no new trial after so long, 2h")
+    worker.add_argument(
+        "--on-term", dest="on_term", type=str, default="hand-back", help="what SIGTERM does: hand-back or finish"
+    )
+
+    watch = verb("watch", "Show who works on a study: workers, their trials, ages of their leases, stage, best.")
+    watch.add_argument("study", type=str, help="study folder, or the name of one in runs/; with --storage its name")
+    watch.add_argument("--storage", type=str, default=None, help="Optuna URL; default LIGHTNING_HP_STORAGE, if set")
+    watch.add_argument("--every", type=float, default=2.0, help="seconds between two looks; 0 to look once")
+
     best = verb("best", "Show the best trial of a study.")
     best.add_argument("study", type=str, help="study folder, or the name of one in runs/")
     best.add_argument("--json", action="store_true", help="print result.json")

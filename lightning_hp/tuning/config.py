@@ -147,6 +147,8 @@ class TuneConfig:
         source: The file that this was read from.
         previous: Folder of the study that this one refreshes; not in the file.
         accept_changes: Whether to continue a study although the project has changed; not in the file.
+        mapping: What all this was read from, empty for a study of Python classes.
+        base: Folder that the mapping's ``config`` is relative to.
     """
 
     name: str
@@ -175,6 +177,8 @@ class TuneConfig:
     source: Path | None = None
     previous: str | None = None
     accept_changes: bool = False
+    mapping: Mapping[str, Any] = field(default_factory=dict)
+    base: Path = Path()
 
     @property
     def space(self) -> SearchSpace:
@@ -223,6 +227,8 @@ class TuneConfig:
             data=text_of(mapping, "data", "") or None,
             cli=text_of(mapping, "cli", "") or None,
             source=source,
+            mapping=mapping,
+            base=base,
             **_settings(mapping),
             search=_search(
                 mapping["space"], _trials(budget), mapping, project or _project_of(config, mapping), base, paths=True

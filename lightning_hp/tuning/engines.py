@@ -7,6 +7,7 @@ from datetime import datetime
 from optuna.trial import FrozenTrial
 
 from lightning_hp.report.notes import decorate
+from lightning_hp.study.recipe import Recipe, write_recipe
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.finish import Result, finish
@@ -40,6 +41,7 @@ def run(
     builder.check(config.space)
     runner = StudyRunner(config, builder)
     runner.listener = _DecoratingListener(listener or SilentListener(), runner, now)
+    write_recipe(runner.study, Recipe.of(config.mapping, config.base))
     try:
         runner.catch_up()
         while True:

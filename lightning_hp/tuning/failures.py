@@ -13,10 +13,11 @@ from datetime import datetime
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError
 from lightning_hp.study.upstream import stored_attributes
-from lightning_hp.tuning.objective import OUT_OF_MEMORY
+from lightning_hp.tuning.objective import OUT_OF_MEMORY, structure
 
 #: this many failures in a row with one cause stop a study
 SAME_FAILURES = 3
@@ -52,6 +53,14 @@ def stop_on_same_failures(study: optuna.Study, paths: StudyPaths) -> None:
         study.set_user_attr(STOPPED_BY, sorted({*past, *(t.number for t in last)}))
     folder = paths.trial(last[-1].number).root
     raise StudyError(f"{SAME_FAILURES} trials in a row failed with the same cause: {cause} (see {folder})")
+
+
+def out_of_memory(study: optuna.Study, space: SearchSpace, proposed: object) -> int | None:
+    """Number of a trial of a structure that ran out of memory, None where there is none."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        if trial.user_attrs.get("failure") == OUT_OF_MEMORY and structure(space, trial.params) == proposed:
+            return trial.number
+    return None
 
 
 def enqueue_reruns(study: optuna.Study) -> list[int]:

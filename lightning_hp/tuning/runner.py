@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import lightning.pytorch as pl
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -36,12 +37,11 @@ from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.config import STACKING, TuneConfig
 from lightning_hp.tuning.confirmation import enqueue_round, is_settled, reserved
-from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, stop_on_same_failures
+from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, out_of_memory, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.length import TrainingLength, curve_steps
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.objective import (
-    OUT_OF_MEMORY,
     Outcome,
     is_disk_full,
     run_trial,
@@ -107,6 +107,7 @@ class StudyRunner:
         self.stopping = threading.Event()
         self._announced: set[int] = set()
         self.cleaned: set[int] = set()
+        self.callbacks: list[pl.Callback] = []  # further ones for every trial
         self.only = OnlyProcess.of(config.storage)
         self._storage = storage = open_storage(config.storage, self.paths)
         with self.lock():
@@ -262,14 +263,13 @@ class StudyRunner:
     def skip_known(self, trial: optuna.Trial) -> bool:
         """Fail a trial at once whose structure has already run out of memory."""
         space = self.description.space
-        proposed = structure(space, trial.params)
-        for other in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
-            if other.user_attrs.get("failure") == OUT_OF_MEMORY and structure(space, other.params) == proposed:
-                trial.set_user_attr("failure", f"{SKIPPED}: trial {other.number} ran out of memory with this structure")
-                self.study.tell(trial, state=TrialState.FAIL)
-                self.announce(trial)
-                return True
-        return False
+        other = out_of_memory(self.study, space, structure(space, trial.params))
+        if other is None:
+            return False
+        trial.set_user_attr("failure", f"{SKIPPED}: trial {other} ran out of memory with this structure")
+        self.study.tell(trial, state=TrialState.FAIL)
+        self.announce(trial)
+        return True
 
     def run_alone(self, trial: optuna.Trial, arguments: dict[str, Any]) -> None:
         """Train one trial by its own Trainer, and tell the study."""
@@ -286,7 +286,7 @@ class StudyRunner:
                 self.seed_of(trial),
                 self.length,
                 self.max_steps,
-                callbacks=[guard] if auditor is None else [guard, auditor],
+                callbacks=[*self.callbacks, guard] if auditor is None else [*self.callbacks, guard, auditor],
                 prune=self.config.prune and CONFIRMS not in trial.user_attrs,
                 curve_points=self.config.curve_points,
                 grace=self.config.grace,
