@@ -31,7 +31,10 @@ def retune_verb(options: Namespace) -> int:
     _, paths = find_study(options.study)
     source = options.config or json.loads(paths.study.read_text(encoding="utf-8")).get("source")
     if source is None:
-        raise ConfigError(f"`config` is missing: {options.study} does not say which tune.yaml it came from")
+        raise ConfigError(
+            f"`config` is missing: {options.study} does not say which tune.yaml it came from; a study that a script "
+            f"made is refreshed there, by lightning_hp.retune({options.study!r}, ...)"
+        )
     config = TuneConfig.from_file(Path(source))
     # as the workers that tuned it had: the same sums in the same order
     torch.set_num_threads(threads_of_worker(config.caviar.workers))

@@ -10,6 +10,7 @@ from lightning_hp.report.notes import decorate
 from lightning_hp.study.recipe import Recipe, write_recipe
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.failures import not_counted
 from lightning_hp.tuning.finish import Result, finish
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.runner import StudyRunner
@@ -66,9 +67,12 @@ class _DecoratingListener:
 
     def __init__(self, listener: StudyListener, runner: StudyRunner, now: datetime | None) -> None:
         self._listener, self._runner, self._now = listener, runner, now
-        self.study_planned, self.trial_known = listener.study_planned, listener.trial_known
+        self.study_planned, self.message = listener.study_planned, listener.message
         self.trial_started, self.trial_resumed = listener.trial_started, listener.trial_resumed
-        self.message = listener.message
+
+    def trial_known(self, trial: FrozenTrial) -> None:
+        if trial.number not in not_counted(self._runner.study):  # else it is run again, and counts then
+            self._listener.trial_known(trial)
 
     def trial_finished(self, trial: FrozenTrial) -> None:
         self._listener.trial_finished(trial)

@@ -124,7 +124,6 @@ def retune_study(
     budget = replace(config.budget, length=length)
     config = replace(config, budget=budget, accept_changes=True, confirm=config.confirm and CONFIRMATION)
     changes, fingerprint = _drift(root, builder, config.space, length, listener)
-    listener.message(f"training data: {summarise_changes(changes) if changes else 'not moved'}")
     drift = [change.sentence for change in changes]
     begun = _begun(root, config, trials)
     if begun is not None:
@@ -302,20 +301,25 @@ def _drift(
     length: TrainingLength,
     listener: StudyListener,
 ) -> tuple[list[Change], dict[str, Any] | None]:
-    """How today's training data differ from those of the last tuning, and their fingerprint."""
+    """How today's training data differ from those of the last tuning, and their fingerprint; the listener is told."""
     tunings = [r for r in records.read(root.ledger).records if r.get("fingerprints", {}).get("data")]
     try:
         with suppress_repeated_warnings():
             built = builder.build(space.arguments(space.defaults()), root.root / "evaluation", 0, [], length)
             if built.data is not None:
+                built.data.trainer = built.trainer  # loaders may ask it, as in a fit
                 built.data.prepare_data()
                 built.data.setup("fit")
             fingerprint = data_fingerprint(built.data or built.model)
     except Exception as error:
         listener.message(f"no fingerprint of the training data: {one_line(error)}")
         return [], None
-    moved = compare_fingerprints(tunings[-1]["fingerprints"]["data"], fingerprint) if tunings else []
-    return [column.change for column in moved], fingerprint
+    if not tunings:
+        listener.message("training data: not compared, there is no earlier fingerprint of them")
+        return [], fingerprint
+    changes = [column.change for column in compare_fingerprints(tunings[-1]["fingerprints"]["data"], fingerprint)]
+    listener.message(f"training data: {summarise_changes(changes) if changes else 'not moved'}")
+    return changes, fingerprint
 
 
 def _expected(found: optuna.Study, space: SearchSpace) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:

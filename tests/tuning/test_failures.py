@@ -96,12 +96,15 @@ def test_three_equal_failures_in_a_row_stop_the_study(studies):
     assert len(studies.trials()) == 5
 
 
-def test_trials_that_stopped_a_study_cost_nothing_once_the_cause_is_mended(studies):
+def test_trials_that_stopped_a_study_cost_nothing_once_the_cause_is_mended(studies, capsys):
     """The slip takes trials 0 to 2; afterwards the budget is whole and the defaults run, with their own seed."""
     with pytest.raises(StudyError, match="3 trials in a row"):
         studies.run(faults="all:crash", trials=4)
     lost = studies.trials()
+    capsys.readouterr()
     result = studies.run(trials=4)
+    told = [line.split()[:3] for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert told == [[f"[{i + 1}/4]", "trial", str(i + 3)] for i in range(4)], "the failed ones are not counted"
     trials = studies.trials()
     assert [t.state for t in trials] == [FAIL] * 3 + [COMPLETE] * 4
     for failed, again in zip(lost, trials[3:6], strict=True):

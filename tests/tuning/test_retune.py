@@ -50,6 +50,22 @@ class MovedData(toy_project.ToyData):
     train_dataloader = val_dataloader = test_dataloader = _loader
 
 
+class DataOfATrainer(toy_project.ToyData):
+    """A loader that is made with what the Trainer says."""
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.zeros(8, 3)), batch_size=self.batch_size // self.trainer.world_size)
+
+
+class DataOfAFit(toy_project.ToyData):
+    """A loader that is made in a fit alone."""
+
+    def train_dataloader(self):
+        if not self.trainer.training:
+            raise RuntimeError("no fit")
+        return super().train_dataloader()
+
+
 def builder(module=toy_project.Toy, data=toy_project.ToyData):
     return PythonBuilder(module, data, {"accelerator": "cpu", "max_epochs": 2})
 
@@ -124,6 +140,31 @@ def test_the_winner_of_a_refresh_is_confirmed_unless_turned_off(tuned):
     again = replace(tuned, confirm=None)
     plain = retune_study(str(tuned.folder), again, builder(data=MovedData), k=1, trials=9, test=False).result
     assert plain.confirmed is None
+
+
+def test_what_is_not_known_of_the_data_is_not_called_unmoved(tmp_path):
+    config = TuneConfig(
+        "toy", None, SearchPlan(space=SPACE, n_trials=2), budget=Budget(TrainingLength(1)), folder=tmp_path / "toy"
+    )
+    run(config, builder(data=DataOfAFit))
+    told = []
+    for data in (DataOfAFit, toy_project.ToyData, DataOfATrainer):
+        messages = Messages()
+        retune_study(str(config.folder), config, builder(data=data), k=1, search=False, listener=messages)
+        told.append([text for text in messages.texts if "training data" in text])
+    assert told[0] == ["no fingerprint of the training data: RuntimeError: no fit"]
+    assert told[1] == ["training data: not compared, there is no earlier fingerprint of them"]
+    assert told[2] == ["training data: not moved"], "since the re-test before"
+
+
+def test_loaders_that_ask_their_trainer_are_compared(tmp_path):
+    config = TuneConfig(
+        "toy", None, SearchPlan(space=SPACE, n_trials=2), budget=Budget(TrainingLength(1)), folder=tmp_path / "toy"
+    )
+    run(config, builder(data=DataOfATrainer))
+    messages = Messages()
+    retune_study(str(config.folder), config, builder(data=DataOfATrainer), k=1, search=False, listener=messages)
+    assert "training data: not moved" in messages.texts
 
 
 def test_a_moved_optimum_beats_the_recorded_best_and_the_new_study_is_linked(tuned):
