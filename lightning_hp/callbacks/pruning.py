@@ -61,6 +61,9 @@ class TrialPruning(EarlyStopping):
         trial: What is reported to, on rank 0; not asked about NaN or infinite values.
         monitor: Name of the metric.
         max_steps: The step of a complete training; None counts validations: 1, 2, 3, ...
+
+    Raises:
+        ValueError: If ``max_steps`` is no whole number of at least 1.
     """
 
     def __init__(self, trial: ReportsValues, monitor: str = "val_loss", max_steps: int | None = None) -> None:

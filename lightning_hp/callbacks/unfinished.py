@@ -83,4 +83,4 @@ class UnfinishedCheckpoint(Checkpoint):
 
     def fits(self, checkpoint: Mapping[str, Any]) -> bool:
         """Whether a checkpoint that was loaded is one of this very training."""
-        return checkpoint.get("callbacks", {}).get(self.state_key, {}).get("of") == self._of
+        return bool(checkpoint.get("callbacks", {}).get(self.state_key, {}).get("of") == self._of)

@@ -308,7 +308,8 @@ class CombinedArtifacts:
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """See Optuna."""
-        return self._first(lambda store: store.open_reader(artifact_id), artifact_id)
+        reader: BinaryIO = self._first(lambda store: store.open_reader(artifact_id), artifact_id)
+        return reader
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """See Optuna; an upload from the page goes to the first folder that keeps artifacts."""

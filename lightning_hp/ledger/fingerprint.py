@@ -144,7 +144,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Draws from ``seed`` inside, and puts Python's, NumPy's and torch's random state back."""
     python, numpy = random.getstate(), sys.modules.get("numpy")
     state = numpy.random.get_state() if numpy is not None else None
-    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    initialized = torch.cuda.is_initialized()
     devices = list(range(torch.cuda.device_count())) if initialized else []
     with torch.random.fork_rng(devices=devices):
         try:
@@ -326,7 +326,7 @@ class _Leaf:
         """Features, or channels, that are looked at where there are too many."""
         size = self.shape[0]
         most = self.max_columns if len(self.shape) == 1 else max(1, self.max_columns // 2)
-        positions: torch.Tensor = torch.linspace(0, size - 1, min(size, most)).round().long().unique()  # type: ignore[no-untyped-call]
+        positions: torch.Tensor = torch.linspace(0, size - 1, min(size, most)).round().long().unique()
         return positions
 
     def _keys(self) -> list[str]:
@@ -347,7 +347,7 @@ class _Leaf:
     def _shares(self, column: torch.Tensor) -> dict[str, Any]:
         if self.dtype.startswith(("float", "bfloat", "complex")):
             return {}
-        classes, counts = column.unique(return_counts=True)  # type: ignore[no-untyped-call]
+        classes, counts = column.unique(return_counts=True)
         if len(classes) > _MAX_CLASSES:
             return {}
         pairs = zip(classes.tolist(), counts.tolist(), strict=True)

@@ -152,7 +152,17 @@ class Float:
 
 @dataclass(frozen=True)
 class Int:
-    """A whole-number hyperparameter. Attributes as for :class:`Float`; ``scale`` is ``linear`` or ``log``."""
+    """A whole-number hyperparameter.
+
+    Attributes:
+        name: Name of the parameter in the study.
+        low: Lower bound.
+        high: Upper bound, which may be drawn too.
+        scale: ``linear`` or ``log``.
+        tier: ``A`` (tune first) to ``D`` (rarely).
+        default: Value used while the tier is closed.
+        active_if: All of these must hold for the parameter to have an effect.
+    """
 
     name: str
     low: int

@@ -35,6 +35,10 @@ class SearchPlan:
         opens_from: Tier to the total number of trials from which it opens; None for the usual numbers.
         older: Curves of an older study of the same space that this one learns from, its best trial first; see
             :class:`.CoarseToFineSampler`.
+
+    Raises:
+        ValueError: If a number is out of range, or the plan or a tier is unknown.
+        TypeError: If the space is no :class:`SearchSpace`.
     """
 
     space: SearchSpace
@@ -46,12 +50,6 @@ class SearchPlan:
     older: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            ValueError: If a number is out of range, or the plan or a tier is unknown.
-            TypeError: If the space is no :class:`SearchSpace`.
-        """
         if not isinstance(self.space, SearchSpace):
             raise TypeError(f"`space` must be a SearchSpace, got {self.space!r}")
         object.__setattr__(self, "older", tuple(self.older))

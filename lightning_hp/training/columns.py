@@ -194,7 +194,7 @@ def as_days(values: pd.Series, name: str) -> NDArray[np.float64]:
             f"`numeric` column {name!r} must hold dates written YYYY-MM-DD, got {values.dropna().iloc[0]!r}"
         ) from error
     days = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds() / 86_400.0
-    return days.to_numpy(np.float64, na_value=np.nan)
+    return np.asarray(days.to_numpy(np.float64, na_value=np.nan))
 
 
 def class_names(values: pd.Series) -> tuple[pd.Series, list[str]]:

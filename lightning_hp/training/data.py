@@ -206,7 +206,20 @@ class DigitsDataModule(InMemoryDataModule):
 
     Split by class (stratified) into training, validation and test rows. Pixels (0 to 16) are standardised on the
     training split, with a standard deviation of at least one grey level.
-    Mini-batches are features (N, 64) float32 and classes (N,) int64. Arguments: see `InMemoryDataModule`.
+    Mini-batches are features (N, 64) float32 and classes (N,) int64.
+
+    Args:
+        batch_size: Rows in a mini-batch of one process, at least 2; more than there are means all.
+        batch_growth: Factor on the batch size, at least 1.
+        batch_growth_every: Epochs between two enlargements; 0 for none.
+        val_fraction: Share of the rows for validation.
+        test_fraction: Share of the rows for the test.
+        split_seed: Of the split.
+        num_workers: Loader processes; 0 is fastest for data in memory.
+        drop_last: Leave out an incomplete last training mini-batch.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     num_features = 64

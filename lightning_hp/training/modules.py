@@ -254,7 +254,8 @@ class BatchNormClassifier(StackedClassifier, _BatchNormModule):
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """Return class probabilities, shape (N, C), for features alone or for features with targets."""
         x = batch if isinstance(batch, Tensor) else batch[0]
-        return self(x).softmax(dim=1)
+        scores: Tensor = self(x)
+        return scores.softmax(dim=1)
 
 
 class BatchNormRegressor(StackedRegressor, _BatchNormModule):

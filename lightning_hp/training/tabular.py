@@ -286,7 +286,9 @@ class TabularDataModule(InMemoryDataModule):
         for name in distinct:
             if name not in numbers:
                 raise ValueError(f"`target` must be one of the classes {', '.join(numbers)}, got {name!r}")
-        return np.asarray([numbers[name] for name in distinct], dtype=np.int64)[codes]
+        of_classes: NDArray[np.int64] = np.asarray([numbers[name] for name in distinct], dtype=np.int64)
+        of_rows: NDArray[np.int64] = of_classes[codes]
+        return of_rows
 
     def _encode(self) -> None:
         assert self._encoder is not None

@@ -37,7 +37,8 @@ from lightning_hp.study.trials import best_trials, count_states, no_best_message
 from lightning_hp.tuning.best_yaml import best_yaml, fit_command
 from lightning_hp.tuning.build import Built, CliBuilder
 from lightning_hp.tuning.checkpoints import classes_of
-from lightning_hp.tuning.runner import StudyRunner, suppress_repeated_warnings
+from lightning_hp.tuning.quiet import suppress_repeated_warnings
+from lightning_hp.tuning.runner import StudyRunner
 
 
 @dataclass(frozen=True)

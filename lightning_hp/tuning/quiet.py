@@ -31,7 +31,7 @@ def quiet_lightning() -> Iterator[None]:
 @contextlib.contextmanager
 def remembered_plugins() -> Iterator[None]:
     """Look once for what other packages add to every Trainer: Lightning searches all installed packages each time."""
-    before = registry.entry_points
+    before = vars(registry)["entry_points"]
     vars(registry)["entry_points"] = lru_cache(before)
     try:
         yield

@@ -47,8 +47,9 @@ from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.listener import SilentListener, StudyListener
+from lightning_hp.tuning.quiet import suppress_repeated_warnings
 from lightning_hp.tuning.retest import Retest, retest
-from lightning_hp.tuning.runner import StudyRunner, suppress_repeated_warnings
+from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.yaml_file import ConfigError
 
 #: What a refreshing study adds to the trials of the re-test, in parts of the first study's trials.

@@ -67,13 +67,10 @@ class BatchNormAuditor(Callback):
         history: False makes the data pass at the end of training only, not after epochs 1, 2, 4, 8, ...
         max_rows: rows of training data kept for the data pass (memory: their inputs, at most 256 MB).
         dirpath: folder of audit.json; the default is the logger's folder, else the trainer's root. "" writes no files.
+        clock: gives the time that a report is dated with, with a time zone; None for the current time.
 
     Raises:
         ValueError: if an argument is not one of the above.
-
-    Example:
-        >>> trainer = Trainer(callbacks=[BatchNormAuditor()])
-        >>> trainer.fit(model, datamodule)
     """
 
     def __init__(

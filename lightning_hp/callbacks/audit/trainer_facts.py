@@ -78,7 +78,7 @@ def _decay(trainer: pl.Trainer, watch: TrainingWatch, facts: Facts) -> None:
             facts.decayed |= {owner[id(p)] for p in group["params"] if id(p) in owner and p.requires_grad}
 
 
-def _loader(loaders: Any) -> DataLoader | None:
+def _loader(loaders: Any) -> DataLoader[Any] | None:
     """The one DataLoader of simple projects; None for anything else."""
     if isinstance(loaders, CombinedLoader):
         loaders = loaders.flattened[0] if len(loaders.flattened) == 1 else None

@@ -80,10 +80,13 @@ def distance(module: nn.Module, snapshot: Snapshot) -> float:
 
 
 def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(list(tensors))
+    norms = list(torch._foreach_norm(list(tensors)))
     if all(norm.dtype == torch.float32 and norm.device == norms[0].device for norm in norms):
-        return torch.stack(norms).norm()
-    return torch.stack([norm.float().to(norms[0].device) for norm in norms]).norm()
+        stacked = torch.stack(norms)
+    else:
+        stacked = torch.stack([norm.float().to(norms[0].device) for norm in norms])
+    length: Tensor = torch.linalg.vector_norm(stacked)
+    return length
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

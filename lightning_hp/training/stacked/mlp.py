@@ -177,7 +177,7 @@ class MLPStep:
         buffers[f"{at}.running_mean"].mul_(1 - momentum).add_(mean.squeeze(2) * momentum)
         buffers[f"{at}.running_var"].mul_(1 - momentum).add_(var.squeeze(2) * (momentum * (rows / (rows - 1))))
         buffers[f"{at}.num_batches_tracked"].add_(1)
-        inverse = var.add_(settings["bn_epsilon"].view(-1, 1, 1)).rsqrt_()
+        inverse: Tensor = var.add_(settings["bn_epsilon"].view(-1, 1, 1)).rsqrt_()
         z.mul_(inverse)
         return inverse
 
