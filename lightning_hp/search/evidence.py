@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.boxes import AT_EDGE, TOUCH, positions, ranked
 from lightning_hp.search.importance import Importance, in_stage, in_study
+from lightning_hp.search.known import SHARES, canonical
 from lightning_hp.search.parameters import Choice, Float, Parameter
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage, stage_at
@@ -199,7 +200,7 @@ def _edges(space: SearchSpace, stages: Sequence[Stage], order: Sequence[FrozenTr
         units = positions(space, best)[:, j]
         step = 0.0 if parameter.cardinality is None else 0.5 / parameter.cardinality
         for side in ("lower", "upper"):
-            if side == "lower" and _at_the_bottom(parameter):
+            if _at_the_bottom(parameter) if side == "lower" else _at_the_top(parameter):
                 continue
             away = units if side == "lower" else 1.0 - units
             if np.all(away <= max(AT_EDGE, step * (1 + 1e-9))):
@@ -211,6 +212,11 @@ def _at_the_bottom(parameter: Parameter) -> bool:
     """Whether nothing lies below the range: no share or rate is negative, and no count is below 1."""
     low = parameter.choices[0] if isinstance(parameter, Choice) else parameter.low
     return low == 0 or (low == 1 and not isinstance(parameter, Float))
+
+
+def _at_the_top(parameter: Parameter) -> bool:
+    """Whether nothing lies above the range: what is a share by its name is at most 1."""
+    return not isinstance(parameter, Choice) and parameter.high == 1 and canonical(parameter.name) in SHARES
 
 
 def _edge(parameter: Parameter, side: str, numbers: Sequence[int]) -> dict[str, Any]:

@@ -155,6 +155,8 @@ KNOWN: dict[str, Known] = {
     "epsilon": Known("D", "log", usual=_EPSILON, around=_epsilon),
 }
 
+#: what is a part of one, and so at most 1
+SHARES = ("momentum", "beta1", "beta2", "dropout", "learning_rate_decay")
 #: other names for the same things
 _ALIASES = {
     "lr": "learning_rate",

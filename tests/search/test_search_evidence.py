@@ -259,6 +259,13 @@ def test_nothing_lies_below_zero_or_below_one_layer():
     ]
 
 
+def test_nothing_lies_above_a_share_of_one():
+    fields = {"low": 0.5, "high": 1.0, "tier": "A"}
+    space = SearchSpace.from_dict({"learning_rate_decay": fields, "learning_rate": fields})
+    trials = [make(i, float(i), space=space, learning_rate_decay=1.0, learning_rate=1.0) for i in range(4)]
+    assert [(e["parameter"], e["side"]) for e in edges(trials, space)] == [("learning_rate", "upper")]
+
+
 # --- small and odd studies ---
 
 
