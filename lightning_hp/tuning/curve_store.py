@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -23,6 +25,21 @@ from lightning_hp.study.upstream import stored_trial
 RETEST_LOOKS = (0.25, 0.5, 0.75)
 #: points kept unless told otherwise, and the fewest that may be asked for
 POINTS, FEWEST = 30, 12
+
+
+#: is told of a trial's number, the step, the step of a complete training, and the value
+Progress = Callable[[int, int, int | None, float], None]
+_watching: ContextVar[Progress | None] = ContextVar("watching", default=None)
+
+
+@contextlib.contextmanager
+def watched(progress: Progress) -> Iterator[None]:
+    """Tell of every point that a curve of this thread reports, for as long as the context lasts."""
+    before = _watching.set(progress)
+    try:
+        yield
+    finally:
+        _watching.reset(before)
 
 
 def kept_steps(max_steps: int, points: int) -> frozenset[int]:
@@ -74,7 +91,7 @@ class ThinCurve:
         self._stored = dict(stored_trial(trial.study, trial).intermediate_values)
         self._curve = dict(self._stored)
         self._due = None if max_steps is None else sorted(kept_steps(max_steps, points))
-        self._prune_from = prune_from
+        self._prune_from, self._max_steps = prune_from, max_steps
 
     def report(self, value: float, step: int) -> None:
         """Take in the next point.
@@ -85,6 +102,8 @@ class ThinCurve:
         """
         before = max((s for s in self._curve if s < step), default=0)
         self._curve.setdefault(step, value)
+        if (progress := _watching.get()) is not None:
+            progress(self._trial.number, step, self._max_steps, value)
         if self._due is None or any(before < due <= step for due in self._due):
             self._store(step)
 

@@ -10,6 +10,7 @@ from lightning_hp.report.notes import decorate
 from lightning_hp.study.recipe import Recipe, write_recipe
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.curve_store import watched
 from lightning_hp.tuning.failures import not_counted
 from lightning_hp.tuning.finish import Result, finish
 from lightning_hp.tuning.listener import SilentListener, StudyListener
@@ -44,22 +45,27 @@ def run(
     runner.listener = _DecoratingListener(listener or SilentListener(), runner, now)
     write_recipe(runner.study, Recipe.of(config.mapping, config.base))
     try:
-        runner.catch_up()
-        while True:
-            if config.caviar.engine == "local":
-                work_in_processes(runner)
-            else:
-                runner.work()
-            if runner.stopping.is_set():
-                raise KeyboardInterrupt
-            if runner.wait_for_others():
-                if runner.confirm():
-                    continue
-                return finish(runner, now)
-            if runner.stopping.is_set():
-                raise KeyboardInterrupt
+        with watched(runner.listener.trial_progressed):
+            return _run(config, runner, now)
     finally:
         runner.close()
+
+
+def _run(config: TuneConfig, runner: StudyRunner, now: datetime | None) -> Result:
+    runner.catch_up()
+    while True:
+        if config.caviar.engine == "local":
+            work_in_processes(runner)
+        else:
+            runner.work()
+        if runner.stopping.is_set():
+            raise KeyboardInterrupt
+        if runner.wait_for_others():
+            if runner.confirm():
+                continue
+            return finish(runner, now)
+        if runner.stopping.is_set():
+            raise KeyboardInterrupt
 
 
 class _DecoratingListener:
@@ -69,6 +75,7 @@ class _DecoratingListener:
         self._listener, self._runner, self._now = listener, runner, now
         self.study_planned, self.message = listener.study_planned, listener.message
         self.trial_started, self.trial_resumed = listener.trial_started, listener.trial_resumed
+        self.trial_progressed = listener.trial_progressed
 
     def trial_known(self, trial: FrozenTrial) -> None:
         if trial.number not in not_counted(self._runner.study):  # else it is run again, and counts then

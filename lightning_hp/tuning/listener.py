@@ -26,6 +26,17 @@ class StudyListener(Protocol):
         """A trial whose process died is run again, with the same values."""
         ...
 
+    def trial_progressed(self, number: int, step: int, steps: int | None, value: float) -> None:
+        """A running trial has reported a value.
+
+        Args:
+            number: Of the trial.
+            step: Of its curve.
+            steps: The step of a complete training; None where it is not known.
+            value: Of the metric.
+        """
+        ...
+
     def trial_finished(self, trial: FrozenTrial) -> None:
         """A trial has ended, in whatever state."""
         ...
@@ -48,6 +59,9 @@ class SilentListener:
         """Do nothing."""
 
     def trial_resumed(self, trial: FrozenTrial) -> None:
+        """Do nothing."""
+
+    def trial_progressed(self, number: int, step: int, steps: int | None, value: float) -> None:
         """Do nothing."""
 
     def trial_finished(self, trial: FrozenTrial) -> None:

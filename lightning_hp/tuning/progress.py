@@ -16,6 +16,8 @@ from rich.text import Text
 
 #: rows of the live table
 SHOWN = 8
+#: characters of a running trial's bar
+_BAR = 10
 
 
 class StudyDisplay:
@@ -45,6 +47,7 @@ class StudyDisplay:
         self.done = 0
         self.best: FrozenTrial | None = None
         self.running: dict[int, FrozenTrial] = {}
+        self.points: dict[int, tuple[int, int | None, float]] = {}
         self.began = time.monotonic()
         self.note = ""
         self._bar = Progress(
@@ -93,9 +96,14 @@ class StudyDisplay:
         self.running[trial.number] = trial
         self._line(f"trial {trial.number} was interrupted: running it again with the same values")
 
+    def trial_progressed(self, number: int, step: int, steps: int | None, value: float) -> None:
+        """Show where a running trial is, and its newest value."""
+        self.points[number] = (step, steps, value)
+
     def trial_finished(self, trial: FrozenTrial) -> None:
         """Show how a trial ended."""
         self.running.pop(trial.number, None)
+        self.points.pop(trial.number, None)
         self.trials.append(trial)
         self.done += 1
         new = self._is_best(trial)
@@ -152,8 +160,11 @@ class StudyDisplay:
                 cells["seconds"],
                 style=style,
             )
-        for trial in self.running.values():
-            table.add_row(str(trial.number), str(trial.user_attrs.get("stage", "")), "", "running", "", style="dim")
+        for trial in list(self.running.values()):
+            point = self.points.get(trial.number)
+            newest = "" if point is None else f"{point[2]:.5g}"
+            how_far = "running" if point is None else _bar_of(*point[:2])
+            table.add_row(str(trial.number), str(trial.user_attrs.get("stage", "")), newest, how_far, "", style="dim")
         best = Text("no complete trial yet")
         if self.best is not None:
             value = (f"{self.best.value:.5g}", "bold green")
@@ -162,6 +173,14 @@ class StudyDisplay:
         if self.note:
             parts.append(Text(self.note, "dim"))
         return Group(*parts)
+
+
+def _bar_of(step: int, steps: int | None) -> str:
+    """How much of a training is done, such as ``━━━━━╌╌╌╌╌ 14/27``."""
+    if steps is None:
+        return f"running, step {step}"
+    done = min(_BAR, round(_BAR * step / steps))
+    return f"{'━' * done}{'╌' * (_BAR - done)} {step}/{steps}"
 
 
 def _cells(trial: FrozenTrial) -> dict[str, str]:

@@ -37,14 +37,21 @@ def points(page, number):
     )
 
 
-def poll(page):
+def later(page, milliseconds):
+    """Have the page believe that it is later."""
+    page.evaluate(
+        "ms => { performance.now = (plain => () => plain() + ms)(performance.now.bind(performance)); }", milliseconds
+    )
+
+
+def poll(page, after=8):
     """What the page does every few seconds; gives what came of it."""
     return page.evaluate(
-        """async number => {
-            try { return (await (await fetch(`/api/studies/${number}?after=8`)).json()).trials.length; }
+        """async after => {
+            try { return (await (await fetch(`/api/studies/0?after=${after}`)).json()).trials.length; }
             catch (error) { return error.name; }
         }""",
-        arg=0,
+        arg=after,
     )
 
 
@@ -81,8 +88,28 @@ def test_after_drawing_it_rests_unless_a_person_is_at_work(opened, study):
     before = len(asked)
     assert poll(page) == "AbortError"
     assert asked[before:] == []
-    page.evaluate("() => { window.person = true; }")
+    later(page, 9_500)  # it asks every ten seconds: a small study is followed within 15
     assert poll(page) == 2
+
+
+def test_a_page_of_a_big_study_rests_longer_unless_a_person_is_at_work(opened, study):
+    page, asked, _ = opened
+    settle(page)
+    study.add_trial(made_trial(0.9, -1.0))
+    assert poll(page) == 1
+    page.evaluate(
+        """() => new Promise(done => setTimeout(() => {
+            for (const end = Date.now() + 300; Date.now() < end;);
+            setTimeout(done, 300);
+        }))"""
+    )
+    study.add_trial(made_trial(0.8, -2.0))
+    later(page, 9_500)
+    before = len(asked)
+    assert poll(page, after=500) == "AbortError"
+    assert asked[before:] == []
+    page.evaluate("() => { window.person = true; }")
+    assert poll(page, after=500) == 0
 
 
 def test_a_page_that_nobody_sees_asks_for_nothing(opened, study):

@@ -11,6 +11,11 @@ from rich.console import Console
 
 from lightning_hp.commands.space import show_space
 from lightning_hp.report.text import show_evidence, show_result
+from lightning_hp.study.storage import find_study
+from lightning_hp.tuning.build import PythonBuilder
+from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.progress import StudyDisplay
 
 BRACKETS = "RuntimeError: mat1 [/3, 4] and [bold]mat2[/] [red]"
@@ -75,6 +80,52 @@ def test_the_best_on_a_terminal(mode, best):
     assert "val[loss]" in text
     assert "[/3, 4] and [bold]mat2[/] [red]" in text, "brackets are shown, not read as markup"
     assert "6/12" in text
+
+
+def test_a_running_trial_shows_how_far_it_is_and_its_newest_value():
+    out = io.StringIO()
+    console = Console(force_terminal=True, file=out, width=100, color_system=None)
+    with StudyDisplay("toy", 12, "val_loss", "min", console=console) as display:
+        for number in (3, 4, 5):
+            running = create_trial(state=TrialState.RUNNING, user_attrs={"stage": "2 fine A"})
+            running.number = number
+            display.trial_started(running)
+        display.trial_progressed(3, 13, 27, 0.5)
+        display.trial_progressed(3, 14, 27, 0.25)
+        display.trial_progressed(4, 7, None, 0.125)
+        console.print(display._render())
+    rows = [line.split("2 fine A")[1].split() for line in out.getvalue().splitlines() if "2 fine A" in line][-3:]
+    assert rows == [["0.25", "━━━━━╌╌╌╌╌", "14/27"], ["0.125", "running,", "step", "7"], ["running"]]
+    display.trial_finished(trial(3, 0.2))
+    assert display.points == {4: (7, None, 0.125)}
+
+
+class Watching(SilentListener):
+    def __init__(self):
+        self.points = []
+
+    def trial_progressed(self, number, step, steps, value):
+        self.points.append((number, step, steps, value))
+
+
+@pytest.mark.parametrize("engine", ["in_process", "stacked", pytest.param("local", marks=pytest.mark.slow)])
+def test_every_value_of_every_trial_is_told_as_it_comes(engine, tmp_path):
+    """Against the curves that are stored; with few epochs all points are."""
+    listener, builder = Watching(), PythonBuilder(toy.Toy, toy.ToyData, {"accelerator": "cpu", "logger": False})
+    settings = {"name": "toy", "folder": str(tmp_path / "toy"), "prune": False, "caviar": {"engine": engine}}
+    budget = {"trials": 3, "max_epochs": 2}
+    config = TuneConfig.from_arguments(toy.SPACE, budget, settings, builder)
+    run(config, builder, listener)
+    study, _ = find_study(str(tmp_path / "toy"))
+    curves = {t.number: t.intermediate_values for t in study.trials}
+    if engine == "local":  # the parent looks a few times a second, and may see the last point only, or none
+        assert {(n, step, value) for n, step, _, value in listener.points} <= {
+            (n, step, value) for n, curve in curves.items() for step, value in curve.items()
+        }
+        return
+    told = {n: {step: value for m, step, _, value in listener.points if m == n} for n in curves}
+    assert told == curves
+    assert {steps for *_, steps, _ in listener.points} == {2}
 
 
 def test_a_display_without_any_event_and_with_an_error_inside():

@@ -102,7 +102,7 @@ class _Counting:
         self.ended = 0
         self.study_planned, self.trial_known = listener.study_planned, listener.trial_known
         self.trial_started, self.trial_resumed = listener.trial_started, listener.trial_resumed
-        self.message = listener.message
+        self.trial_progressed, self.message = listener.trial_progressed, listener.message
 
     def trial_finished(self, trial: FrozenTrial) -> None:
         self._listener.trial_finished(trial)

@@ -138,6 +138,8 @@ def _follow(runner: StudyRunner, seats: Sequence[_Seat], study: bytes) -> None:
             if trial.number not in started and not trial.state.is_finished() and trial.params:
                 started.add(trial.number)
                 runner.listener.trial_started(trial)
+            if not trial.state.is_finished() and (curve := trial.intermediate_values):
+                runner.listener.trial_progressed(trial.number, max(curve), runner.max_steps, curve[max(curve)])
             if trial.number not in finished and trial.state.is_finished():
                 finished.add(trial.number)
                 runner.listener.trial_finished(trial)
