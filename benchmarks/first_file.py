@@ -4,10 +4,10 @@ Run:  OMP_NUM_THREADS=1 python benchmarks/first_file.py [--projects digits_cli m
 
 For each project, in a copy: `init` writes `tune.yaml` (where it asks a person for the metric, the one named below is
 written in), a study of 20 trials runs, and then the project's own values and the winner's are trained on fresh seeds,
-complete trainings both. A value is the best of its learning curve, as in a study. "Better beyond noise" is a difference
-of the means of more than two standard errors (Welch). `searched` counts the values that `init` takes, `listed`
-those that it lists with a range, commented out; whether a guess was wrong is for a person to say, so `keys` holds what was taken.
-Writes benchmarks/results/first_file.csv.
+complete trainings both. A value is the best of its learning curve, as in a study. "Better beyond noise" is a
+difference of the means of more than two standard errors (Welch). `searched` counts the values that `init` takes,
+`listed` those that it lists with a range, commented out; whether a guess was wrong is for a person to say, so `keys`
+holds what was taken. Writes benchmarks/results/first_file.csv.
 """
 
 import argparse
