@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from optuna.trial import FrozenTrial
 
 from lightning_hp.batchnorm.statistics import find_layers
@@ -239,7 +240,7 @@ def _first(loaders: Any) -> Any:
 
 
 def _metrics(built: Built, split: str, checkpoint: Path) -> dict[str, float]:
-    if split == "test" and not _has_test(built):
+    if not _has(built, split):
         return {}
     run = built.trainer.validate if split == "validation" else built.trainer.test
     options: dict[str, Any] = {"datamodule": built.data, "ckpt_path": str(checkpoint), "verbose": False}
@@ -250,13 +251,10 @@ def _metrics(built: Built, split: str, checkpoint: Path) -> dict[str, float]:
     return {name: float(value) for metrics in results for name, value in metrics.items()}
 
 
-def _has_test(built: Built) -> bool:
-    from lightning.pytorch import LightningDataModule, LightningModule
-
-    step = type(built.model).test_step is not LightningModule.test_step
-    source = built.data or built.model
-    loaders = (LightningDataModule.test_dataloader, LightningModule.test_dataloader)
-    return step and type(source).test_dataloader not in loaders
+def _has(built: Built, split: str) -> bool:
+    """Whether the project has a step and a loader of its own for a split."""
+    step, loader = ("test_step", "test_dataloader") if split == "test" else ("validation_step", "val_dataloader")
+    return is_overridden(step, built.model) and is_overridden(loader, built.data or built.model)
 
 
 def _write_best(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found: Mapping[str, Any]) -> bool:

@@ -78,8 +78,27 @@ def test_loaders_of_ones_own(tmp_path):
         train_dataloaders=rows, val_dataloaders=rows, test_dataloaders=rows,
     )  # fmt: skip
     assert set(result.validation) == {"val_loss"}
+    assert set(result.test) == {"test_loss"}
     with pytest.raises(ConfigError, match="`datamodule` must be None where `train_dataloaders` is given"):
         tune(toy.Toy, toy.ToyData, RATE, folder=tmp_path / "t", max_epochs=1, train_dataloaders=rows)
+
+
+def test_a_module_without_validation_has_no_such_metrics_and_nothing_is_missing(tmp_path, capsys):
+    class Training(toy.Toy):
+        validation_step = pl.LightningModule.validation_step
+
+        def training_step(self, batch, batch_idx):
+            self.log("train_loss", self.loss(), on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    class Data(toy.ToyData):
+        val_dataloader = pl.LightningDataModule.val_dataloader
+
+    options = {"trials": 1, "max_epochs": 1, "trainer": TRAINER, "monitor": "train_loss"}
+    result = tune(Training, Data, RATE, folder=tmp_path / "s", **options)
+    assert result.validation == {}
+    assert set(result.test) == {"test_loss"}
+    assert "no validation" not in capsys.readouterr().err
 
 
 def test_arguments_of_the_trainer_are_searched(tmp_path):
