@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from lightning_hp.commands.arguments import parser
 
-DONE, ERROR = 0, 1
+DONE, ERROR, WRONG_USAGE = 0, 1, 2
 INTERRUPTED, TERMINATED = 130, 143
 #: verb -> the function that runs it, in ``lightning_hp.commands``; it takes the parsed options and gives the exit code
 _VERBS = {
@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from lightning_hp.commands.work import work_verb
 
             return work_verb()
+        if not arguments:
+            parser().print_help(sys.stderr)
+            return WRONG_USAGE
         options = parser().parse_args(arguments)
         module, _, function = _VERBS[options.verb].partition(".")
         run = getattr(importlib.import_module(f"lightning_hp.commands.{module}"), function)

@@ -9,7 +9,7 @@ from lightning_hp import __version__
 
 def parser() -> ArgumentParser:
     """The parser of all commands. It is built without importing the modules that do the work."""
-    about = "Tune what matters first: PyTorch Lightning and Optuna."
+    about = "Tune what matters first: PyTorch Lightning and Optuna. Begin with the verb init."
     commands = ArgumentParser(prog="lightning-hp", description=about, version=__version__)
     verbs = commands.add_subcommands(dest="verb", required=True, metavar="VERB")
 

@@ -63,8 +63,9 @@ class TrainingLength:
 
     def __str__(self) -> str:
         """Such as ``27 epochs``."""
-        names = {"max_epochs": "epochs", "max_steps": "optimiser steps"}
-        return " or ".join(f"{value} {names[name]}" for name, value in self.to_json().items()) or "without end"
+        units = {"max_epochs": "epoch", "max_steps": "optimiser step"}
+        limits = (f"{value} {units[name]}{'s' if value != 1 else ''}" for name, value in self.to_json().items())
+        return " or ".join(limits) or "without end"
 
 
 def curve_steps(length: TrainingLength, settings: Mapping[str, Any]) -> int:

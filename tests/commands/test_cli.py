@@ -56,6 +56,13 @@ def run(capsys):
     return command
 
 
+def test_without_a_verb_it_shows_what_there_is(run):
+    code, out, error = run()
+    assert (code, out) == (2, "")
+    assert "Begin with the verb init." in " ".join(error.split())
+    assert "postpone" in error
+
+
 def test_the_version_is_that_of_the_installed_package(run):
     code, out, _ = run("--version")
     assert (code, out) == (0, f"lightning-hp {version('lightning_hp')}\n")
