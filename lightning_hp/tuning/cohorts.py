@@ -200,7 +200,7 @@ class _CohortRun:
         began = time.monotonic()
         for candidate in candidates:
             built = cohort.build(candidate.arguments, candidate.paths.root, candidate.seed, [], cohort.length)
-            _refuse_own_start(built)
+            refuse_own_start(built)
             member = Member(built.model, built.trainer, built.data, tag=candidate, stood_in_for=(MetricsLog,))
             self.members.append(member)
             self.curves[member] = _MemberCurve(cohort, candidate.trial)
@@ -336,7 +336,7 @@ class _MemberCurve:
         return TrialOutcome("pruned" if self.pruned else "complete", self.best())
 
 
-def _refuse_own_start(built: Built) -> None:
+def refuse_own_start(built: Built) -> None:
     """Refuse a project whose command does more around the fit than to fit.
 
     Raises:

@@ -35,7 +35,8 @@ from lightning_hp.tuning.yaml_values import (
 
 #: the value of ``seed`` that trains all trials with one seed
 SAME_SEED = "fixed"
-ENGINES = ("in_process", "stacked", "local")
+AUTO = "auto"
+ENGINES = (AUTO, "in_process", "stacked", "local")
 #: engines that train trials of one structure together
 STACKING = ("stacked",)
 PLANS = ("default", "opening", "tiers")
@@ -102,9 +103,10 @@ class Caviar:
     """Where trials run.
 
     Attributes:
-        engine: ``in_process`` (one after the other, here), ``stacked`` (trials of one structure together, here, where
-            the module allows it; else one after the other) or ``local`` (worker processes on this machine).
-        workers: Number of worker processes of ``local``.
+        engine: ``in_process`` (one after the other, here), ``stacked`` (trials of one structure together, where the
+            module allows it; else one after the other), ``local`` (worker processes on this machine) or ``auto``
+            (``stacked`` where it works and pays, see :mod:`.choose_engine`).
+        workers: Number of worker processes; with 1 all but ``local`` run here.
         cohort: Most trials that ``stacked`` trains together; None for as many as the study's length and
             :func:`.cohorts.cohort_size` say.
         lease: A worker that is not heard of for so many seconds loses its trial to another one.
@@ -389,9 +391,9 @@ def _caviar(given: Any) -> Caviar:
     if engine not in ENGINES:
         raise ConfigError(f"`caviar.engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
     workers = whole(given, "workers", 2 if engine == "local" else 1, 1, "caviar.workers")
-    if engine != "local" and workers > 1:
+    if engine == "in_process" and workers > 1:
         raise ConfigError(f"`caviar.workers` must be 1 for the engine {engine} (use local), got {workers}")
     cohort = whole(given, "cohort", 1, 1, "caviar.cohort") if "cohort" in given else None
-    if cohort is not None and engine not in STACKING:
+    if cohort is not None and engine not in (*STACKING, AUTO):
         raise ConfigError(f"`caviar.cohort` goes with the engine stacked, got {engine!r}")
     return Caviar(engine, workers, cohort, duration(given.get("lease", LEASE_SECONDS), "caviar.lease"))

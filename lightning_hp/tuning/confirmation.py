@@ -40,13 +40,14 @@ def reserved(config: TuneConfig) -> int:
     return trainings if trainings <= MOST * config.search.n_trials else 0
 
 
-def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation) -> list[int]:
+def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation, at_once: bool = False) -> list[int]:
     """Ask for the next trainings of the race; the study's ask lock must be held, and no trial may run or wait.
 
     Args:
         study: A study whose search has ended.
         engine: Of its sampler; knows which configurations noise may have put behind the best.
         wanted: How many configurations, on how many fresh seeds.
+        at_once: Whether all seeds are asked for in one round, which is cheaper where they are trained together.
 
     Returns:
         Numbers of the trials whose values are trained again; empty when the race is over.
@@ -62,8 +63,9 @@ def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation) -> 
     racing = [root for root in lacking if trained[root] == fewest]
     for root in racing:
         first = int(trials[root].user_attrs.get("seed_number", root))
-        attributes = {CONFIRMS: root, "seed_number": (fewest + 1) * _SEEDS_APART + first}
-        study.enqueue_trial(dict(trials[root].params), user_attrs=attributes)
+        for seed in range(fewest, wanted.seeds if at_once else fewest + 1):
+            attributes = {CONFIRMS: root, "seed_number": (seed + 1) * _SEEDS_APART + first}
+            study.enqueue_trial(dict(trials[root].params), user_attrs=attributes)
     return racing
 
 

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 from lightning_hp.report.notes import decorate
 from lightning_hp.study.recipe import Recipe, write_recipe
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.choose_engine import settle_engine
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.curve_store import watched
 from lightning_hp.tuning.failures import not_counted
@@ -46,15 +47,17 @@ def run(
     write_recipe(runner.study, Recipe.of(config.mapping, config.base))
     try:
         with watched(runner.listener.trial_progressed):
-            return _run(config, runner, now)
+            return _run(runner, now)
     finally:
         runner.close()
 
 
-def _run(config: TuneConfig, runner: StudyRunner, now: datetime | None) -> Result:
+def _run(runner: StudyRunner, now: datetime | None) -> Result:
     runner.catch_up()
     while True:
-        if config.caviar.engine == "local":
+        settle_engine(runner)
+        caviar = runner.config.caviar
+        if caviar.engine == "local" or caviar.workers > 1:
             work_in_processes(runner)
         else:
             runner.work()

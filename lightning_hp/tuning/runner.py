@@ -26,6 +26,7 @@ from lightning_hp.search.convergence import ATTRIBUTE as CONVERGED
 from lightning_hp.search.convergence import convergence
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.description import Description, describe, open_study
+from lightning_hp.study.journal import in_one_go
 from lightning_hp.study.leases import Leases, Worker, lease_of
 from lightning_hp.study.only_process import OnlyProcess
 from lightning_hp.study.paths import StudyPaths
@@ -41,13 +42,7 @@ from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, out_o
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.length import TrainingLength, curve_steps
 from lightning_hp.tuning.listener import SilentListener, StudyListener
-from lightning_hp.tuning.objective import (
-    Outcome,
-    is_disk_full,
-    run_trial,
-    structure,
-    trial_seed,
-)
+from lightning_hp.tuning.objective import Outcome, is_disk_full, run_trial, structure, trial_seed
 from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
 from lightning_hp.tuning.quiet import quick_collection, remembered_plugins, suppress_repeated_warnings
 from lightning_hp.tuning.stage_gate import StageGate
@@ -207,7 +202,7 @@ class StudyRunner:
         return patiently(lambda: self._ask(leases))
 
     def _ask(self, leases: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
-        with self.lock():
+        with self.lock(), in_one_go(self._storage):
             trials = self.study.get_trials(deepcopy=False)
             for found in trials:
                 if found.state is TrialState.RUNNING and self._orphaned(found):
@@ -362,9 +357,11 @@ class StudyRunner:
         with self.lock():
             if not is_settled(self.study):
                 return False
-            numbers = enqueue_round(self.study, self.sampler.engine, self.config.confirm)
+            at_once = self.together is not None
+            numbers = enqueue_round(self.study, self.sampler.engine, self.config.confirm, at_once)
         if numbers:
-            self.say(f"training the best again on a fresh seed: trials {', '.join(map(str, numbers))}")
+            seeds = "fresh seeds" if at_once else "a fresh seed"
+            self.say(f"training the best again on {seeds}: trials {', '.join(map(str, numbers))}")
         return bool(numbers)
 
     # --- when others are still at work ---

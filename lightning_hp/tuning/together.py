@@ -80,7 +80,7 @@ class Together:
         size = cohort_size(runner.config.search.n_trials, runner.config.caviar.cohort)
         companions: list[Candidate] = []
         newest = first.number
-        with fixed_parameters(runner.study, fixed, size - 1), in_one_go(storage_of(runner.study)):
+        with fixed_parameters(runner.study, fixed, size - 1):
             while len(companions) + 1 < size and newest + 1 < end and not runner.stopping.is_set():
                 asked = runner.ask(claims)
                 if not isinstance(asked, tuple):

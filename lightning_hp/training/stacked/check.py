@@ -140,7 +140,7 @@ def _single(
         kept[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    with _trainer_facts(module), capturing(module, Captured()), torch.enable_grad():
+    with trainer_facts(module), capturing(module, Captured()), torch.enable_grad():
         with stack.precision.forward_context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = step(batch, 0) if takes_index(step) else step(batch)
             single = output["loss"] if isinstance(output, Mapping) else output
@@ -218,7 +218,8 @@ def _scalars(module: pl.LightningModule) -> dict[str, Any]:
 
 
 @contextmanager
-def _trainer_facts(module: pl.LightningModule) -> Iterator[None]:
+def trainer_facts(module: pl.LightningModule) -> Iterator[None]:
+    """Have a module's step find what may be asked of a Trainer in a stack, and nothing else."""
     trainer, module.trainer = module._trainer, TrainerFacts()  # type: ignore[assignment]
     try:
         yield

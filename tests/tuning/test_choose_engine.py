@@ -1,0 +1,170 @@
+"""The engine ``auto``: what it chooses, why, and that a study is the same one as with that engine by name."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from optuna.trial import TrialState
+from torch import nn
+from torch.nn import functional
+
+from lightning_hp.training import BatchNormClassifier, DigitsDataModule
+from lightning_hp.tuning import choose_engine
+from lightning_hp.tuning.tune import tune
+
+TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, "logger": False, "enable_progress_bar": False}
+SPACE = {
+    "learning_rate": {"low": 1e-3, "high": 0.5, "scale": "log", "tier": "A", "default": 0.05},
+    "hidden_units": {"low": 4, "high": 12, "tier": "A", "default": 8},
+}
+
+
+class Digits(DigitsDataModule):
+    def __init__(self, batch_size: int = 256):
+        super().__init__(batch_size)
+
+
+class Plain(pl.LightningModule):
+    """Any user's module."""
+
+    def __init__(self, learning_rate=0.1, hidden_units=8):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(64, hidden_units), nn.ReLU(), nn.Linear(hidden_units, 10))
+
+    def training_step(self, batch, batch_idx):
+        return functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate)
+
+
+class Watching(Plain):
+    def on_train_epoch_end(self):
+        assert self.trainer.current_epoch >= 0
+
+
+class Own(pl.Callback):
+    """A user's callback."""
+
+
+@pytest.fixture(autouse=True)
+def said(monkeypatch):
+    """What the runner says."""
+    from lightning_hp.tuning.runner import StudyRunner
+
+    lines = []
+    monkeypatch.setattr(StudyRunner, "say", lambda self, text: lines.append(text))
+    return lines
+
+
+def study(studies, name="digits", module=Plain, trainer=None, **options):
+    given = {"trials": 6, "max_epochs": 2, "prune": False, "engine": "auto", "progress": False, **options}
+    where = {"name": name, "folder": studies.folder / name, "trainer": {**TRAINER, **(trainer or {})}}
+    return tune(module, Digits, SPACE, **where, **given)
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Steps of a stack that cost a tenth of a Trainer's, whatever this machine is doing."""
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: (1e-4, 5e-4))
+
+
+@pytest.mark.parametrize("module", [Plain, BatchNormClassifier])
+def test_a_module_that_can_be_stacked_is(studies, said, fast, module):
+    study(studies, module=module)
+    assert said[0] == (
+        "engine stacked: up to 2 trials of one structure are trained together (0.1 ms a step instead of 1 ms)"
+    )
+    assert all("cohort" in t.user_attrs for t in studies.trials("digits"))
+    study(studies, "named", module=module, engine="stacked")
+    auto, named = studies.trials("digits"), studies.trials("named")
+    assert [(t.params, t.value, t.user_attrs["seed"]) for t in auto] == [
+        (t.params, t.value, t.user_attrs["seed"]) for t in named
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "trainer", "reason"),
+    [
+        (Watching, {}, "Watching overrides on_train_epoch_end, which needs a Trainer"),
+        (Plain, {"callbacks": [Own()]}, "the callback Own needs a Trainer"),
+        (
+            Plain,
+            {"callbacks": [ModelCheckpoint(save_last=True)]},
+            "the project's ModelCheckpoint writes its checkpoints in a Trainer only",
+        ),
+    ],
+)
+def test_what_needs_a_trainer_is_trained_by_one_as_without_auto(studies, said, fast, module, trainer, reason):
+    study(studies, module=module, trainer=trainer)
+    assert said == [f"engine in_process: {reason}"]
+    said.clear()
+    study(studies, "named", module=module, trainer=trainer, engine="in_process")
+    auto, named = studies.trials("digits"), studies.trials("named")
+    assert [t.state for t in auto] == [TrialState.COMPLETE] * 6
+    assert [(t.params, t.value) for t in auto] == [(t.params, t.value) for t in named]
+    assert not any("cohort" in t.user_attrs for t in auto)
+
+
+def test_a_logger_of_the_projects_own_is_told_every_step(studies, said, fast):
+    study(studies, trainer={"logger": CSVLogger(str(studies.folder)), "log_every_n_steps": 1})
+    assert said == ["engine in_process: the project's logger (CSVLogger) is told every step by a Trainer only"]
+
+
+def test_what_does_not_pay_is_not_stacked(studies, said, monkeypatch):
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: (0.05, 0.06))
+    study(studies)
+    assert said == ["engine in_process: a step of one model costs 50 ms in a stack, and 60 ms alone"]
+
+
+def test_a_large_model_is_not_built_many_times(studies, said, monkeypatch):
+    monkeypatch.setattr(choose_engine, "_LARGE", 100)
+    study(studies, module=BatchNormClassifier)  # has no weights before it sees its data
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: (1e-4, 5e-4))
+    said.clear()
+    study(studies, "large")
+    assert said == ["engine in_process: a model of 0 MB keeps the machine busy by itself"]
+
+
+def test_a_broken_project_says_so_in_its_first_trial(studies, said, fast):
+    class Broken(Plain):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("the step broke")
+
+    with pytest.raises(Exception, match="the step broke"):
+        study(studies, module=Broken)
+    assert said[0].startswith("engine in_process: ")
+    assert all(t.user_attrs["failure"] == "RuntimeError: the step broke" for t in studies.trials("digits"))
+
+
+def test_a_finished_study_is_not_tried_again(studies, said, fast, monkeypatch):
+    first = study(studies)
+    said.clear()
+    monkeypatch.setattr(choose_engine, "_measured", None)
+    assert study(studies).trial == first.trial
+    assert said == []
+
+
+def test_the_processes_generators_are_as_before(studies, fast):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    from lightning_hp.tuning.build import PythonBuilder
+    from lightning_hp.tuning.config import TuneConfig
+    from lightning_hp.tuning.runner import StudyRunner
+
+    settings = {"name": "x", "folder": str(studies.folder / "x"), "caviar": {"engine": "auto"}}
+    runner = StudyRunner(
+        TuneConfig.from_arguments(SPACE, {"trials": 6, "max_epochs": 2}, settings),
+        PythonBuilder(Plain, Digits, TRAINER),
+    )
+    torch.manual_seed(5)
+    choose_engine.settle_engine(runner)
+    assert runner.config.caviar.engine == "stacked"
+    assert torch.equal(torch.rand(3), expected)
+    runner.close()
