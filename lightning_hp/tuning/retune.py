@@ -47,6 +47,7 @@ from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.listener import SilentListener, StudyListener
+from lightning_hp.tuning.objective import trial_seed
 from lightning_hp.tuning.quiet import suppress_repeated_warnings
 from lightning_hp.tuning.retest import Retest, retest
 from lightning_hp.tuning.runner import StudyRunner
@@ -145,7 +146,7 @@ def retune_study(
             builder,
             known,
             best[0].value or 0.0,
-            int(best[0].user_attrs["seed"]),
+            int(best[0].user_attrs.get("seed", trial_seed(description.plan.seed, best[0].number))),
             k,
             _expected(found, config.space),
             decide=not (drift and search),
