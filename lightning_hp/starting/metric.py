@@ -57,9 +57,10 @@ def metric_of(shown: ShortRun) -> Metric:
             return Metric(name, mode, "a callback of yours watches it", _without(others, name))
     logged = shown.validated or tuple(m for m in shown.metrics if _words(m) & set(_VALIDATION))
     losses = [name for name in logged if "loss" in _words(name)]
-    named = losses or [name for name in logged if direction(name)]
-    if losses or len(named) == 1:
-        best = min(named, key=len)  # val_loss before val_loss_of_a_part
+    whole = [name for name in losses if _words(name) - {*_VALIDATION} in ({"loss"}, {"loss", "total"})]
+    named = whole or losses or [name for name in logged if direction(name)]
+    if len(named) == 1:  # val_loss rather than val_loss_of_a_part
+        best = named[0]
         return Metric(best, direction(best) or "min", "validation logs it", _without(others, best))
     if not shown.validated:  # a training loss would reward overfitting, so only a measure that is none
         measures = [name for name in shown.metrics if direction(name) and "loss" not in _words(name)]

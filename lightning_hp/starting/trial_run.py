@@ -169,7 +169,7 @@ def _dropouts(model: nn.Module) -> Iterator[tuple[str, float]]:
 def _on_one_device(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """What keeps a short training in this process, on one device, and its logger from sending a run to a store."""
     replaced: dict[str, Any] = {"trainer.devices": 1, "trainer.num_nodes": 1}
-    if any(word in str(trainer.get("strategy")) for word in ("ddp", "fsdp", "deepspeed")):
+    if any(word in str(trainer.get("strategy")).lower() for word in ("ddp", "fsdp", "deepspeed")):
         replaced["trainer.strategy"] = "auto"
     if any(store in str(trainer.get("logger")) for store in _STORES):
         replaced["trainer.logger"] = False
