@@ -64,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from lightning_hp.commands.work import work_verb
 
             return work_verb()
+        if arguments == ["rank"]:  # likewise
+            from lightning_hp.tuning.workers.ranks import run_rank
+
+            return run_rank()
         if not arguments:
             parser().print_help(sys.stderr)
             return WRONG_USAGE

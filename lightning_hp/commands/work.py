@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from lightning_hp.tuning.runner import StudyRunner
-from lightning_hp.tuning.workers.payload import unpacked
+from lightning_hp.tuning.workers.payload import unpack
 
 
 def work_verb() -> int:
@@ -15,5 +15,6 @@ def work_verb() -> int:
         ConfigError: If a trial showed that the configuration cannot work.
         StudyError: If the study has to stop.
     """
-    StudyRunner(*unpacked(sys.stdin.buffer)).work()
+    builder, config = unpack(sys.stdin.buffer)
+    StudyRunner(config, builder).work()
     return 0

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from optuna.trial import TrialState
 
 from lightning_hp.study.confirmed import CONFIRMS
-from lightning_hp.study.paths import StudyPaths
+from lightning_hp.study.paths import StudyPaths, TrialPaths
 from lightning_hp.study.trials import best_trials
 
 
@@ -26,6 +26,18 @@ class TrialCheckpoint(ModelCheckpoint):
     A validation without the metric saves nothing, instead of being an error: :class:`TrialPruning` decides at the end
     of the epoch, when training has logged too.
     """
+
+    @classmethod
+    def of(cls, paths: TrialPaths, monitor: str, mode: str) -> TrialCheckpoint:
+        """That of a trial.
+
+        Args:
+            paths: The trial's folder.
+            monitor: Name of the metric.
+            mode: ``min`` or ``max``.
+        """
+        name = paths.best_checkpoint.stem
+        return cls(dirpath=paths.checkpoints, filename=name, monitor=monitor, mode=mode, enable_version_counter=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the metric is known."""

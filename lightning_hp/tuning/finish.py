@@ -40,6 +40,7 @@ from lightning_hp.tuning.build import Built, CliBuilder
 from lightning_hp.tuning.checkpoints import classes_of
 from lightning_hp.tuning.quiet import suppress_repeated_warnings
 from lightning_hp.tuning.runner import StudyRunner
+from lightning_hp.tuning.workers.ranks import build_on_one_device
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[
     measured: dict[str, Any] = {"validation": {}, "test": {}, "model_fingerprint": None, "data_fingerprint": None}
     measured["audited"] = False
     with suppress_repeated_warnings():
-        built = runner.builder.build(arguments, runner.paths.root / "evaluation", seed, [], runner.length)
+        built = build_on_one_device(runner.builder, arguments, runner.paths.root / "evaluation", seed, runner.length)
         measured["model_fingerprint"] = model_fingerprint(type(built.model))
         for split in ("validation", "test"):
             try:

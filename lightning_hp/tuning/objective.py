@@ -24,15 +24,15 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
 import optuna
 import torch
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
+from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.callbacks.pruning import TrialPruning, UnknownMetricError
 from lightning_hp.callbacks.unfinished import UnfinishedCheckpoint
 from lightning_hp.search.space import SearchSpace
@@ -42,6 +42,8 @@ from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import TrialCheckpoint, can_go_on, classes_of
 from lightning_hp.tuning.curve_store import POINTS, ThinCurve
 from lightning_hp.tuning.length import TrainingLength
+from lightning_hp.tuning.workers.keeper import LeaseGuard
+from lightning_hp.tuning.workers.ranks import Job, RankError, needs_ranks, train_in_ranks
 from lightning_hp.tuning.yaml_file import ConfigError
 
 #: characters of a traceback kept in the study; the whole is in the trial's error.txt
@@ -130,13 +132,7 @@ def run_trial(
     """
     curve = ThinCurve(trial, max_steps, curve_points, prune_from=math.ceil(grace * max_steps) if prune else None)
     pruning = TrialPruning(curve, monitor, max_steps)
-    checkpoint = TrialCheckpoint(
-        dirpath=paths.checkpoints,
-        filename=paths.best_checkpoint.stem,
-        monitor=monitor,
-        mode=mode,
-        enable_version_counter=False,
-    )
+    checkpoint = TrialCheckpoint.of(paths, monitor, mode)
     of = json.dumps([seed, dict(trial.params), length.to_json()], sort_keys=True)
     unfinished = UnfinishedCheckpoint(paths.unfinished, pruning, of)
     started = time.monotonic()
@@ -146,17 +142,30 @@ def run_trial(
     try:
         built = builder.build(arguments, paths.root, seed, [pruning, checkpoint, *callbacks, unfinished], length)
         trainer = built.trainer
-        _refuse_launchers(trainer)
-        if can_go_on(paths.unfinished, unfinished.fits):
-            trainer.ckpt_path = paths.unfinished
+        ranks = needs_ranks(trainer)
         before = time.monotonic()
         try:
-            with classes_of(paths.unfinished):
-                built.fit()
+            if ranks:
+                built.close()
+                job = Job(arguments, paths.root, monitor, mode, seed, length, max_steps, _audited(callbacks), of)
+                ended = train_in_ranks(job, builder, ranks, curve, _look_of(callbacks))
+            else:
+                if can_go_on(paths.unfinished, unfinished.fits):
+                    trainer.ckpt_path = paths.unfinished
+                with classes_of(paths.unfinished):
+                    built.fit()
         finally:
             fitted = time.monotonic() - before
+        if ranks:
+            pruning.restore(ended["pruning"])
+            pruning.pruned, pruning.diverged = ended["pruned"], ended["diverged"]
+            unfinished.begun_at = ended["begun_at"]
         curve.close()
         outcome = _finished(pruning, mode)
+        if ranks:
+            outcome.attributes |= {"epochs": ended["epochs"], "ranks": ranks}
+            if ended["audit"]:
+                outcome.attributes["audit"] = ended["audit"]
     except ConfigError as error:
         outcome = Outcome("fail", attributes={"failure": one_line(error)}, stop=error)
     except UnknownMetricError as error:
@@ -171,7 +180,7 @@ def run_trial(
     }
     outcome.points = curve.unsent()
     if trainer is not None:
-        outcome.attributes["epochs"] = trainer.current_epoch
+        outcome.attributes.setdefault("epochs", trainer.current_epoch)
     if unfinished.begun_at:
         outcome.attributes["went_on_from_epoch"] = unfinished.begun_at
     _free_memory()
@@ -203,9 +212,11 @@ def _crashed(error: BaseException, paths: TrialPaths) -> Outcome:
     if is_disk_full(error):
         said = f"nothing more can be written ({one_line(error)}); make room, and the same command goes on from here"
         return Outcome("fail", stop=StudyError(said))
-    text = "".join(traceback.format_exception(error))
+    line, text = one_line(error), "".join(traceback.format_exception(error))
+    if isinstance(error, RankError):  # what was raised in a process of its own
+        line, text = error.line, error.text
     write_text(paths.error, text)
-    return Outcome("fail", attributes={"failure": one_line(error), "traceback": text[-TRACEBACK_CHARACTERS:]})
+    return Outcome("fail", attributes={"failure": line, "traceback": text[-TRACEBACK_CHARACTERS:]})
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -226,13 +237,19 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def _refuse_launchers(trainer: pl.Trainer) -> None:
-    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher | _MultiProcessingLauncher):
-        raise ConfigError(
-            "`trainer.strategy` must be one that trains in this process (each rank of "
-            f"{type(trainer.strategy).__name__} would run a study of its own), got {trainer.num_devices} devices; "
-            "set trainer.devices to 1 and use caviar: {engine: local, workers: ...}"
-        )
+def _audited(callbacks: Sequence[pl.Callback]) -> bool:
+    return any(isinstance(callback, BatchNormAuditor) for callback in callbacks)
+
+
+def _look_of(callbacks: Sequence[pl.Callback]) -> Callable[[], None]:
+    """What looks, while others train, whether the trial is still ours."""
+    guards = [callback for callback in callbacks if isinstance(callback, LeaseGuard)]
+
+    def look() -> None:
+        for guard in guards:
+            guard.look()
+
+    return look
 
 
 def _free_memory() -> None:

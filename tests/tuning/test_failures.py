@@ -266,20 +266,6 @@ def test_a_trial_that_kills_its_process_is_given_up(studies, fork):
     assert trials[1].user_attrs["failure"] == "its process died 5 times"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", pytest.param("auto", marks=pytest.mark.slow)])
-def test_two_devices_in_one_trial_are_refused(studies, strategy):
-    from lightning_hp.tuning.yaml_file import ConfigError
-
-    with pytest.raises(
-        ConfigError, match=r"`trainer.strategy` must be one that trains in this process .*2 devices"
-    ) as e:
-        studies.run(trainer={"devices": 2, "strategy": strategy})
-    assert "\n" not in str(e.value)
-    assert [t.state for t in studies.trials()] == [RUNNING], "to be run again once the configuration is mended"
-    studies.run(trials=2)
-    assert [t.state for t in studies.trials()] == [COMPLETE, COMPLETE]
-
-
 def test_max_mode_seeks_the_largest(studies):
     result = studies.run(mode="max", trials=5)
     trials = studies.trials()

@@ -16,7 +16,7 @@ from lightning_hp.study.only_process import OnlyProcess
 from lightning_hp.study.storage import find_study
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
-from lightning_hp.tuning.workers.payload import packed, unpacked
+from lightning_hp.tuning.workers.payload import pack, unpack
 from lightning_hp.tuning.workers.processes import POLL
 from lightning_hp.tuning.yaml_file import ConfigError
 
@@ -84,9 +84,9 @@ def test_a_study_is_the_same_in_the_other_process(tmp_path):
     builder = PythonBuilder(partial(toy.Toy, momentum=0.7), toy.ToyData, TRAINER)
     builder.check(config(builder).space)  # fills what the builder keeps for itself
     file = tmp_path / "study"
-    file.write_bytes(packed(config(builder), builder))
+    file.write_bytes(pack(builder, config(builder)))
     with file.open("rb") as stream:
-        again, built = unpacked(stream)
+        built, again = unpack(stream)
     assert again.space.parameters == config(builder).space.parameters
     assert (again.name, again.budget) == ("toy", config(builder).budget)
     assert built.module.keywords == {"momentum": 0.7}
@@ -97,7 +97,7 @@ def test_a_study_is_the_same_in_the_other_process(tmp_path):
 def test_the_other_process_imports_from_where_this_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", ["", "/some/where", *sys.path])
     builder = PythonBuilder(toy.Toy, toy.ToyData, TRAINER)
-    places, _ = pickle.loads(packed(config(builder), builder))
+    places, _ = pickle.loads(pack(builder, config(builder)))
     assert places[:2] == [".", "/some/where"]
 
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_copied_is_refused_by_its_name():
 
     builder = PythonBuilder(toy.Toy, data, TRAINER)
     with pytest.raises(ConfigError, match=r"`datamodule` must be something that worker processes can be given"):
-        packed(config(builder), builder)
+        pack(builder, config(builder))
 
 
 def test_sqlite_takes_one_process_at_a_time(studies, fork, tmp_path):

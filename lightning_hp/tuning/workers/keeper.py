@@ -59,22 +59,27 @@ class LeaseGuard(pl.Callback):
     def __init__(self, is_lost: Callable[[], bool]) -> None:
         self._is_lost = is_lost
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look.
+
+        Raises:
+            TrialTakenError: If the trial is another worker's.
+        """
         if self._is_lost():
             raise TrialTakenError
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Look before every step."""
-        self._look()
+        self.look()
 
     def on_validation_batch_start(self, *_: Any) -> None:
         """Look before every batch of a validation."""
-        self._look()
+        self.look()
 
     def on_validation_end(self, *_: Any) -> None:
         """Look before a checkpoint is written; checkpoints come after all other callbacks."""
-        self._look()
+        self.look()
 
     def on_train_epoch_end(self, *_: Any) -> None:
         """Likewise."""
-        self._look()
+        self.look()

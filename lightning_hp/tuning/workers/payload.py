@@ -1,4 +1,4 @@
-"""What a worker process is given by the process that starts it: the study's configuration and its builder.
+"""What a process is given by the one that starts it: how objects are built, and the study or the trial that it is for.
 
 It comes through the child's standard input, so that nothing of it (a storage's password) is seen in a list of
 processes or left in a file. Functions and classes go by their import path where they have one; those of a script, a
@@ -11,17 +11,16 @@ import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cloudpickle
 
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.yaml_file import ConfigError
 
 
-def packed(config: TuneConfig, builder: CliBuilder | PythonBuilder) -> bytes:
-    """A study as bytes.
+def pack(builder: CliBuilder | PythonBuilder, more: Any) -> bytes:
+    """A builder, and more that it goes with, as bytes.
 
     Raises:
         ConfigError: If something of it exists in this process only; names what to pass instead.
@@ -29,8 +28,7 @@ def packed(config: TuneConfig, builder: CliBuilder | PythonBuilder) -> bytes:
     values = [getattr(builder, field.name) for field in fields(builder)]
     for field, value in zip(fields(builder), values, strict=True):
         _pickle(value, "datamodule" if field.name == "data" else field.name)
-    study = _pickle((config, type(builder), values), "study")
-    return pickle.dumps((_import_path(), study))
+    return pickle.dumps((_import_path(), _pickle((more, type(builder), values), "study")))
 
 
 def _pickle(value: object, name: str) -> bytes:
@@ -44,12 +42,12 @@ def _pickle(value: object, name: str) -> bytes:
         ) from error
 
 
-def unpacked(stream: BinaryIO) -> tuple[TuneConfig, CliBuilder | PythonBuilder]:
-    """The inverse of :func:`packed`, in the process that is started."""
+def unpack(stream: BinaryIO) -> tuple[CliBuilder | PythonBuilder, Any]:
+    """The inverse of :func:`pack`, in the process that is started."""
     path, study = pickle.loads(stream.read())
     sys.path[:] = [*path, *(place for place in sys.path if place not in path)]
-    config, kind, values = pickle.loads(study)
-    return config, kind(*values)
+    more, kind, values = pickle.loads(study)
+    return kind(*values), more
 
 
 def _import_path() -> Sequence[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.runner import StudyRunner
-from lightning_hp.tuning.workers.payload import packed
+from lightning_hp.tuning.workers.payload import pack
 from lightning_hp.tuning.yaml_file import ConfigError
 
 #: exit codes of a worker that was told to stop by SIGINT or SIGTERM
@@ -60,7 +60,7 @@ def work_in_processes(runner: StudyRunner) -> None:
             "`storage` must be journal, or a database with a server, for worker processes: SQLite takes one process at "
             f"a time, got {runner.config.storage}"
         )
-    study = packed(runner.config, runner.builder)
+    study = pack(runner.builder, runner.config)
     folder = runner.paths.root / "workers"
     folder.mkdir(parents=True, exist_ok=True)
     seats = [_Seat(i, folder / f"{i}.log") for i in range(workers)]
