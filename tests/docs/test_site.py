@@ -53,6 +53,15 @@ def test_every_picture_is_told_in_words():
             assert len(after) > 60, f"{page}: nothing is told after {image[2]}"
 
 
+def test_the_audit_page_says_of_every_rule_what_it_finds_and_how_to_mend_it():
+    from lightning_hp.batchnorm.rules import RULES
+
+    rows = [line for line in (DOCS / "audit.md").read_text().splitlines() if re.match(r"\| (BN|DR)\d\d", line)]
+    ids = [rule for line in rows for rule in re.findall(r"\b(?:BN|DR)\d\d\b", line.split("|")[1])]
+    assert {rule for names, _ in RULES for rule in names} <= {*ids}
+    assert all(ids.count(rule) == 2 for rule in ids), "one row finds, one mends"
+
+
 @pytest.fixture
 def reference(monkeypatch):
     monkeypatch.syspath_prepend(str(MAKE))
