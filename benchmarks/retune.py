@@ -148,7 +148,8 @@ def one_seed(seed: int, moves: list[str], folder: Path) -> Iterator[dict[str, An
         row: dict[str, Any] = {"seed": seed, "move": move, "confirmed": done.test.confirmed, "drift": len(done.drift)}
         row |= {"retest_epochs": done.test.epochs, "study_epochs": spent}
         if move != "none":
-            config = replace(first, folder=folder / f"fresh_{copied.name}", name="fresh", seed=seed + 1000)
+            fresh_plan = replace(first.search, seed=seed + 1000)
+            config = replace(first, folder=folder / f"fresh_{copied.name}", name="fresh", search=fresh_plan)
             fresh = run(config, builder(move))
             row |= {"fresh_epochs": epochs_of(fresh.study), "recorded_again": again(move, recorded, folder)}
             row |= {"fresh_again": again(move, winner_of(fresh), folder)}
