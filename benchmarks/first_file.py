@@ -42,7 +42,12 @@ PROJECTS: dict[str, dict[str, Any]] = {
         "cli": "forecast.py",
         "monitor": "val/mae/dataloader_idx_0",
     },
-    "diabetes": {"folder": "examples/projects/diabetes", "module": "train:Progression", "max_epochs": 20},
+    "diabetes": {
+        "folder": "examples/projects/diabetes",
+        "module": "train:Progression",
+        "max_epochs": 20,
+        "monitor": "val_mae",
+    },
     "digits": {"folder": "configs/digits", "config": ["train.yaml"]},
     "pumps": {"folder": "configs/tabular", "config": ["train.yaml"]},
     "function": {"train": {"model": {"lr": 0.01, "width": 8}, "data": {"batch_size": 8}}, "cli": "cli_projects.main"},
@@ -164,7 +169,12 @@ def main() -> None:
                 continue
             rows.append(next(csv.reader([Path(folder, "row.csv").read_text()])))
             print(*rows[-1][:-1], sep="  ", flush=True)
-    with (ROOT / "benchmarks/results/first_file.csv").open("w", newline="") as file:
+    results = ROOT / "benchmarks/results/first_file.csv"
+    if results.exists():  # rows of projects that were not measured now stay
+        with results.open(newline="") as file:
+            kept = {row[0]: row for row in list(csv.reader(file))[1:]}
+        rows = list({**kept, **{row[0]: row for row in rows}}.values())
+    with results.open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS.split(","), *rows])
     better = sum(row[COLUMNS.split(",").index("beyond_noise")] == "True" for row in rows)
     print(f"better beyond noise in {better} of {len(rows)}")
