@@ -48,7 +48,7 @@ PATIENCE = 0.125
 #: While fewer trials than this are finished, predictions are worth less than a comparison.
 START_UP = 6
 #: Of trials that are trained together, as many go on as hold the best final loss with this chance; so many drawings.
-HELD, DRAWINGS = 0.9, 512
+HELD, DRAWINGS = 0.97, 512
 _RUNG_PART = 1 / 3
 #: A study that is planned with fewer trials than this stops only what is slower than the best by this factor.
 FEW, BEHIND = 20, 4.0

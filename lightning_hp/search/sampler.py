@@ -289,7 +289,8 @@ class CoarseToFineSampler(BaseSampler):
         """As :meth:`_improve`, one of the points that the engine proposes for the whole group."""
         if not group.units:
             curves, avoided = self._seen(study, trial)
-            sides, rng = group.sides(self.space, self._full(stage)), self._rng(trial.number, "together")
+            where = self._sides(stage) if stage.zoom else self._full(stage)
+            sides, rng = group.sides(self.space, where), self._rng(trial.number, "together")
             units = self._engine.propose_many(curves, sides, rng, group.n, avoided)
             if units is None:
                 return sobol_point(self.space, stage, trial.number, self.seed), False

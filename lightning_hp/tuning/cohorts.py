@@ -13,7 +13,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,6 +140,7 @@ class Cohort:
         prune: Whether the study's pruner may stop trials.
         grace: The pruner is not asked before this part of the training.
         curve_points: How many points of a curve are stored, see :mod:`.curve_store`.
+        say: Is told, in one line, what a user should know.
     """
 
     builder: CliBuilder | PythonBuilder
@@ -150,6 +151,7 @@ class Cohort:
     prune: bool
     grace: float
     curve_points: int
+    say: Callable[[str], None]
 
     def __post_init__(self) -> None:
         """Build as the builder does; what several trials have in common is parsed once."""
@@ -182,6 +184,8 @@ class Cohort:
                 return
             del run
             _free()
+            numbers = ", ".join(str(candidate.trial.number) for candidate in left)
+            self.say(f"out of memory with {len(left)} trials together: trained in halves: trials {numbers}")
             for half in (left[: len(left) // 2], left[len(left) // 2 :]):
                 self._train(half, results)
 

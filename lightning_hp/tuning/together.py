@@ -44,6 +44,7 @@ class Together:
             prune=config.prune,
             grace=config.grace,
             curve_points=config.curve_points,
+            say=runner.say,
         )
 
     def run(self, trial: optuna.Trial, arguments: dict[str, Any], claims: contextlib.ExitStack) -> None:

@@ -89,10 +89,10 @@ def tune(
         curve_points: How many points of a learning curve are stored; the pruner sees all of it.
         gate: Whether a person is asked in the dashboard what the next stage shall do; ``{"timeout": "30m"}`` says how
             long the study waits for the answer.
-        engine: ``in_process``, ``stacked`` to train trials of one structure together where the module allows it, or
-            ``local`` for worker processes on this machine. These are given a copy of what ``tune`` is given; a script
-            needs no ``if __name__ == "__main__"`` for them.
-        workers: Number of worker processes of ``local``; None for 2.
+        engine: ``in_process``; ``stacked`` to train trials of one structure together where the module allows it;
+            ``local`` for worker processes on this machine; or ``auto`` for ``stacked`` where it works and pays. Workers
+            are given a copy of what ``tune`` is given; a script needs no ``if __name__ == "__main__"`` for them.
+        workers: Number of worker processes; None for 2 with ``local``, else 1.
         confirm: Whether the best configurations are trained again on fresh seeds at the end, inside the budget, and
             the winner is chosen by the mean; ``{"candidates": 3, "seeds": 2}`` says how many. Not with fewer than 20
             trials.

@@ -89,6 +89,22 @@ def test_a_sampler_asked_for_a_group(n):
     assert params != asked_together(n, 8, seed=1)
 
 
+def test_a_group_keeps_to_the_box_of_a_stage_that_has_zoomed_in():
+    study, sampler = study_of(36)
+    stage = sampler.stages(study)[-1]
+    assert stage.zoom
+    assert stage.first <= 36
+    with sampler.together({"units": 23}, 8):
+        trials = [study.ask() for _ in range(8)]
+        for trial in trials:
+            SPACE.suggest(trial)
+    units = SPACE.unit([trial.params for trial in trials])
+    low, high = (np.array([stage.box[p.stored_name][end] for p in SPACE.parameters]) for end in (0, 1))
+    assert (high[:2] - low[:2]).max() < 1.0
+    assert np.all(units[:, :2] >= low[:2] - 1e-6)
+    assert np.all(units[:, :2] <= high[:2] + 1e-6)
+
+
 def test_one_model_serves_a_group(monkeypatch):
     study, sampler = study_of(20)
     calls = []

@@ -258,7 +258,7 @@ def test_a_crash_is_that_of_a_single_trial(studies):
     assert trials[1].user_attrs["failure"] == "RuntimeError: the toy broke"
 
 
-def test_a_cohort_that_runs_out_of_memory_is_split(studies, monkeypatch):
+def test_a_cohort_that_runs_out_of_memory_is_split(studies, monkeypatch, said):
     train, sizes = cohorts.train_stacked, []
 
     def small(members, **options):
@@ -271,6 +271,9 @@ def test_a_cohort_that_runs_out_of_memory_is_split(studies, monkeypatch):
     monkeypatch.setattr(cohorts, "LEAST_ROUNDS", 1)
     study(studies, trials=10)
     assert max(sizes) > 3, "else nothing was split twice"
+    split = [line for line in said if line.startswith("out of memory with ")]
+    assert len(split) == sum(size > 2 for size in sizes)
+    assert "trials together: trained in halves: trials " in split[0]
     assert sum(size for size in sizes if size <= 2) == 10
     trials = studies.trials("digits")
     assert all(t.state is TrialState.COMPLETE for t in trials)
