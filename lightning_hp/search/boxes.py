@@ -15,15 +15,17 @@ All functions are pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.parameters import Choice, Int, Parameter
+from lightning_hp.search.parameters import Choice, Float, Int, Parameter
 from lightning_hp.search.scales import to_unit
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Box, Stage, stage_at
@@ -33,8 +35,11 @@ BEST_PART, FEWEST_TRIALS = 0.25, 4
 #: A fine stage's box holds this much of the probability that the optimum has, on each axis, by the engine's model.
 MASS = 0.9
 #: Trial attributes: where a point left its stage's box, since there was more to gain outside, and widened it; and where
-#: it left the box to explore, since nothing was left to gain anywhere.
-WIDENED, EXPLORED = "widened", "explored"
+#: it was taken to explore, since nothing was left to gain anywhere; and which tier it opened, for the same reason, that
+#: the budget had left closed.
+WIDENED, EXPLORED, OPENED = "widened", "explored", "opened"
+#: What EXPLORED says of a point that explored without leaving the box.
+INSIDE = "inside the box"
 #: Least width of a box on the unit axis. Wide in coarse stages, where newly opened parameters move the optimum: over
 #: momentum 0.9 to 0.999 the step lr / (1 - momentum) grows by two decades, half of a learning-rate range of four.
 LEAST_WIDTH: dict[str, float] = {"coarse": 0.5, "fine": 0.15}
@@ -226,13 +231,18 @@ def reaching(space: SearchSpace, stage: Stage, units: NDArray[np.float64]) -> St
     sides = {}
     for parameter, column in zip(space.parameters, units.T, strict=True):
         low, high = stage.box[parameter.stored_name]
-        held = column[~np.isnan(column)] if parameter.tier in stage.tiers else column[:0]
-        for unit in held:
+        for unit in column[~np.isnan(column)]:
             if not low - TOUCH <= unit <= high + TOUCH:
                 cell = (float(unit), float(unit)) if parameter.cardinality is None else _cell(parameter, float(unit))
                 low, high = min(low, cell[0]), max(high, cell[1])
         sides[parameter.stored_name] = (low, high)
     return replace(stage, box=sides)
+
+
+def with_opened(stage: Stage, trials: Iterable[FrozenTrial]) -> Stage:
+    """A stage with the tiers that these trials opened."""
+    opened = {t.user_attrs[OPENED] for t in trials if OPENED in t.user_attrs} - set(stage.tiers)
+    return replace(stage, tiers=(*stage.tiers, *sorted(opened))) if opened else stage
 
 
 def outside_text(space: SearchSpace, stage: Stage, values: Mapping[str, Any]) -> str | None:
@@ -265,3 +275,21 @@ def _widened(space: SearchSpace, sides: Box) -> dict[str, tuple[float, float]]:
             low, high = _cell(parameter, low + TOUCH)[0], _cell(parameter, high - TOUCH)[1]
         wide[parameter.stored_name] = (low, high)
     return wide
+
+
+def narrowed(parameter: Parameter, low: float, high: float) -> BaseDistribution:
+    """The part of a parameter's distribution that lies in [low, high] of its unit axis; choices stay as they are."""
+    wide = parameter.distribution
+    if isinstance(parameter, Choice) or isinstance(wide, CategoricalDistribution):
+        return wide
+    inset = 0.0 if isinstance(parameter, Float) else 1e-9
+    start, stop = sorted((parameter.at(low + inset), parameter.at(high - inset)))
+    if isinstance(wide, IntDistribution):
+        return IntDistribution(int(start), int(stop), log=wide.log)
+    assert isinstance(wide, FloatDistribution)
+    return FloatDistribution(start, stop, log=wide.log)
+
+
+def direction_of(study: Study) -> str:
+    """The direction of a study with one objective: ``minimize`` or ``maximize``."""
+    return "maximize" if study.directions[0] is StudyDirection.MAXIMIZE else "minimize"

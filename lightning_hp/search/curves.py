@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.boxes import EXPLORED
 from lightning_hp.search.space import SearchSpace
 
 Array = NDArray[np.float64]
@@ -46,6 +47,7 @@ class Curve:
         losses: Loss of each point, lower is better, NaN and inf where it diverged, shape (k,).
         state: Complete, pruned or running.
         origin: 0 for a trial of this study, 1 for one of the study before it.
+        explored: Whether the trial was proposed to explore.
     """
 
     number: int
@@ -54,6 +56,7 @@ class Curve:
     losses: Array
     state: TrialState
     origin: float = 0.0
+    explored: bool = False
 
     @property
     def final(self) -> float:
@@ -162,7 +165,14 @@ class CurveReader:
                 losses.pop()
             fractions.append(1.0)
             losses.append(self._sign * float(trial.value))
-        return Curve(trial.number, unit, np.array(fractions), np.array(losses), trial.state)
+        return Curve(
+            trial.number,
+            unit,
+            np.array(fractions),
+            np.array(losses),
+            trial.state,
+            explored=EXPLORED in trial.user_attrs,
+        )
 
 
 def curves_to_dicts(curves: Sequence[Curve], most: int = 60) -> list[dict[str, list[float]]]:

@@ -42,6 +42,8 @@ EXHAUSTED, LITTLE = 0.003, 0.02
 PART_INSIDE = 0.5
 #: How many times wider the model's deviations are taken when it explores; complete trials before it does.
 DOUBT, DOUBT_FROM = 3.0, 5
+#: Where so many trials explored in a row and none was worth a full training, only every second one goes on.
+BARREN = 16
 _FAR_KEPT = 8
 #: Tried positions among those at which the optimum may lie.
 _TRIED_AGAIN = 20
@@ -58,16 +60,24 @@ class Proposal:
         unit: Its position, shape (d,).
         gain: The most improvement that was expected of a point, in parts of the stake.
         explores: Whether the point was taken far from what is known, since too little was left to gain.
+        opens: Whether the point was taken where a closed parameter is open, since too little was left to gain.
     """
 
     unit: Array
-    gain: float
-    explores: bool
+    gain: float = math.inf
+    explores: bool = False
+    opens: bool = False
 
 
 def inside(unit: Array, box: Array) -> bool:
     """Whether a position of shape (d,) lies in a box of shape (d, 2)."""
     return bool(np.all((unit >= box[:, 0] - _TOLERANCE) & (unit <= box[:, 1] + _TOLERANCE)))
+
+
+def _barren(curves: Sequence[Curve]) -> bool:
+    """Whether none of the latest BARREN trials that explored was worth a full training."""
+    explored = [c for c in curves if c.explored and c.state is not TrialState.RUNNING][-BARREN:]
+    return len(explored) == BARREN and all(c.state is TrialState.PRUNED for c in explored)
 
 
 def fitted_at(finished: int) -> int:
@@ -154,12 +164,15 @@ class Engine:
         rng: np.random.Generator,
         failed: Sequence[Array] = (),
         box: Array | None = None,
+        beyond: Array | None = None,
     ) -> Proposal | None:
         """The next point; None where nothing is known yet.
 
         It has the most expected improvement, in the box as long as there is something to gain there. Where little is
-        left to gain, every second point explores, and every point where nothing is left: then the model, which was sure
-        of that, is doubted (see DOUBT), and points far from all that was tried have the most to promise.
+        left to gain, closed parameters are opened (``beyond``). Where there are none, every second point explores, and
+        every point where nothing is left: then the model, which was sure of that, is doubted (see DOUBT), and points
+        far from all that was tried have the most to promise. Exploring that came to nothing many times (see BARREN) is
+        left to every second point.
 
         Args:
             curves: Of the study's trials.
@@ -168,6 +181,7 @@ class Engine:
             failed: Positions, shape (d,) each, at which there is nothing to be learned or gained: whatever made a trial
                 fail there is likely to do so again, next to it too.
             box: Low and high of the region to look in first, shape (d, 2), inside ``full``.
+            beyond: As ``full``, with what may be opened next; None where nothing may.
         """
         model = self.model(curves)
         observed = None if model is None else model.best
@@ -187,13 +201,20 @@ class Engine:
             if gain_in >= max(EXHAUSTED, PART_INSIDE * gain):
                 ranked, gain = ranked_in, gain_in
         complete = sum(c.final < math.inf for c in curves)
-        explores = complete >= DOUBT_FROM and (gain < EXHAUSTED or (gain < LITTLE and len(curves) % 2 == 1))
-        if explores:
+        opens = complete >= DOUBT_FROM and gain < LITTLE and beyond is not None
+        odd = len(curves) % 2 == 1
+        least = LITTLE if odd else 0.0 if _barren(curves) else EXHAUSTED
+        explores = complete >= DOUBT_FROM and not opens and gain < least
+        if opens:
+            assert beyond is not None
+            full, start = beyond, candidates(self.space, beyond, promising, rng)
+            ranked = self._maxima(model, full, start, best, rng)
+        elif explores:
             ranked = self._far(model, full, promising, best, rng)
         point = choose(ranked, [*(c.unit for c in curves), *failed])
         if point is None:  # everything near is taken: no more to gain, but a point of its own
             point = np.clip(snap(self.space, start[0]), full[:, 0], full[:, 1])
-        return Proposal(point, gain, explores)
+        return Proposal(point, gain, explores, opens)
 
     def propose_many(
         self, curves: Sequence[Curve], full: Array, rng: np.random.Generator, n: int, failed: Sequence[Array] = ()

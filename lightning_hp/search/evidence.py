@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.boxes import AT_EDGE, TOUCH, positions, ranked
-from lightning_hp.search.importance import Importance, in_stage, in_study
+from lightning_hp.search.boxes import AT_EDGE, OPENED, TOUCH, positions, ranked
+from lightning_hp.search.importance import Importance, in_stage, in_study, not_explored
 from lightning_hp.search.known import SHARES, canonical
 from lightning_hp.search.parameters import Choice, Float, Parameter
 from lightning_hp.search.space import SearchSpace
@@ -57,8 +57,9 @@ def evidence(
         * ``why_not_measured``: a sentence, or None;
         * ``stages``: name, index, kind, tiers, trials, and ``within``: what led there, None with too few trials or
           equal values. It holds ``importance`` (parameter to its part of the effect, summing up to 1) and what that is
-          conditional on: ``trials``, ``between`` (parameter to the lowest and highest value that the stage searched,
-          all choices for unordered ones) and ``at`` (parameter to the value that it was held at);
+          conditional on: ``trials`` (without those that left the box to explore), ``between`` (parameter to the lowest
+          and highest value that the stage searched, all choices for unordered ones) and ``at`` (parameter to the value
+          that it was held at);
         * ``disagreements``: sentences on tiers that the measurement contradicts;
         * ``edges``: parameter, side, bound, trials, sentence for each range that should be wider;
         * ``unimportant``: parameters without effect and with a small part of it; [] with too few trials to say so.
@@ -77,6 +78,7 @@ def evidence(
         groups[stage_at(stages, trial.number).index].append(trial)
     measured = in_study(space, stages, groups, direction)
     opened = {tier for stage in stages if groups[stage.index] for tier in stage.tiers}
+    opened |= {t.user_attrs[OPENED] for t in order if OPENED in t.user_attrs}
     parameters = _parameters(space, opened, measured)
     n_coarse = sum(len(groups[stage.index]) for stage in stages if stage.kind == "coarse")
     unimportant = _unimportant(measured) if n_coarse >= FEWEST_TO_DISMISS else []
@@ -155,16 +157,16 @@ def _within(space: SearchSpace, stage: Stage, trials: Sequence[FrozenTrial], dir
     between: dict[str, list[Any]] = {}
     held: dict[str, Any] = {}
     for parameter in space.parameters:
-        if parameter.tier not in stage.tiers:
+        low, high = stage.box[parameter.stored_name]
+        if parameter.tier not in stage.tiers and low == high:
             held[parameter.name] = parameter.default
         elif isinstance(parameter, Choice) and parameter.is_categorical:
             between[parameter.name] = list(parameter.labels)
         else:
-            low, high = stage.box[parameter.stored_name]
             inset = TOUCH if parameter.cardinality is not None else 0.0
             ends: list[Any] = [parameter.at(low + inset), parameter.at(high - inset)]
             between[parameter.name] = [parameter.natural(end) for end in ends]
-    return {"importance": importance, "trials": len(trials), "between": between, "at": held}
+    return {"importance": importance, "trials": len(not_explored(trials)), "between": between, "at": held}
 
 
 def _unimportant(measured: Importance) -> list[str]:

@@ -58,3 +58,10 @@ def check_default(good: bool, default: Any, expected: str, where: str) -> None:
     """
     if not good:
         raise ValueError(f"`{where}.default` must be {expected}, got {default!r}")
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """A whole number of at least ``least``; anything else is an error that calls it ``name``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
+    return value

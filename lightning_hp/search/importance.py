@@ -32,7 +32,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.boxes import BEST_PART, loss, positions
+from lightning_hp.search.boxes import BEST_PART, EXPLORED, INSIDE, OPENED, loss, positions
 from lightning_hp.search.curves import CurveReader
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.parameters import Choice, Float, Parameter
@@ -99,12 +99,13 @@ def in_stage(
     Args:
         space: The parameters.
         stage: The stage.
-        trials: Its complete and pruned trials.
+        trials: Its complete and pruned trials. Those that left the box to explore do not count (:func:`not_explored`).
         direction: ``minimize`` or ``maximize``.
 
     Returns:
         The parts of the stage's open parameters; None with too few trials, without a box, or with equal values.
     """
+    trials = not_explored(trials)
     if len(trials) < FEWEST_IN_STAGE or stage.box is None:
         return None
     sides = np.array([(0.0, 1.0) if p.is_categorical else stage.box[p.stored_name] for p in space.parameters])
@@ -114,6 +115,15 @@ def in_stage(
     scores = _ped_anova(space, np.clip(inside, 0.0, 1.0), [losses])[0]
     total = sum(scores.values())
     return {name: score / total for name, score in scores.items()} if total > 0 else None
+
+
+def not_explored(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that did not leave their stage's box to explore.
+
+    Explored ones lie anywhere in the whole range, mostly far from all that is good: put into the box they would pile up
+    at its edges, with bad values that say nothing of these edges.
+    """
+    return [t for t in trials if t.user_attrs.get(EXPLORED, INSIDE) == INSIDE]
 
 
 def _from_coarse(
@@ -149,6 +159,7 @@ def _from_model(
         why_not = f"importance needs at least {FEWEST_IN_STUDY} finished trials, there are {len(finished)}"
         return Importance(None, len(finished), why_not=why_not)
     opened = {tier for stage in stages if groups[stage.index] for tier in stage.tiers}
+    opened |= {t.user_attrs[OPENED] for t in finished if OPENED in t.user_attrs}
     searched = np.array([p.tier in opened for p in space.parameters])
     parts = model.main_effects(searched)
     if not parts.sum() > 0:

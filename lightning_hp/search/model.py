@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
 from lightning_hp.search.curves import SHORTEST, Curve, fraction, points
+from lightning_hp.search.parameters import usual_part
 from lightning_hp.search.proposal import log_expected_improvement
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.surrogate import Compression, GaussianProcess, Priors, compress
@@ -56,7 +57,10 @@ class Encoder:
         starts = [groups.index(i) for i in range(len(space))]
         self.columns = np.array([-1 if p.is_categorical else s for p, s in zip(space.parameters, starts, strict=True)])
         # what set an older study apart is as likely to matter little as a parameter of tier D
-        self.priors = Priors.of_tiers((*(p.tier for p in space.parameters), *("D" if older else "")))
+        self.priors = Priors.of_tiers(
+            [*(p.tier for p in space.parameters), *("D" if older else "")],
+            [*(usual_part(p) for p in space.parameters), *([1.0] if older else [])],
+        )
         self._plain = not any(p.is_categorical for p in space.parameters)
 
     def __call__(self, units: Array, fractions: Array, origins: Array | float = 0.0) -> Array:

@@ -26,9 +26,12 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from lightning_hp.search.choices import Choice as Choice
 from lightning_hp.search.conditions import Condition
 from lightning_hp.search.fields import check_default, common_fields, is_number, number_field
-from lightning_hp.search.scales import check_bounds, decimals_for, from_unit, one_minus, to_unit
+from lightning_hp.search.scales import check_bounds, decades, decimals_for, from_unit, one_minus, to_unit
 
 TIERS = ("A", "B", "C", "D")
+#: A logarithmic axis longer than this many decades says that nobody knows where to look, not that values a decade apart
+#: do the same: what is assumed in parts of an axis (length scales, draws around a default) is then meant of this many.
+USUAL_DECADES = 4.0
 #: A range has at least this many different stored values at even distances on its axis, so that trials can differ.
 DISTINCT = 101
 #: Whole numbers are searched within this distance from 0: the unit axis still tells neighbours apart there.
@@ -252,3 +255,10 @@ class Int:
 
 
 Parameter = Float | Int | Choice
+
+
+def usual_part(parameter: Parameter) -> float:
+    """The part of a parameter's axis that counts as the whole: USUAL_DECADES of a longer logarithmic one, else 1."""
+    if isinstance(parameter, Choice):
+        return 1.0
+    return min(1.0, USUAL_DECADES / max(decades(parameter.low, parameter.high, parameter.scale), USUAL_DECADES))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import erfcx, ndtr, ndtri
 
+from lightning_hp.search.parameters import usual_part
 from lightning_hp.search.space import SearchSpace
 
 Array = NDArray[np.float64]
@@ -51,13 +52,16 @@ def starting_point(space: SearchSpace, sides: Array, cube: Array, near_default: 
         space: The parameters.
         sides: Low and high of the box, shape (d, 2).
         cube: A quasi-random point of the unit cube, shape (d,).
-        near_default: Whether to draw around the defaults, reflected at the sides, instead of uniformly in the box.
+        near_default: Whether to draw around the defaults, reflected at the sides, instead of uniformly in the box (on
+            an axis of very many decades: in the part of the box around the default that :func:`.usual_part` says).
     """
     low, high = sides[:, 0], sides[:, 1]
-    if not near_default:
-        return low + cube * (high - low)
-    width = np.array([AROUND_DEFAULT[p.tier] for p in space.parameters])
     centre = space.unit([space.defaults()])[0]
+    if not near_default:  # on a very long axis: near enough to the default to learn at all
+        usual = np.array([usual_part(p) for p in space.parameters]) * (high - low)
+        start: Array = np.clip(centre - usual / 2, low, high - usual)
+        return start + cube * usual
+    width = _around_default(space)
     moved = centre + width * ndtri(np.clip(cube, 1e-6, 1.0 - 1e-6))
     moved = np.where(moved < low, 2.0 * low - moved, moved)
     moved = np.where(moved > high, 2.0 * high - moved, moved)
@@ -65,6 +69,17 @@ def starting_point(space: SearchSpace, sides: Array, cube: Array, near_default: 
     stay = np.abs(cube - 0.5) < 0.25
     moved = np.where(categorical, np.where(stay, centre, (cube * 2.0) % 1.0), moved)
     return np.clip(moved, low, high)
+
+
+def _around_default(space: SearchSpace) -> Array:
+    """Standard deviations of draws around the defaults, in parts of the whole ranges, shape (d,).
+
+    On a very long axis they are narrower for the tiers that matter most: where these are decades off, nothing is
+    learned. The defaults of the others often mean "off" (a weight decay of 1e-8), and lie decades from what is good.
+    """
+    narrower = [usual_part(p) if p.tier in ("A", "B") else 1.0 for p in space.parameters]
+    widths: Array = np.array([AROUND_DEFAULT[p.tier] for p in space.parameters]) * np.array(narrower)
+    return widths
 
 
 def candidates(
@@ -82,7 +97,7 @@ def candidates(
     d = len(space)
     low, high = sides[:, 0], sides[:, 1]
     centre = space.unit([space.defaults()])[0]
-    trust = np.array([AROUND_DEFAULT[p.tier] for p in space.parameters])
+    trust = _around_default(space)
     drawn = [low + (high - low) * rng.random((uniform, d))]
     for point in best:
         for width in _WIDTHS:

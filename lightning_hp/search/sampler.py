@@ -17,21 +17,24 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.search_space import IntersectionSearchSpace
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lightning_hp.search.boxes import EXPLORED, WIDENED, outside_text, reaching, with_boxes
+from lightning_hp.search import boxes
+from lightning_hp.search.boxes import EXPLORED, OPENED, WIDENED, direction_of, narrowed, outside_text, reaching
 from lightning_hp.search.curves import Curve, older_curve
-from lightning_hp.search.engine import Engine
+from lightning_hp.search.engine import Engine, Proposal
+from lightning_hp.search.fields import whole_number
 from lightning_hp.search.group import Group
-from lightning_hp.search.parameters import Choice, Float, Parameter
+from lightning_hp.search.parameters import Float
 from lightning_hp.search.proposal import starting_point
 from lightning_hp.search.sobol import sobol_point, to_stored_values
 from lightning_hp.search.space import SearchSpace
@@ -104,9 +107,9 @@ class CoarseToFineSampler(BaseSampler):
         self.space = space if isinstance(space, SearchSpace) else SearchSpace.from_dict(space)
         if base is not None and not isinstance(base, BaseSampler):
             raise TypeError(f"`base` must be an Optuna sampler or None, got {base!r}")
-        self.n_trials = _whole("n_trials", n_trials, 1)
-        self.max_steps = None if max_steps is None else _whole("max_steps", max_steps, 1)
-        self.seed = _whole("seed", seed, 0)
+        self.n_trials = whole_number("n_trials", n_trials, 1)
+        self.max_steps = None if max_steps is None else whole_number("max_steps", max_steps, 1)
+        self.seed = whole_number("seed", seed, 0)
         self.base = base
         self.plan = plan
         in_order = "opening" if plan == "default" and base is not None else plan
@@ -150,9 +153,10 @@ class CoarseToFineSampler(BaseSampler):
                 return None
             curves = self._engine.curves(study, [t for t in trials if t.state in _FINISHED])
             earlier = [c for c in curves if c.number < stage.first]
-            return self._engine.optima(earlier, self._full(stage), self._rng(stage.first, "optima"))
+            full = self._full(boxes.with_opened(stage, [t for t in trials if t.number < stage.first]))
+            return self._engine.optima(earlier, full, self._rng(stage.first, "optima"))
 
-        return with_boxes(self.space, trials, stages, _direction(study), optima if self.base is None else None)
+        return boxes.with_boxes(self.space, trials, stages, direction_of(study), optima if self.base is None else None)
 
     def pruner(self) -> CurvePruner:
         """The pruner that belongs to this sampler, for ``optuna.create_study(sampler=..., pruner=...)``."""
@@ -243,14 +247,25 @@ class CoarseToFineSampler(BaseSampler):
         elif self.base is not None:
             unit = self._refine(study, trial, stage)
         else:
+            stage = boxes.with_opened(stage, study._get_trials(deepcopy=False, use_cache=True))
             proposed = self._improve(study, trial, stage) if group is None else self._one_of(group, study, trial, stage)
-            unit, explores = proposed
-            outside = outside_text(self.space, stage, self.space.at(unit))
-            if outside is not None:
-                study._storage.set_trial_user_attr(trial._trial_id, EXPLORED if explores else WIDENED, outside)
-                stage = reaching(self.space, stage, unit[None])
+            unit, stage = proposed.unit, self._marked(study, trial, stage, proposed)
         values = to_stored_values(self.space, stage, unit) | ({} if group is None else group.fixed)
         return self._distinct(study, trial, stage, values)
+
+    def _marked(self, study: Study, trial: FrozenTrial, stage: Stage, proposed: Proposal) -> Stage:
+        """The stage as the proposed point leaves it; the trial is told what the point did to it."""
+        marks, further = {}, self._next_tier(stage)
+        if proposed.opens and further is not None:
+            marks[OPENED], stage = further, replace(stage, tiers=(*stage.tiers, further))
+        outside = outside_text(self.space, stage, self.space.at(proposed.unit))
+        if proposed.explores:
+            marks[EXPLORED] = outside or boxes.INSIDE
+        elif outside:
+            marks[WIDENED] = outside
+        for name, mark in marks.items():
+            study._storage.set_trial_user_attr(trial._trial_id, name, mark)
+        return reaching(self.space, stage, proposed.unit[None])
 
     def _decided(self, study: Study) -> tuple[Stage, ...]:
         """The planned stages, with what a person decided about them; the study keeps it."""
@@ -259,23 +274,29 @@ class CoarseToFineSampler(BaseSampler):
     def _start(self, trial: FrozenTrial, stage: Stage) -> NDArray[np.float64]:
         """The unit point of a coarse trial, shape (d,): quasi-random in the box, odd numbers around the defaults."""
         unit = sobol_point(self.space, stage, trial.number, self.seed)
-        if stage.zoom or trial.number % 2 == 0:  # the default plan alone starts with all tiers and no box
+        if stage.zoom:  # the default plan alone starts with all tiers and no box
             return unit
         sides = self._sides(stage)
         width = np.maximum(sides[:, 1] - sides[:, 0], 1e-12)
-        return starting_point(self.space, sides, np.clip((unit - sides[:, 0]) / width, 0.0, 1.0), near_default=True)
+        cube = np.clip((unit - sides[:, 0]) / width, 0.0, 1.0)
+        return starting_point(self.space, sides, cube, near_default=trial.number % 2 == 1)
 
-    def _improve(self, study: Study, trial: FrozenTrial, stage: Stage) -> tuple[NDArray[np.float64], bool]:
-        """The unit point of a fine trial, shape (d,), and whether it explores: the engine's.
-
-        Quasi-random in the box while no trial is complete.
-        """
+    def _improve(self, study: Study, trial: FrozenTrial, stage: Stage) -> Proposal:
+        """The engine's point for a fine trial; quasi-random in the box while no trial is complete."""
         curves, avoided = self._seen(study, trial)
-        rng, box = self._rng(trial.number, "improve"), self._sides(stage) if stage.zoom else None
-        proposal = self._engine.propose(curves, self._full(stage), rng, avoided, box)
-        if proposal is None:
-            return sobol_point(self.space, stage, trial.number, self.seed), False
-        return proposal.unit, proposal.explores
+        rng, full, box, further = self._rng(trial.number, "improve"), self._full(stage), None, self._next_tier(stage)
+        if stage.zoom:
+            in_plan = np.array([p.tier in self.planned[stage.index - 1].tiers for p in self.space.parameters])
+            box = np.where(in_plan[:, None], self._sides(stage), full)
+        beyond = None if further is None else self._full(replace(stage, tiers=(*stage.tiers, further)))
+        proposal = self._engine.propose(curves, full, rng, avoided, box, beyond)
+        return proposal or Proposal(sobol_point(self.space, stage, trial.number, self.seed))
+
+    def _next_tier(self, stage: Stage) -> str | None:
+        """The tier that opens when nothing is left to gain in the open ones: the first that the plan leaves closed."""
+        closed = [t for t in self.space.tiers if t not in stage.tiers]
+        to_come = set(self.planned[-1].tiers) - set(stage.tiers)
+        return None if to_come or not closed or self.plan == "retune" else closed[0]
 
     def _seen(self, study: Study, trial: FrozenTrial) -> tuple[list[Curve], list[NDArray[np.float64]]]:
         """The curves of the other trials, and where trials have failed, shape (d,) each."""
@@ -285,7 +306,7 @@ class CoarseToFineSampler(BaseSampler):
         avoided = self.space.unit([params for params in failed if self._parameters.keys() <= params.keys()])
         return self._engine.curves(study, others), list(avoided)
 
-    def _one_of(self, group: Group, study: Study, trial: FrozenTrial, stage: Stage) -> tuple[NDArray[np.float64], bool]:
+    def _one_of(self, group: Group, study: Study, trial: FrozenTrial, stage: Stage) -> Proposal:
         """As :meth:`_improve`, one of the points that the engine proposes for the whole group."""
         if not group.units:
             curves, avoided = self._seen(study, trial)
@@ -293,9 +314,9 @@ class CoarseToFineSampler(BaseSampler):
             sides, rng = group.sides(self.space, where), self._rng(trial.number, "together")
             units = self._engine.propose_many(curves, sides, rng, group.n, avoided)
             if units is None:
-                return sobol_point(self.space, stage, trial.number, self.seed), False
+                return Proposal(sobol_point(self.space, stage, trial.number, self.seed))
             group.units = list(units)
-        return group.units.pop(0), False
+        return Proposal(group.units.pop(0))
 
     def _full(self, stage: Stage) -> NDArray[np.float64]:
         """Low and high of the whole range, shape (d, 2); a closed parameter stays at its default."""
@@ -312,7 +333,7 @@ class CoarseToFineSampler(BaseSampler):
         """The unit point of a fine trial, shape (d,): the base sampler's proposal inside the box."""
         assert stage.box is not None
         narrow = {
-            p.stored_name: _narrowed(p, *stage.box[p.stored_name])
+            p.stored_name: narrowed(p, *stage.box[p.stored_name])
             for p in self.space.parameters
             if p.tier in stage.tiers
         }
@@ -368,29 +389,6 @@ class CoarseToFineSampler(BaseSampler):
         return values
 
 
-def _narrowed(parameter: Parameter, low: float, high: float) -> BaseDistribution:
-    """The part of a parameter's distribution that lies in [low, high] of its unit axis; choices stay as they are."""
-    wide = parameter.distribution
-    if isinstance(parameter, Choice) or isinstance(wide, CategoricalDistribution):
-        return wide
-    inset = 0.0 if isinstance(parameter, Float) else 1e-9
-    start, stop = sorted((parameter.at(low + inset), parameter.at(high - inset)))
-    if isinstance(wide, IntDistribution):
-        return IntDistribution(int(start), int(stop), log=wide.log)
-    assert isinstance(wide, FloatDistribution)
-    return FloatDistribution(start, stop, log=wide.log)
-
-
-def _direction(study: Study) -> str:
-    return "maximize" if study.directions[0] is StudyDirection.MAXIMIZE else "minimize"
-
-
 def _check_single(study: Study) -> None:
     if len(study.directions) > 1:
         raise ValueError(f"`study` must have one objective, got {len(study.directions)} directions")
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
-    return value

@@ -88,6 +88,11 @@ def _axis(value: NDArray[np.float64] | float, scale: str) -> NDArray[np.float64]
     return value
 
 
+def decades(low: float, high: float, scale: str) -> float:
+    """How many decades a logarithmic axis spans, in distances from 1 on ``one_minus_log``; 0 on a linear one."""
+    return 0.0 if scale == "linear" else float(_axis(high, scale) - _axis(low, scale)) / math.log(10.0)
+
+
 def to_unit(value: ArrayLike, low: float, high: float, scale: str) -> NDArray[np.float64]:
     """Natural values to the unit interval; 0 is ``low``, 1 is ``high``, values outside are clipped.
 

@@ -24,6 +24,7 @@ Shapes: n observations, d parameters, q features (a parameter has one; an unorde
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,9 +113,14 @@ class Priors:
     width: Array
 
     @classmethod
-    def of_tiers(cls, tiers: tuple[str, ...]) -> Priors:
-        """Priors of parameters with these tiers, d of them."""
-        scales = [LENGTH_SCALE[t] for t in tiers]
+    def of_tiers(cls, tiers: Sequence[str], parts: Sequence[float] | None = None) -> Priors:
+        """Priors of parameters.
+
+        Args:
+            tiers: Of d parameters.
+            parts: The part of each axis that counts as the whole (:func:`.usual_part`), d of them; None for all of it.
+        """
+        scales = [LENGTH_SCALE[t] * part for t, part in zip(tiers, parts or [1.0] * len(tiers), strict=True)]
         median = np.log([*scales, _FRACTION_SCALE, _VARIANCE, _NOISE])
         width = np.array([*[LENGTH_SCALE_WIDTH] * len(tiers), _FRACTION_WIDTH, _VARIANCE_WIDTH, _NOISE_WIDTH])
         return cls(median, width)

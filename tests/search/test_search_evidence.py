@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.boxes import with_boxes
 from lightning_hp.search.evidence import evidence
-from lightning_hp.search.importance import SHUFFLES
+from lightning_hp.search.importance import FEWEST_IN_STAGE, SHUFFLES, not_explored
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import plan_stages
@@ -115,28 +115,39 @@ def test_importance_of_a_stage_covers_its_open_parameters_and_sums_up_to_one():
     for said, stage in zip(found["stages"], study.sampler.planned, strict=True):
         assert (said["name"], said["kind"], said["tiers"]) == (stage.name, stage.kind, list(stage.tiers))
         assert said["trials"] == stage.last - stage.first
-        within = said["within"]
+        within, of_stage = said["within"], study.trials[stage.first : stage.last]
+        counted = len(not_explored(of_stage))
+        if within is None:
+            assert counted < FEWEST_IN_STAGE, "few stayed in the box"
+            continue
         assert within["importance"].keys() == {p.name for p in SPACE.parameters if p.tier in stage.tiers}
         assert sum(within["importance"].values()) == pytest.approx(1)
-        assert within["trials"] == said["trials"]
+        assert within["trials"] == counted
     assert found["stages"][0]["within"]["importance"] == {"learning_rate": pytest.approx(1)}
 
 
 def test_importance_of_a_stage_is_told_with_what_it_is_conditional_on():
     study = study_of(lambda v: decades(v["learning_rate"], 0.02) + 0.1 * decades(1 - v["momentum"], 0.01))
-    first, *_, last = evidence_of(study)["stages"]
+    first, *_, last = [stage for stage in evidence_of(study)["stages"] if stage["within"]]
     assert first["within"]["between"] == {"learning_rate": pytest.approx([1e-4, 1.0])}
     closed = {"momentum": 0.95, "units": 32, "weight_decay": 1e-4, "kind": "x"}
     assert first["within"]["at"] == closed
-    of_stage = [t for t in study.trials if t.user_attrs["stage"] == last["name"]]
+    of_stage = not_explored([t for t in study.trials if t.user_attrs["stage"] == last["name"]])
     assert len(of_stage) == last["within"]["trials"]
-    searched = [SPACE.natural(t.params) for t in of_stage if "explored" not in t.user_attrs]
+    searched = [SPACE.natural(t.params) for t in of_stage]
     assert last["within"]["between"].keys() | last["within"]["at"].keys() == {p.name for p in SPACE.parameters}
     assert last["within"]["between"]["kind"] == ["x", "y", "z"]
     for name in ("learning_rate", "momentum", "units", "weight_decay"):
         low, high = last["within"]["between"][name]
         assert all(low * (1 - 1e-9) <= values[name] <= high * (1 + 1e-9) for values in searched)
     assert last["within"]["between"]["learning_rate"][0] > 1e-3  # zoomed in: not the full range
+
+
+def test_trials_that_explored_outside_of_the_box_do_not_count_in_the_stage():
+    study = study_of(lambda v: decades(v["learning_rate"], 0.02) + 0.1 * decades(1 - v["momentum"], 0.01))
+    outside = {t.number for t in study.trials if t.user_attrs.get("explored", "inside the box") != "inside the box"}
+    assert outside, "the test needs some"
+    assert {t.number for t in not_explored(study.trials)} == {t.number for t in study.trials} - outside
 
 
 def test_evidence_says_what_it_was_measured_by():
