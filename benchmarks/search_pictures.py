@@ -1,8 +1,9 @@
-"""The pictures of ``docs/search.md``: regret curves from the stored runs, and the boxes of a study, one of them wider.
+"""The pictures of ``docs/search.md``: regret curves, predictions against true ends, and the boxes of a study.
 
     python benchmarks/search_pictures.py
 
-Writes ``docs/images/search_regret.svg`` and ``docs/images/search_funnel.svg``; needs nothing beyond the package.
+Writes ``search_regret.svg`` (from the stored runs), ``search_calibration.svg`` and ``search_funnel.svg`` to
+``docs/images``; needs nothing beyond the package.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import optuna
+from optuna.trial import TrialState
 
 from lightning_hp.search import CoarseToFineSampler, SearchSpace
 from lightning_hp.search.boxes import EXPLORED, WIDENED
@@ -119,10 +122,74 @@ def two_valleys(seed: int, n: int) -> tuple[optuna.Study, SearchSpace]:
     return study, space
 
 
+#: Studies of curves whose ends are known, their trials and the length of a training.
+STUDIES, TRIALS, STEPS = 6, 40, 32
+CURVES = SearchSpace.from_dict(
+    {
+        "rate": {"low": 1e-4, "high": 1.0, "scale": "log", "tier": "A", "default": 1e-2},
+        "width": {"low": 0.0, "high": 1.0, "tier": "B", "default": 0.5},
+        "drop": {"low": 0.0, "high": 1.0, "tier": "C", "default": 0.5},
+    }
+)
+
+
+def curve(values: Mapping[str, float], rng: np.random.Generator) -> list[float]:
+    """Ends at its own level, after a fall of its own speed and height; curves cross, and scatter a little."""
+    end = 0.1 + 0.1 * (math.log10(values["rate"]) + 1.5) ** 2 + (values["width"] - 0.3) ** 2 + 0.3 * values["drop"]
+    speed, height = 0.5 + values["width"], 0.3 + values["drop"]
+    falls = [height * (step**-speed - STEPS**-speed) for step in range(1, STEPS + 1)]
+    return [end + fall + 0.01 * rng.standard_normal() for fall in falls]
+
+
+def predictions(seed: int) -> list[tuple[float, float, float]]:
+    """Predicted end, its (widened) deviation and the true end, each time that a trial of a study is looked at."""
+    rng, sampler = np.random.default_rng(seed), CoarseToFineSampler(CURVES, n_trials=TRIALS, max_steps=STEPS, seed=seed)
+    study, pruner = optuna.create_study(sampler=sampler), sampler.pruner()
+    pairs = []
+    for _ in range(TRIALS):
+        trial = study.ask()
+        losses, stop = curve(CURVES.suggest(trial), rng), False
+        for step, value in enumerate(losses, start=1):
+            trial.report(value, step)
+            verdict = pruner.verdict(study, study.trials[trial.number])
+            if verdict is not None and verdict["rule"] == "predicted":
+                pairs.append((verdict["mean"], (verdict["high"] - verdict["low"]) / 2, losses[-1]))
+                stop = bool(verdict["stop"])
+            if stop:
+                break
+        study.tell(trial, *([] if stop else [losses[-1]]), **({"state": TrialState.PRUNED} if stop else {}))
+    return pairs
+
+
+def calibration() -> str:
+    """True ends against predicted ones, and how often the intervals held."""
+    pairs = [pair for seed in range(STUDIES) for pair in predictions(seed)]
+    side, top = HEIGHT - 1.5 * EDGE, max(max(mean, true) for mean, _, true in pairs) * 1.05
+
+    def place(mean: float, true: float) -> tuple[float, float]:
+        return EDGE + mean / top * side, EDGE / 2 + (1 - true / top) * side
+
+    (x0, y0), (x1, y1) = place(0, 0), place(top, top)
+    body = [f'<line x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}" stroke="#c9a96a"/>']
+    for mean, deviation, true in pairs:
+        (x, y), held = place(mean, true), abs(true - mean) < 1.645 * deviation
+        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{"#333" if held else "#c0392b"}"/>')
+    body.append(text(EDGE + side / 2, HEIGHT - 8, "predicted end", anchor="middle"))
+    body.append(text(8, EDGE / 2 - 8, "true end"))
+    away = [abs(true - mean) / deviation for mean, deviation, true in pairs]
+    for line, (share, reach) in enumerate(((50, 0.674), (90, 1.645))):
+        held = 100 * sum(a < reach for a in away) / len(away)
+        body.append(text(EDGE + side + 30, EDGE + 22 * line, f"{share} % intervals held: {held:.0f} %"))
+    body.append(text(EDGE + side + 30, EDGE + 44, f"{len(pairs)} predictions, {STUDIES} studies"))
+    body.append(text(EDGE + side + 30, EDGE + 66, "outside of its 90 % interval", "#c0392b"))
+    return svg(body)
+
+
 def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     curves = regret_curves(HERE / "results" / "search_efficiency_plain.csv")
     (IMAGES / "search_regret.svg").write_text(curves, encoding="utf-8")
+    (IMAGES / "search_calibration.svg").write_text(calibration(), encoding="utf-8")
     for seed in range(20):
         study, space = two_valleys(seed, RUN)
         widened = [t for t in study.trials if WIDENED in t.user_attrs]

@@ -2,10 +2,10 @@
 
 Two expectations, of which the larger counts:
 
-* the model's: the most improvement that it expects of one more trial anywhere, with deviations widened by WIDER since
-  the model is too sure of itself (the doubt that the pruner has too);
+* the model's: the most improvement that it expects of one more trial anywhere;
 * the record's: the second half of the trials, those that explored included, improved the best expected value by so
-  much. Gains fall with the logarithm of the trials at best, so the rest of the budget is expected to improve it by as
+  much. This is where the model's being too sure of itself is doubted: what exploring found against its word counts.
+  Gains fall with the logarithm of the trials at best, so the rest of the budget is expected to improve it by as
   much for each doubling of the number of trials.
 
 Where that is less than what one training scatters around its own mean, nobody could tell the gain from luck.
@@ -91,7 +91,7 @@ def convergence(study: Study, engine: Engine, n_trials: int) -> Convergence | No
     best, number = float(means.min()), np.array([c.number for c in complete])
     before = means[number < sorted(t.number for t in finished)[len(finished) // 2]]
     expected, deviation = model.final(units)
-    improved = best - np.exp(log_expected_improvement(expected, WIDER * deviation, best).max())
+    improved = best - np.exp(log_expected_improvement(expected, deviation, best).max())
     values = np.array([improved, best, best + model.noise, float(before.min()) if len(before) else best])
     reached, now, scattered, earlier = (float(v) for v in model.compression.inverse(values))
     doublings = math.log2(n_trials / len(finished))
