@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,8 @@ COPIED = {
     "examples.md": "examples/projects/README.md",
     "changes.md": "CHANGELOG.md",
 }
-#: links to files of the repository, as pages name them -> the page that shows the file
-LINKS = {
-    "../benchmarks/README.md": "benchmarks.md",
-    "../examples/projects/README.md": "examples.md",
-    "../examples/projects": "examples.md",
-}
+#: folders of the repository that pages link into -> the page that tells of them
+FOLDERS = {"benchmarks": "benchmarks.md", "examples": "examples.md"}
 MADE = {
     "reference/commands.md": commands_page,
     "reference/configuration.md": configuration_page,
@@ -52,13 +49,27 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Point links to files of the repository at their pages; keep the text for the site's Markdown."""
     source = page.file.src_uri
-    for link, target in LINKS.items():
-        markdown = re.sub(rf"\]\({re.escape(link)}(#[^)]*)?\)", rf"]({target}\1)", markdown)
+    if source.endswith(".md") and source not in COPIED:
+        markdown = re.sub(r"\[([^\]]*)\]\(((?:\.\./)+)(\w+)(?:/[^)#]*)?(#[^)]*)?\)", _repointed(source), markdown)
     if source in COPIED:
         markdown = re.sub(r"\]\((?:\.\./)*docs/", "](", markdown)
         markdown = re.sub(r"\[([^\]]*)\]\((?!https?:|#)[^)]*\.(?:py|yaml|csv|html)\)", r"\1", markdown)  # no pages
     _texts[source] = (page.title or source, markdown)
     return markdown
+
+
+def _repointed(source: str) -> Callable[[re.Match[str]], str]:
+    """Replaces links that lead out of the documentation, into a folder of the repository."""
+    deep = source.count("/")
+
+    def replace(match: re.Match[str]) -> str:
+        text, up, folder, anchor = match.groups(default="")
+        if up.count("../") != deep + 1 or folder not in FOLDERS:
+            return match[0]
+        readme = match[0].removesuffix(")").split("#")[0].endswith("README.md")
+        return f"[{text}]({'../' * deep}{FOLDERS[folder]}{anchor if readme else ''})"
+
+    return replace
 
 
 def on_post_build(config: Any) -> None:

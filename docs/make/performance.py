@@ -35,6 +35,16 @@ def performance_page() -> str:
             "Digits, equal epochs for every tuner, five seeds; best validation loss.",
             "",
             *_digits(),
+            "## The file that init writes",
+            "",
+            "A study of 20 trials with it, then the project's own values and the winner's on five fresh seeds each. `better by` is positive",
+            "where the winner is better; beyond noise is more than two standard errors.",
+            "",
+            *_rows(
+                "first_file.csv",
+                "python benchmarks/first_file.py",
+                ["project", "searched", "listed", "own", "winner", "better_by", "standard_error", "beyond_noise"],
+            ),
             "## What a suggestion costs",
             "",
             *_rows(
