@@ -181,7 +181,10 @@ def chaos(options: argparse.Namespace, root: Path) -> None:
 
         def every(seconds: float, alive: list[int]) -> None:
             awake = [child for child in alive if child != state["frozen"]]
-            if seconds >= state["kill"] and awake:
+            begun = len(list(folder.glob("trials/*")))
+            log = folder / "epochs.log"
+            over = begun >= options.trials and time.time() - log.stat().st_mtime > 3 * options.kill_every
+            if seconds >= state["kill"] and awake and not over:
                 state["kill"] = seconds + options.kill_every
                 os.kill(draw.choice(awake), signal.SIGKILL)
                 events["killed"] += 1

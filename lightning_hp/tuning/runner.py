@@ -199,7 +199,10 @@ class StudyRunner:
             leases: Takes the trial's lease; when it is closed, a trial that has not ended is handed back.
         """
         # as a whole: who has lost the lock together with the storage must not ask for a trial in the middle
-        return patiently(lambda: self._ask(leases))
+        asked = patiently(lambda: self._ask(leases))
+        if isinstance(asked, tuple):
+            self.paths.trial(asked[0].number).root.mkdir(parents=True, exist_ok=True)
+        return asked
 
     def _ask(self, leases: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
         with self.lock(), in_one_go(self._storage):

@@ -108,6 +108,7 @@ def test_a_trial_that_was_handed_back_is_no_death(studies, runner):
         assert trial.number == 0
         assert "deaths" not in trial.user_attrs
         assert second.listener.resumed == [0]
+        assert studies.paths().trial(0).root.is_dir(), "a project may write there before anything else does"
 
 
 def test_an_old_study_whose_trials_have_no_leases_goes_on(studies, runner):
