@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from lightning_hp.search.stages import stage_at
+from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.journal import in_one_go
 from lightning_hp.study.trials import best_trials
 from lightning_hp.study.upstream import storage_of
@@ -77,7 +78,8 @@ class Together:
         space, planned = runner.description.space, runner.sampler.planned
         fixed = {p.stored_name: first.params[p.stored_name] for p in space.parameters if p.cardinality is not None}
         stage = stage_at(planned, first.number)
-        end = math.inf if stage is planned[-1] else stage.last
+        is_free = stage is planned[-1] or CONFIRMS in first.user_attrs  # a confirmation belongs to no stage
+        end = math.inf if is_free else stage.last
         size = cohort_size(runner.config.search.n_trials, runner.config.caviar.cohort)
         companions: list[Candidate] = []
         newest = first.number
@@ -108,7 +110,11 @@ class Together:
             drop_checkpoints(runner.study, runner.paths, keep, runner.cleaned)
 
     def _worth_keeping(self, results: Sequence[Trained], keep: int) -> list[Trained]:
-        """The members that are among the best ``keep`` of the study now."""
+        """The members that may be among the best ``keep`` of the study once they are told.
+
+        Every confirmation may: its configuration is ranked by the mean of all its trainings.
+        """
+        confirming = [r for r in results if r.outcome is not None and CONFIRMS in r.candidate.trial.user_attrs]
         sign = 1.0 if self._runner.description.mode == "min" else -1.0
         ranked = [(sign * (trial.value or 0.0), None) for trial in best_trials(self._runner.study, keep)]
         mine = [
@@ -118,7 +124,7 @@ class Together:
             if result.outcome.state == "complete" and not result.outcome.diverged
         ]
         best = sorted([*ranked, *mine], key=lambda pair: pair[0])[:keep]
-        return [result for _, result in best if result is not None]
+        return list(dict.fromkeys([*confirming, *(result for _, result in best if result is not None)]))
 
     def _run_alone(self, results: Sequence[Trained], whole: int) -> None:
         """Run trials that were not trained together; where that is a whole cohort, so are all that follow."""

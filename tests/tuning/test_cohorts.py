@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from lightning_hp.callbacks.audit.reference import weights_fingerprint
 from lightning_hp.search.plan import SearchPlan
+from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.paths import TrialPaths
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
 from lightning_hp.tuning import cohorts
@@ -106,6 +107,23 @@ def test_the_winner_is_an_ordinary_checkpoint_with_the_stored_value(studies):
     rows = (studies.paths("digits").trial(0).root / "metrics.csv").read_text().splitlines()
     assert rows[0].startswith("epoch,step,")
     assert len(rows) == 4
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_winner_by_its_mean_has_the_checkpoint_of_one_of_its_trainings(studies, said, seed):
+    result = study(studies, trials=20, seed=seed, keep_checkpoints=1)
+    trials = studies.trials("digits")
+    confirming = [t for t in trials if CONFIRMS in t.user_attrs]
+    assert len(confirming) in (2, 4, 6), "two seeds of up to three configurations"
+    assert len({t.user_attrs["seed"] for t in confirming}) == len(confirming)
+    assert any(line.startswith("training the best again on fresh seeds: trials ") for line in said)
+    assert not any("no validation metrics" in line for line in said)
+    assert result.checkpoint.is_file()
+    assert result.validation["val_loss"] == pytest.approx(result.value, rel=1e-5)
+    together = {}
+    for t in confirming:
+        together.setdefault(t.user_attrs[CONFIRMS], set()).add(t.user_attrs["cohort"])
+    assert all(len(numbers) == 1 for numbers in together.values()), "the seeds of a configuration are one stack"
 
 
 def test_the_winner_is_audited_and_leaves_the_moments_of_its_validation_data(studies):
