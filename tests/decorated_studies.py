@@ -93,4 +93,5 @@ def serving(target: Any, **options: Any) -> Iterator[int]:
         thread.join(10)
         server.task_dispatcher.shutdown()
         for channel in list(server._map.values()):
-            channel.close()
+            # a connection's own way also closes the file in which waitress keeps a long page
+            (channel.handle_close if hasattr(channel, "outbufs") else channel.close)()
