@@ -180,42 +180,43 @@ def append(row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
-def ratios(seed: int, kind: str) -> dict[str, dict[tuple[str, str], float]]:
-    """Method to start to loss ratio; NaN counts as infinite."""
-    rows = [row for row in read() if row["seed"] == str(seed)]
-    tuned: dict[tuple[str, str], list[float]] = {}
+def ratios(seeds: list[int], kind: str) -> dict[str, dict[tuple[str, str, str], float]]:
+    """Method to start (task, seed, number) to loss ratio; NaN counts as infinite."""
+    rows = [row for row in read() if int(row["seed"]) in seeds]
+    tuned: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
         if row["kind"] == "tuned":
-            tuned.setdefault((row["task"], row["number"]), []).append(float(row["loss"]))
-    result: dict[str, dict[tuple[str, str], float]] = {}
+            tuned.setdefault((row["task"], row["seed"], row["number"]), []).append(float(row["loss"]))
+    result: dict[str, dict[tuple[str, str, str], float]] = {}
     for row in rows:
         if row["kind"] == kind:
-            where = (row["task"], row["number"])
+            where = (row["task"], row["seed"], row["number"])
             loss = float(row["loss"])
             ratio = loss / statistics.fmean(tuned[where]) if math.isfinite(loss) else math.inf
             result.setdefault(row["method"], {})[where] = ratio
     return result
 
 
-def table(seed: int, kind: str) -> None:
-    print(f"\n{kind} starts, seed {seed}: loss / tuned loss of the same seed\n")
+def table(seeds: list[int], kind: str) -> None:
+    """Print a table of all methods over the starts of these seeds."""
+    print(f"\n{kind} starts, seeds {', '.join(map(str, seeds))}: loss / tuned loss of the same seed\n")
     print("| method | starts | within 10 % | within 25 % | median | " + " | ".join(f"{t} median" for t in TASKS) + " |")
     print("|---|--:|--:|--:|--:|" + "--:|" * len(TASKS))
-    for method, values in sorted(ratios(seed, kind).items(), key=lambda item: statistics.median(item[1].values())):
+    for method, values in sorted(ratios(seeds, kind).items(), key=lambda item: statistics.median(item[1].values())):
         every = list(values.values())
         cells = [f"{len(every)}", f"{sum(v <= 1.1 for v in every) / len(every):.0%}"]
         cells += [f"{sum(v <= 1.25 for v in every) / len(every):.0%}", f"{statistics.median(every):.3f}"]
         for task in TASKS:
-            own = [value for (where, _), value in values.items() if where == task]
+            own = [value for (where, *_), value in values.items() if where == task]
             cells.append(f"{statistics.median(own):.3f}" if own else "")
         print(f"| {method} | " + " | ".join(cells) + " |")
 
 
-def harm(seed: int) -> None:
+def harm(seeds: list[int]) -> None:
     """Paired test on the logarithm of the loss ratio, one-sided: is the babysat loss larger?"""
     from scipy.stats import ttest_rel, wilcoxon
 
-    good = ratios(seed, "good")
+    good = ratios(seeds, "good")
     for method in BABYSAT:
         if method not in good or "unattended" not in good:
             continue
@@ -225,7 +226,7 @@ def harm(seed: int) -> None:
         mean = statistics.fmean(b - a for b, a in zip(babysat, alone, strict=True))
         t = ttest_rel(babysat, alone, alternative="greater").pvalue
         w = wilcoxon(babysat, alone, alternative="greater").pvalue
-        rows = [r for r in read() if (r["seed"], r["kind"], r["method"]) == (str(seed), "good", method)]
+        rows = [r for r in read() if int(r["seed"]) in seeds and (r["kind"], r["method"]) == ("good", method)]
         alarms, checks = (sum(int(row[key]) for row in rows) for key in ("by_noise", "checks"))
         worst = max(math.exp(b - a) for b, a in zip(babysat, alone, strict=True))
         print(
@@ -338,18 +339,20 @@ def main() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    for seed in arguments.seed:
-        if "rescue" in arguments.section:
-            rows_of("bad", ["unattended", *BABYSAT], seed, arguments.number)
-            table(seed, "bad")
-        if "harm" in arguments.section:
-            rows_of("good", ["unattended", *BABYSAT], seed, arguments.number)
-            table(seed, "good")
-            harm(seed)
-        if "others" in arguments.section:
-            for kind in ("bad", "good"):
-                rows_of(kind, ["unattended", *BABYSAT, *OTHERS], seed, arguments.number)
-                table(seed, kind)
+    seeds, number = arguments.seed, arguments.number
+    everything = ["unattended", *BABYSAT, *OTHERS]
+    for section, kind, methods in (
+        ("rescue", "bad", everything[:3]),
+        ("harm", "good", everything[:3]),
+        ("others", "bad", everything),
+        ("others", "good", everything),
+    ):
+        if section in arguments.section:
+            for seed in seeds:
+                rows_of(kind, methods, seed, number)
+            table(seeds, kind)
+        if section == "harm" and section in arguments.section:
+            harm(seeds)
     if "cost" in arguments.section:
         cost(arguments.rounds, arguments.epochs)
 

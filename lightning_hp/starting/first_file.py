@@ -91,7 +91,7 @@ class FirstFile:
         return "\n".join(self._lines(folder, when)) + "\n"
 
     def _lines(self, folder: Path, when: str) -> Iterator[str]:
-        yield f"# Written by lightning-hp init on {when}, from your project. Change what you like:"
+        yield f"# Written on {when} by lightning-hp init, from your project. Change what you like:"
         yield "# every key is explained on the page tune_yaml of lightning_hp's documentation."
         yield f"name: {self.name}"
         files = [os.path.relpath(file, folder) for file in self.builder.files]

@@ -213,10 +213,6 @@ BAD = {
         {"model": "nothing.Model"},
         "`model` must be a class that can be imported, got 'nothing.",
     ),
-    "two devices": (
-        {"train": {"trainer": {"accelerator": "cpu", "devices": 2}}},
-        "`trainer.strategy` must be one that trains in",
-    ),
 }
 
 

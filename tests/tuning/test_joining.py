@@ -136,7 +136,7 @@ def test_a_study_of_a_script_says_what_to_do(studies, capsys):
 def test_a_picture_of_a_study_at_work(studies):
     studies.run(trials=4)
     study = studies.open()
-    now = datetime.now(UTC)
+    now = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)  # leases keep whole seconds
     finished = max(t.datetime_complete for t in study.trials)
     leases = Leases(study, Worker(studies.paths().root, "busy"), 60.0, now=lambda: now)
     trial = study.ask()
