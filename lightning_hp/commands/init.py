@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def init_verb(options: Namespace) -> int:
     write_text(output, first.text(output.parent, datetime.now(UTC).date().isoformat()))
     say_what_was_chosen(first)
     write_line(f"written    {', '.join(str(file) for file in (made, output) if file)}")
-    write_line(f"next       lightning-hp tune {output}")
+    write_line(f"next       lightning-hp tune {shlex.quote(str(output))}")
     return 0
 
 
