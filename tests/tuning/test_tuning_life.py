@@ -32,7 +32,7 @@ def date(day: int) -> str:
 #: the default is far too high for the digits as they are, and about right once they have faded
 SPACE = SearchSpace.from_dict(
     {
-        "learning_rate": {"low": 1e-3, "high": 30.0, "scale": "log", "tier": "A", "default": 3.0},
+        "learning_rate": {"low": 1e-3, "high": 30.0, "scale": "log", "tier": "A", "default": 1.0},
         "momentum": {"low": 0.5, "high": 0.99, "scale": "one_minus_log", "tier": "B", "default": 0.9},
     }
 )
