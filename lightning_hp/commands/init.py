@@ -28,16 +28,16 @@ def init_verb(options: Namespace) -> int:
         project, files = "", [Path(project)]
     if bool(project) == bool(files):
         raise ConfigError("`init` needs a LightningCLI file, or package.module:Module where there is none")
-    made = Path("train.yaml") if project else None
-    output = Path(options.output or (made or files[0]).parent / "tune.yaml")
-    for file in (output, made):
+    training_file = Path("train.yaml") if project else None
+    output = Path(options.output or (training_file or files[0]).parent / "tune.yaml")
+    for file in (output, training_file):
         if file is not None and file.exists():
             raise ConfigError(f"`--output` must be a file that does not exist yet, got {str(file)!r}")
-    if made is not None:
-        write_text(made, file_for_classes(project, options.data_class, options.max_epochs))
+    if training_file is not None:
+        write_text(training_file, file_for_classes(project, options.data_class, options.max_epochs))
     try:
-        if made is not None:
-            builder = builder_of([made], None, None, options.cli_class)
+        if training_file is not None:
+            builder = builder_of([training_file], None, None, options.cli_class)
             name, limits = project.replace(":", ".").rpartition(".")[2], TrainingLength()
         else:
             builder = builder_of(files, options.model_class, options.data_class, options.cli_class)
@@ -45,12 +45,12 @@ def init_verb(options: Namespace) -> int:
         write_line("looking at the project: its values, one batch, one epoch" if not options.no_run else "reading")
         first = choose(builder, options.name or name, options.trials, limits, train=not options.no_run)
     except BaseException:
-        if made is not None:
-            made.unlink()
+        if training_file is not None:
+            training_file.unlink()
         raise
     write_text(output, first.text(output.parent, datetime.now(UTC).date().isoformat()))
     say_what_was_chosen(first)
-    write_line(f"written    {', '.join(str(file) for file in (made, output) if file)}")
+    write_line(f"written    {', '.join(str(file) for file in (training_file, output) if file)}")
     write_line(f"next       lightning-hp tune {shlex.quote(str(output))}")
     return 0
 

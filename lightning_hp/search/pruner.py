@@ -260,9 +260,9 @@ def _culled(
     ends = (-1.0 if maximize else 1.0) * model.compression.inverse(expected)
     for i in np.argsort(-chances[:n], kind="stable"):
         if held >= HELD and not (leads and i == leader):
-            known = {"mean": float(ends[i]), "chance": round(float(chances[i]), 4)}
+            prediction = {"mean": float(ends[i]), "chance": round(float(chances[i]), 4)}
             rival = {"best": float(ends[n:].max() if maximize else ends[n:].min())} if complete else {}
-            stopped[members[i].number] = {"rule": "chance", **known, **rival}
+            stopped[members[i].number] = {"rule": "chance", **prediction, **rival}
         held += float(chances[i])
     return stopped
 

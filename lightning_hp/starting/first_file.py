@@ -167,8 +167,8 @@ def choose(
 def suggestion(candidate: Candidate) -> dict[str, Any]:
     """A range for a value of which nothing is known, for a person to mend; empty where none can be thought of."""
     value = candidate.value
-    known = KNOWN.get(canonical(candidate.key))
-    if known is not None and candidate.is_number and (fields := known.range_for(value)):
+    name_facts = KNOWN.get(canonical(candidate.key))
+    if name_facts is not None and candidate.is_number and (fields := name_facts.range_for(value)):
         return {name: field for name, field in fields.items() if name != "default"}
     if isinstance(value, bool):
         return {"choices": [value, not value]}

@@ -82,10 +82,10 @@ def file_for_classes(model: str, data: str | None, max_epochs: int | None) -> st
 
 
 def _class(path: str, kind: type, what: str) -> Any:
-    found = import_path(path.replace(":", "."), what)
-    if not (isinstance(found, type) and issubclass(found, kind)):
+    imported = import_path(path.replace(":", "."), what)
+    if not (isinstance(imported, type) and issubclass(imported, kind)):
         raise ConfigError(f"`{what}` must name a {kind.__name__} as package.module:Class, got {path!r}")
-    return found
+    return imported
 
 
 def _path(kind: type) -> str:

@@ -112,16 +112,16 @@ def _implausible(name: str, candidate: Candidate, candidates: Sequence[Candidate
 
 
 def _fields(name: str, candidate: Candidate, shown: ShortRun | None) -> dict[str, Any]:
-    known = KNOWN[name]
-    fields = known.range_for(candidate.value)
+    name_facts = KNOWN[name]
+    fields = name_facts.range_for(candidate.value)
     fields.pop("default", None)  # it is the project's own
     if name == "batch_size" and shown is not None and shown.batches is not None:
         largest = max(shown.batches * candidate.value * _LARGEST_BATCH, candidate.value)
         fields["choices"] = [size for size in fields["choices"] if size <= largest]
     if "choices" not in fields:
         kind = "int" if isinstance(candidate.value, int) else "float"
-        fields["scale"] = known.scale_for(kind, fields["low"], fields["high"])
-    return {**fields, "tier": known.tier}
+        fields["scale"] = name_facts.scale_for(kind, fields["low"], fields["high"])
+    return {**fields, "tier": name_facts.tier}
 
 
 def _refused(

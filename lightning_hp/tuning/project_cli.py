@@ -165,11 +165,11 @@ class ProjectCLI:
             instantiated: As for :meth:`call`.
         """
         cli = copy.copy(call.cli)
-        made = vars(call.cli).copy()
+        attributes = vars(call.cli).copy()
         visit = _Visit((), "built", _nothing, instantiated)
         try:
             # its parser gives the classes what stands in this very object
-            call.cli.config = Namespace({FIT: config, "subcommand": FIT}) if FIT in made["config"] else config
+            call.cli.config = Namespace({FIT: config, "subcommand": FIT}) if FIT in attributes["config"] else config
             call.cli.config_dump = dump
             with visit.in_place():
                 call.cli._set_seed()
@@ -177,7 +177,7 @@ class ProjectCLI:
             vars(cli).update(vars(call.cli))
         finally:
             vars(call.cli).clear()
-            vars(call.cli).update(made)
+            vars(call.cli).update(attributes)
         return Call(cli)
 
     def options(self) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Cut(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.current_epoch == self.epoch and batch_idx == 2:
-            raise SystemExit
+            raise SystemExit("cut off")
 
 
 def fit(folder, cut=None, epoch_seconds=10.0, write_seconds=0.1, of="a"):
@@ -82,7 +82,7 @@ def fit(folder, cut=None, epoch_seconds=10.0, write_seconds=0.1, of="a"):
     if cut is None:
         trainer.fit(model)
     else:
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match="cut off"):
             trainer.fit(model)
     return model, pruning, unfinished, written
 

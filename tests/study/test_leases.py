@@ -104,7 +104,7 @@ def test_a_late_worker_learns_who_has_its_trial_and_nothing_counts_twice(party, 
             first.leases.renew()
             assert lease_of(second.trial()).worker == "second", "a late renewal takes nothing back"
             second.study.tell(0, 1.0)
-    with pytest.raises(UpdateFinishedTrialError):
+    with pytest.raises(UpdateFinishedTrialError, match="finished"):
         first.study._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [2.0])
     assert [(t.number, t.state, t.value) for t in first.study.get_trials()] == [(0, TrialState.COMPLETE, 1.0)]
 

@@ -181,9 +181,9 @@ def test_watching_goes_on_until_ctrl_c(studies):
     def sleep(seconds):
         looks.append(seconds)
         if len(looks) == 3:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("seen enough")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="seen enough"):
         watch(studies.open(), Console(file=StringIO(), force_terminal=True), 2.0, sleep=sleep)
     assert looks == [2.0] * 3
 

@@ -65,12 +65,12 @@ def begin_again(history: History) -> Intervention | None:
     Which rate is good depends on their size, so what was found before is forgotten; a rate that a person set stays.
     None where another rule than `batch`, or a person, asked for them: that training goes on.
     """
-    asked = next(
+    new_size = next(
         done.what
         for done in reversed(history.done)
         if done.what.values.get("batch_size", done.before.get("batch_size")) != done.before.get("batch_size")
     )
-    if asked.rule != "batch" or asked.restore != START:
+    if new_size.rule != "batch" or new_size.restore != START:
         return None
     why = "the new mini-batches are in use: training begins again"
     by_person = any(RATE in done.what.values for done in history.done if done.what.rule in ("nudge", "undo"))
