@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +59,21 @@ def postgres(postgres_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setenv("LIGHTNING_HP_STORAGE_PASSWORD", PASSWORD)
     return postgres_server
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Any:
+    """Start a function in a child process, which is already past its imports."""
+    from child import Child
+
+    children: list[Child] = []
+
+    def start(work: Callable[[], object]) -> Child:
+        children.append(Child(work, tmp_path / f"child{len(children)}.txt"))
+        return children[-1]
+
+    yield start
+    for child in children:
+        if child.code is None:
+            os.kill(child.pid, 9)
+            child.wait()

@@ -45,32 +45,33 @@ def test_what_is_written_in_one_go_is_read_at_once_and_waits_for_the_disk_once(p
     assert [t.value for t in other.get_trials()] == [1.0] * 3
 
 
-def test_two_processes_write_in_turns(path):
+def test_two_processes_write_in_turns(path, fork):
     study, storage = opened(path)
-    child = os.fork()
-    if child == 0:
+
+    def write():
         mine, own = opened(path)
         for number in range(20):
             with in_one_go(own):
                 ask(mine, number)
-        os._exit(0)
+
+    child = fork(write)
     for number in range(20):
         with in_one_go(storage):
             ask(study, number)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert child.wait() == 0
     read, _ = opened(path)
     assert [t.number for t in read.get_trials()] == list(range(40))
     assert all(t.params and "number" in t.user_attrs for t in read.get_trials())
 
 
-def test_a_process_that_is_killed_in_between_leaves_a_journal_that_goes_on(path):
-    child = os.fork()
-    if child == 0:
+def test_a_process_that_is_killed_in_between_leaves_a_journal_that_goes_on(path, fork):
+    def die_in_between():
         study, storage = opened(path)
         with in_one_go(storage):
             ask(study, 0)
             os.kill(os.getpid(), signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    assert fork(die_in_between).wait() == -signal.SIGKILL
     study, _ = opened(path)
     ask(study, 1)
     assert [t.user_attrs["number"] for t in study.get_trials()] == [0, 1]

@@ -149,21 +149,23 @@ def test_renewing_writes_only_what_is_due(party, clock):
         assert lease_of(first.trial()).at == "2026-01-01T00:00:40+00:00"
 
 
-def test_a_neighbour_that_was_killed_is_known_to_be_dead_at_once(party, clock):
+def test_a_neighbour_that_was_killed_is_known_to_be_dead_at_once(party, clock, fork):
     read, write = os.pipe()
     survivor = party("survivor", elsewhere=False)
     survivor.study.ask()
-    child = os.fork()
-    if child == 0:
+
+    def hold_a_trial():
         doomed = party("doomed", elsewhere=False)
         with doomed.leases.hold(doomed.trial()):
             os.write(write, b"x")
             signal.pause()
+
+    child = fork(hold_a_trial)
     os.read(read, 1)
     assert not survivor.leases.is_free(survivor.trial())
     assert is_alive(lease_of(survivor.trial()), survivor.worker._folder, clock.now() + timedelta(days=1))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child.kill(signal.SIGKILL)
+    child.wait()
     assert survivor.leases.is_free(survivor.trial())
     assert not is_alive(lease_of(survivor.trial()), survivor.worker._folder, clock.now())
 

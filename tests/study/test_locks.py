@@ -47,12 +47,12 @@ def test_without_kernel_locks_the_link_excludes(tmp_path, network):
         assert second.is_held()
 
 
-def test_a_link_of_a_dead_process_of_this_machine_is_broken_at_once(tmp_path):
-    child = os.fork()
-    if child == 0:
+def test_a_link_of_a_dead_process_of_this_machine_is_broken_at_once(tmp_path, fork):
+    def die_with_the_lock():
         FolderLock(tmp_path / "l").acquire()
         os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+
+    assert fork(die_with_the_lock).wait() == -signal.SIGKILL
     assert os.path.lexists(tmp_path / "l.owner")
     with FolderLock(tmp_path / "l", clock=lambda: 0.0) as lock:
         assert lock.is_held()
@@ -107,7 +107,7 @@ def test_a_file_system_without_symbolic_links_has_a_file(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("with_link", [True, False])
-def test_machines_that_share_a_journal_do_not_write_into_each_other(tmp_path, network, monkeypatch, with_link):
+def test_machines_that_share_a_journal_do_not_write_into_each_other(tmp_path, network, monkeypatch, fork, with_link):
     """Appending as network file systems do it: the end is looked for, then written to, in pieces."""
     path = tmp_path / "journal.log"
     # without the link the three find the same end once for certain, however fast or slow the machine is
@@ -128,18 +128,16 @@ def test_machines_that_share_a_journal_do_not_write_into_each_other(tmp_path, ne
     monkeypatch.setattr(MendingJournal, "_append", append)
     if not with_link:
         monkeypatch.setattr(FolderLock, "_take_link", lambda self, begun, timeout: None)
-    children = []
     MendingJournal(path)
-    for machine in range(3):
-        child = os.fork()
-        if child == 0:
-            monkeypatch.setattr(locks, "machine", lambda machine=machine: f"machine {machine}")
-            journal = MendingJournal(path)
-            for number in range(60):
-                journal.append_logs([{"machine": machine, "number": number, "text": "x" * 40}])
-            os._exit(0)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    def work(machine):
+        monkeypatch.setattr(locks, "machine", lambda: f"machine {machine}")
+        journal = MendingJournal(path)
+        for number in range(60):
+            journal.append_logs([{"machine": machine, "number": number, "text": "x" * 40}])
+
+    children = [fork(lambda machine=machine: work(machine)) for machine in range(3)]
+    codes = [child.wait() for child in children]
     lines = path.read_bytes().splitlines()
     whole = [line for line in lines if line.startswith(b'{"machine"') and line.endswith(b'"}')]
     if with_link:

@@ -1,10 +1,5 @@
 """Studies of the toy project, run in this process or in a forked child that may be killed."""
 
-import os
-import sys
-import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -67,69 +62,3 @@ def studies(tmp_path, monkeypatch):
 def reported(tmp_path):
     """Studies that end with their report."""
     return Studies(tmp_path)
-
-
-class Child:
-    """A forked child that runs a function; what it says goes to a file."""
-
-    def __init__(self, work: Callable[[], object], said: Path):
-        self.said = said
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-                os.dup2(out, 1)
-                os.dup2(out, 2)
-                sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-                result = work()
-                code = result if isinstance(result, int) else 0
-            except KeyboardInterrupt:
-                code = 130
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        self.code: int | None = None
-
-    def wait(self) -> int:
-        """The exit code; below 0 the signal that killed it."""
-        if self.code is None:
-            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.code
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something holds, or the child has ended."""
-        while self.code is None and not condition():
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
-            time.sleep(0.002)
-
-    def kill(self, signum: int) -> None:
-        if self.code is None:
-            os.kill(self.pid, signum)
-
-    @property
-    def output(self) -> str:
-        return self.said.read_text()
-
-
-@pytest.fixture
-def fork(tmp_path):
-    """Start a function in a child process, which is already past its imports."""
-    children: list[Child] = []
-
-    def start(work: Callable[[], object]) -> Child:
-        children.append(Child(work, tmp_path / f"child{len(children)}.txt"))
-        return children[-1]
-
-    yield start
-    for child in children:
-        if child.code is None:
-            os.kill(child.pid, 9)
-            child.wait()
