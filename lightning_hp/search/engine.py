@@ -60,7 +60,7 @@ class Proposal:
         unit: Its position, shape (d,).
         gain: The most improvement that was expected of a point, in parts of the stake.
         explores: Whether the point was taken far from what is known, since too little was left to gain.
-        opens: Whether the point was taken where a closed parameter is open, since too little was left to gain.
+        opens: Whether it is the first point taken where a closed parameter is open, since too little was left to gain.
     """
 
     unit: Array
@@ -166,18 +166,35 @@ class Engine:
         box: Array | None = None,
         beyond: Array | None = None,
     ) -> Proposal | None:
-        """The next point; None where nothing is known yet.
+        """The next point, see :meth:`propose_many`; None where nothing is known yet."""
+        proposals = self.propose_many(curves, full, rng, 1, failed, box, beyond)
+        return proposals[0] if proposals else None
 
-        It has the most expected improvement, in the box as long as there is something to gain there. Where little is
-        left to gain, closed parameters are opened (``beyond``). Where there are none, every second point explores, and
-        every point where nothing is left: then the model, which was sure of that, is doubted (see DOUBT), and points
-        far from all that was tried have the most to promise. Exploring that came to nothing many times (see BARREN) is
-        left to every second point.
+    def propose_many(
+        self,
+        curves: Sequence[Curve],
+        full: Array,
+        rng: np.random.Generator,
+        n: int,
+        failed: Sequence[Array] = (),
+        box: Array | None = None,
+        beyond: Array | None = None,
+    ) -> list[Proposal]:
+        """The next points, to be tried at the same time; none where nothing is known yet.
+
+        The first has the most expected improvement, in the box as long as there is something to gain there. Where
+        little is left to gain, closed parameters are opened (``beyond``). Where there are none, every second point
+        explores, and every point where nothing is left: then the model, which was sure of that, is doubted (see DOUBT),
+        and points far from all that was tried have the most to promise. Exploring that came to nothing many times (see
+        BARREN) is left to every second point; and so it is after the first point, since these are proposed before
+        anything has come of it. One model serves all points, see :meth:`_beside`.
 
         Args:
             curves: Of the study's trials.
-            full: Low and high of the whole range, shape (d, 2); low equals high where a parameter is closed.
+            full: Low and high of the whole range, shape (d, 2); low equals high where a parameter is closed, or where
+                all points are to have one value.
             rng: Source of the draws.
+            n: How many points, at least 1.
             failed: Positions, shape (d,) each, at which there is nothing to be learned or gained: whatever made a trial
                 fail there is likely to do so again, next to it too.
             box: Low and high of the region to look in first, shape (d, 2), inside ``full``.
@@ -186,69 +203,89 @@ class Engine:
         model = self.model(curves)
         observed = None if model is None else model.best
         if model is None or observed is None:
-            return None
+            return []
         running = [c.unit for c in curves if c.state is TrialState.RUNNING]
         promising = model.promising()
         model.believe(np.array(failed).reshape(-1, len(self.space)))
         best = min(observed, model.believe(np.array(running).reshape(-1, len(self.space))))
-        start = candidates(self.space, full, promising, rng)
+        sides, start = full, candidates(self.space, full, promising, rng)
         stake = model.stake(start[:UNIFORM], best)
         ranked = self._maxima(model, full, start, best, rng)
         gain = model.gain(ranked[0], best) / stake
         if box is not None and not inside(ranked[0], box):
-            ranked_in = self._maxima(model, box, np.clip(start, box[:, 0], box[:, 1]), best, rng)
+            start_in = np.clip(start, box[:, 0], box[:, 1])
+            ranked_in = self._maxima(model, box, start_in, best, rng)
             gain_in = model.gain(ranked_in[0], best) / stake
             if gain_in >= max(EXHAUSTED, PART_INSIDE * gain):
-                ranked, gain = ranked_in, gain_in
+                sides, start, ranked, gain = box, start_in, ranked_in, gain_in
         complete = sum(c.final < math.inf for c in curves)
         opens = complete >= DOUBT_FROM and gain < LITTLE and beyond is not None
-        odd = len(curves) % 2 == 1
-        least = LITTLE if odd else 0.0 if _barren(curves) else EXHAUSTED
-        explores = complete >= DOUBT_FROM and not opens and gain < least
+        explores = [False] * n
+        if complete >= DOUBT_FROM and not opens:
+            odd = [(len(curves) + i) % 2 == 1 for i in range(n)]
+            exhausted = gain < EXHAUSTED and not _barren(curves)
+            explores = [(exhausted and i == 0) or (odd[i] and gain < LITTLE) for i in range(n)]
         if opens:
             assert beyond is not None
-            full, start = beyond, candidates(self.space, beyond, promising, rng)
-            ranked = self._maxima(model, full, start, best, rng)
-        elif explores:
-            ranked = self._far(model, full, promising, best, rng)
-        point = choose(ranked, [*(c.unit for c in curves), *failed])
-        if point is None:  # everything near is taken: no more to gain, but a point of its own
-            point = np.clip(snap(self.space, start[0]), full[:, 0], full[:, 1])
-        return Proposal(point, gain, explores, opens)
+            sides, start = beyond, candidates(self.space, beyond, promising, rng)
+            ranked = self._maxima(model, sides, start, best, rng)
+        taken = [*(c.unit for c in curves), *failed]
+        far: list[Array] = []
+        if any(explores):
+            start_far = far_candidates(self.space, full, promising, rng)
+            ranked_far = self._far(model, full, start_far, best)
+            far = self._beside(model, full, ranked_far, start_far, taken, best, sum(explores), rng, DOUBT)
+        near = self._beside(model, sides, ranked, start, [*taken, *far], best, n - len(far), rng)
+        points = [far.pop(0) if explored else near.pop(0) for explored in explores]
+        return [Proposal(p, gain, e, opens and i == 0) for i, (p, e) in enumerate(zip(points, explores, strict=True))]
 
-    def propose_many(
-        self, curves: Sequence[Curve], full: Array, rng: np.random.Generator, n: int, failed: Sequence[Array] = ()
-    ) -> Array | None:
-        """Points to try at the same time, shape (n, d); None where nothing is known yet.
+    def _beside(
+        self,
+        model: CurveModel,
+        sides: Array,
+        ranked: Array,
+        start: Array,
+        taken: Sequence[Array],
+        best: float,
+        n: int,
+        rng: np.random.Generator,
+        doubt: float = 1.0,
+    ) -> list[Array]:
+        """Points to try at the same time, n of shape (d,): the first of ``ranked`` that is free, and others beside it.
 
-        One model serves them all. Final losses are drawn at many candidates together, and each point is the one that
-        improves most, on average over the drawings, on the best of the drawing so far and of the points before it
-        (the greedy q-EI of Wilson et al. 2018). Once no candidate improves on it, each is the best of a drawing.
+        Final losses are drawn at many candidates together, and each further point is the one that improves most, on
+        average over the drawings, on the best of the drawing so far and of the points before it (the greedy q-EI of
+        Wilson et al. 2018). Once no candidate improves on it, each is the best of a drawing.
 
         Args:
-            curves: Of the study's trials.
-            full: As for :meth:`propose`; low equals high where all points are to have one value.
-            rng: Source of the draws.
+            model: Of the study's trials.
+            sides: Low and high of the range, shape (d, 2).
+            ranked: Points with the most expected improvement, the best first, shape (k, d).
+            start: Candidates for the further points, shape (m, d).
+            taken: Positions of trials.
+            best: The best loss, compressed.
             n: How many points.
-            failed: As for :meth:`propose`.
+            rng: Source of the draws.
+            doubt: How many times wider the model's deviations are taken.
         """
-        model = self.model(curves)
-        observed = None if model is None else model.best
-        if model is None or observed is None:
-            return None
-        running = [c.unit for c in curves if c.state is TrialState.RUNNING]
-        promising = model.promising()
-        model.believe(np.array(failed).reshape(-1, len(self.space)))
-        best = min(observed, model.believe(np.array(running).reshape(-1, len(self.space))))
-        low, high = full[:, 0], full[:, 1]
-        start = candidates(self.space, full, promising, rng)
-        start = start[np.argsort(-model.score(start, best), kind="stable")[: max(_DRAWN_AT, 3 * n)]]
-        units = np.clip(np.stack([snap(self.space, unit) for unit in start]), low, high)
-        taken = np.stack([*(c.unit for c in curves), *failed])
-        drawn = model.draws(units, rng, _DRAWINGS)
-        lowest = np.full(len(drawn), best)
-        free = np.abs(units[:, None] - taken[None]).max(axis=2).min(axis=1) > _APART
-        chosen: list[int] = []
+        if n == 0:
+            return []
+        low, high = sides[:, 0], sides[:, 1]
+        first = choose(ranked, taken)
+        if first is None:  # everything near is taken: no more to gain, but a point of its own
+            first = np.clip(snap(self.space, start[0]), low, high)
+        if n == 1:
+            return [first]
+        mean, deviation = model.final(start)
+        order = np.argsort(-log_expected_improvement(mean, doubt * deviation, best), kind="stable")
+        start = start[order[: max(_DRAWN_AT, 3 * n)]]
+        units = np.concatenate([first[None], np.clip(np.stack([snap(self.space, u) for u in start]), low, high)])
+        mean, _ = model.final(units)
+        drawn = mean + doubt * (model.draws(units, rng, _DRAWINGS) - mean)
+        lowest = np.minimum(best, drawn[:, 0])
+        others = np.stack([*taken, first])
+        free = np.abs(units[:, None] - others[None]).max(axis=2).min(axis=1) > _APART
+        chosen = [0]
         while len(chosen) < n and free.any():
             gains = np.where(free, np.maximum(lowest[:, None] - drawn, 0.0).mean(axis=0), -1.0)
             pick = int(gains.argmax())
@@ -258,15 +295,14 @@ class Engine:
             lowest = np.minimum(lowest, drawn[:, pick])
             free &= np.abs(units - units[pick]).max(axis=1) > _APART
         more = rng.random((n - len(chosen), len(self.space)))
-        return np.concatenate([units[chosen], low + (high - low) * more])
+        return [*units[chosen], *(low + (high - low) * more)]
 
     def _maxima(self, model: CurveModel, sides: Array, start: Array, best: float, rng: np.random.Generator) -> Array:
         """Local maxima of the expected improvement inside ``sides``, the best first, shape (k, d)."""
         return maximise(self.space, sides, start, lambda u: model.score(u, best), lambda u: model.slope(u, best), rng)
 
-    def _far(self, model: CurveModel, full: Array, promising: Array, best: float, rng: np.random.Generator) -> Array:
-        """Points with the most expected improvement by a doubted model, the best first, shape (k, d)."""
-        far = far_candidates(self.space, full, promising, rng)
+    def _far(self, model: CurveModel, full: Array, far: Array, best: float) -> Array:
+        """Of points to explore, shape (m, d), those with the most expected improvement by a doubted model, (k, d)."""
         mean, deviation = model.final(far)
         order = np.argsort(-log_expected_improvement(mean, DOUBT * deviation, best), kind="stable")[:_FAR_KEPT]
         return np.clip(np.stack([snap(self.space, unit) for unit in far[order]]), full[:, 0], full[:, 1])

@@ -78,7 +78,9 @@ def evidence(
         groups[stage_at(stages, trial.number).index].append(trial)
     measured = in_study(space, stages, groups, direction)
     opened = {tier for stage in stages if groups[stage.index] for tier in stage.tiers}
-    opened |= {t.user_attrs[OPENED] for t in order if OPENED in t.user_attrs}
+    # tiers that opened since nothing was left to gain in the planned ones, and the first trial that searched them
+    late = {t.user_attrs[OPENED]: t.number for t in reversed(trials) if OPENED in t.user_attrs}
+    opened |= late.keys()
     parameters = _parameters(space, opened, measured)
     n_coarse = sum(len(groups[stage.index]) for stage in stages if stage.kind == "coarse")
     unimportant = _unimportant(measured) if n_coarse >= FEWEST_TO_DISMISS else []
@@ -99,7 +101,7 @@ def evidence(
         "parameters": parameters,
         "measured_by": {"method": measured.method, "trials": measured.trials},
         "disagreements": _disagreements(parameters, unimportant, n_coarse),
-        "edges": _edges(space, stages, order),
+        "edges": _edges(space, stages, late, order),
         "unimportant": unimportant,
         "why_not_measured": measured.why_not,
     }
@@ -190,8 +192,12 @@ def _disagreements(parameters: Mapping[str, Mapping[str, Any]], unimportant: Seq
 # --- edges ---
 
 
-def _edges(space: SearchSpace, stages: Sequence[Stage], order: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+def _edges(
+    space: SearchSpace, stages: Sequence[Stage], late: Mapping[str, int], order: Sequence[FrozenTrial]
+) -> list[dict[str, Any]]:
     opened = {tier: stage.first for stage in reversed(stages) for tier in stage.tiers}
+    for tier, number in late.items():
+        opened.setdefault(tier, number)
     edges = []
     for j, parameter in enumerate(space.parameters):
         if parameter.is_categorical or parameter.tier not in opened:

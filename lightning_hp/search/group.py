@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_hp.search.engine import Proposal
 from lightning_hp.search.space import SearchSpace
 
 
@@ -18,12 +19,14 @@ class Group:
     Attributes:
         fixed: Stored values that all of them share, by stored name.
         n: How many trials there are.
-        units: Points proposed and not yet taken, shape (d,) each.
+        proposals: Those not yet taken.
+        opened: The tier that they opened, None if they opened none.
     """
 
     fixed: dict[str, Any]
     n: int
-    units: list[NDArray[np.float64]] = field(default_factory=list)
+    proposals: list[Proposal] = field(default_factory=list)
+    opened: str | None = None
 
     def sides(self, space: SearchSpace, full: NDArray[np.float64]) -> NDArray[np.float64]:
         """Low and high of the range, shape (d, 2), with low equal to high where the group shares a value.

@@ -134,9 +134,9 @@ class CoarseToFineSampler(BaseSampler):
     def stages(self, study: Study) -> list[Stage]:
         """All stages, with the boxes as they follow from storage; a stage not yet begun has the box None."""
         trials = study.get_trials(deepcopy=False)
-        asked = max((t.number for t in trials if t.state is not TrialState.WAITING), default=-1)
+        latest = max((t.number for t in trials if t.state is not TrialState.WAITING), default=-1)
         planned = self._decided(study)
-        begun = [s for s in planned if s.first <= asked]
+        begun = [s for s in planned if s.first <= latest]
         boxed = self.with_boxes(study, begun)
         return [*boxed, *planned[len(boxed) :]]
 
@@ -240,7 +240,7 @@ class CoarseToFineSampler(BaseSampler):
         """Stored values of a trial, by stored name."""
         if trial.number == 0:
             return self.space.defaults()
-        current, group = stage_at(self.planned, trial.number), self._group
+        current, group = stage_at(self.planned, trial.number), self._group or Group({}, 1)
         stage = self.with_boxes(study, self._decided(study)[: current.index])[-1]
         if stage.kind == "coarse":
             unit = self._start(trial, stage)
@@ -248,16 +248,19 @@ class CoarseToFineSampler(BaseSampler):
             unit = self._refine(study, trial, stage)
         else:
             stage = boxes.with_opened(stage, study._get_trials(deepcopy=False, use_cache=True))
-            proposed = self._improve(study, trial, stage) if group is None else self._one_of(group, study, trial, stage)
-            unit, stage = proposed.unit, self._marked(study, trial, stage, proposed)
-        values = to_stored_values(self.space, stage, unit) | ({} if group is None else group.fixed)
+            if group.opened is not None and group.opened not in stage.tiers:  # by a trial read before it was marked
+                stage = replace(stage, tiers=(*stage.tiers, group.opened))
+            proposed = self._improve(study, trial, stage, group)
+            unit, stage = proposed.unit, self._marked(study, trial, stage, proposed, group)
+        values = to_stored_values(self.space, stage, unit) | group.fixed
         return self._distinct(study, trial, stage, values)
 
-    def _marked(self, study: Study, trial: FrozenTrial, stage: Stage, proposed: Proposal) -> Stage:
-        """The stage as the proposed point leaves it; the trial is told what the point did to it."""
+    def _marked(self, study: Study, trial: FrozenTrial, stage: Stage, proposed: Proposal, group: Group) -> Stage:
+        """The stage as the proposed point leaves it; the trial and the group are told what the point did to it."""
         marks, further = {}, self._next_tier(stage)
         if proposed.opens and further is not None:
-            marks[OPENED], stage = further, replace(stage, tiers=(*stage.tiers, further))
+            marks[OPENED] = group.opened = further
+            stage = replace(stage, tiers=(*stage.tiers, further))
         outside = outside_text(self.space, stage, self.space.at(proposed.unit))
         if proposed.explores:
             marks[EXPLORED] = outside or boxes.INSIDE
@@ -281,16 +284,25 @@ class CoarseToFineSampler(BaseSampler):
         cube = np.clip((unit - sides[:, 0]) / width, 0.0, 1.0)
         return starting_point(self.space, sides, cube, near_default=trial.number % 2 == 1)
 
-    def _improve(self, study: Study, trial: FrozenTrial, stage: Stage) -> Proposal:
-        """The engine's point for a fine trial; quasi-random in the box while no trial is complete."""
-        curves, avoided = self._seen(study, trial)
-        rng, full, box, further = self._rng(trial.number, "improve"), self._full(stage), None, self._next_tier(stage)
-        if stage.zoom:
-            in_plan = np.array([p.tier in self.planned[stage.index - 1].tiers for p in self.space.parameters])
-            box = np.where(in_plan[:, None], self._sides(stage), full)
-        beyond = None if further is None else self._full(replace(stage, tiers=(*stage.tiers, further)))
-        proposal = self._engine.propose(curves, full, rng, avoided, box, beyond)
-        return proposal or Proposal(sobol_point(self.space, stage, trial.number, self.seed))
+    def _improve(self, study: Study, trial: FrozenTrial, stage: Stage, group: Group) -> Proposal:
+        """The engine's point for a fine trial; quasi-random in the box while no trial is complete.
+
+        The engine proposes for a whole group at once, when its first point is asked for.
+        """
+        if not group.proposals:
+            curves, avoided = self._seen(study, trial)
+            rng, full, further = self._rng(trial.number, "improve"), self._full(stage), self._next_tier(stage)
+            box = beyond = None
+            if stage.zoom:
+                in_plan = np.array([p.tier in self.planned[stage.index - 1].tiers for p in self.space.parameters])
+                box = group.sides(self.space, np.where(in_plan[:, None], self._sides(stage), full))
+            if further is not None:
+                beyond = group.sides(self.space, self._full(replace(stage, tiers=(*stage.tiers, further))))
+            full = group.sides(self.space, full)
+            group.proposals = self._engine.propose_many(curves, full, rng, group.n, avoided, box, beyond)
+        if not group.proposals:
+            return Proposal(sobol_point(self.space, stage, trial.number, self.seed))
+        return group.proposals.pop(0)
 
     def _next_tier(self, stage: Stage) -> str | None:
         """The tier that opens when nothing is left to gain in the open ones: the first that the plan leaves closed."""
@@ -305,18 +317,6 @@ class CoarseToFineSampler(BaseSampler):
         failed = [t.params for t in others if t.state is TrialState.FAIL]
         avoided = self.space.unit([params for params in failed if self._parameters.keys() <= params.keys()])
         return self._engine.curves(study, others), list(avoided)
-
-    def _one_of(self, group: Group, study: Study, trial: FrozenTrial, stage: Stage) -> Proposal:
-        """As :meth:`_improve`, one of the points that the engine proposes for the whole group."""
-        if not group.units:
-            curves, avoided = self._seen(study, trial)
-            where = self._sides(stage) if stage.zoom else self._full(stage)
-            sides, rng = group.sides(self.space, where), self._rng(trial.number, "together")
-            units = self._engine.propose_many(curves, sides, rng, group.n, avoided)
-            if units is None:
-                return Proposal(sobol_point(self.space, stage, trial.number, self.seed))
-            group.units = list(units)
-        return Proposal(group.units.pop(0))
 
     def _full(self, stage: Stage) -> NDArray[np.float64]:
         """Low and high of the whole range, shape (d, 2); a closed parameter stays at its default."""

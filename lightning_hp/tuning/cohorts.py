@@ -233,12 +233,12 @@ class _CohortRun:
         together = isinstance(study.pruner, CurvePruner)
         if not together or time.monotonic() - self.written > WRITE_EVERY:
             self._write_curves(study)
-        asked = [i for i, curve in enumerate(curves) if not stopped[i] and curve.may_be_stopped]
-        if together and asked:
-            verdicts = study.pruner.cull(study, [curves[i].thin.shown() for i in asked])
+        judged = [i for i, curve in enumerate(curves) if not stopped[i] and curve.may_be_stopped]
+        if together and judged:
+            verdicts = study.pruner.cull(study, [curves[i].thin.shown() for i in judged])
         else:
-            verdicts = [curves[i].thin.should_prune() for i in asked]
-        for i, verdict in zip(asked, verdicts, strict=True):
+            verdicts = [curves[i].thin.should_prune() for i in judged]
+        for i, verdict in zip(judged, verdicts, strict=True):
             stopped[i] = curves[i].pruned = verdict
         return stopped
 

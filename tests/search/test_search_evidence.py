@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.boxes import with_boxes
+from lightning_hp.search.boxes import OPENED, with_boxes
 from lightning_hp.search.evidence import evidence
 from lightning_hp.search.importance import FEWEST_IN_STAGE, SHUFFLES, not_explored
 from lightning_hp.search.sampler import CoarseToFineSampler
@@ -246,6 +246,24 @@ def test_a_closed_parameter_at_its_default_is_no_edge():
     )
     trials = [make(i, float(i), space=space, learning_rate=0.01 * (i + 1)) for i in range(3)]  # only tier A is open
     assert edges(trials, space) == []
+
+
+def test_a_tier_that_opened_late_has_edges_from_there_on():
+    """Tier B opens with trial 5, since nothing was left to gain: the best before it had no say in momentum."""
+    closed = SearchSpace.from_dict(
+        {"learning_rate": {"low": 1e-4, "high": 1.0}, "momentum": {"low": 0.9, "high": 0.999, "default": 0.9}}
+    )
+    searched = [0.01, 0.03, 0.1, 0.3, 0.02]
+    before = [make(i, 0.1 * (i + 2), space=closed, learning_rate=r) for i, r in enumerate(searched[:2])]
+    later = [
+        make(5 + i, 0.1 * i, space=closed, learning_rate=r, momentum=0.9989, attrs={} if i else {OPENED: "B"})
+        for i, r in enumerate(searched)
+    ]
+    opened = edges([*before, *later], closed, n=8)
+    assert [(e["parameter"], e["side"], e["trials"]) for e in opened] == [("momentum", "upper", [5, 6, 7])]
+    for trial in later:
+        trial.user_attrs = {}
+    assert edges([*before, *later], closed, n=8) == []
 
 
 def test_nothing_lies_below_zero_or_below_one_layer():

@@ -1,6 +1,7 @@
 """Trials that are trained together: points proposed at once, and who goes on, decided at once."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -8,8 +9,9 @@ import pytest
 from optuna.trial import TrialState
 
 from lightning_hp.search import CoarseToFineSampler, SearchSpace
+from lightning_hp.search.boxes import EXPLORED, OPENED, WIDENED
 from lightning_hp.search.curves import Curve, looks
-from lightning_hp.search.engine import Engine
+from lightning_hp.search.engine import BARREN, EXHAUSTED, Engine
 from lightning_hp.search.pruner import ATTRIBUTE, HELD
 
 STEPS = 16
@@ -21,6 +23,7 @@ SPACE = SearchSpace.from_dict(
     }
 )
 FULL = np.tile([0.0, 1.0], (3, 1))
+RNG = np.random.default_rng
 
 
 def bowl(unit: np.ndarray) -> float:
@@ -33,10 +36,14 @@ def known(n: int, seed: int = 0) -> list[Curve]:
     return [Curve(i, u, np.array([1.0]), np.array([bowl(u)]), TrialState.COMPLETE) for i, u in enumerate(units)]
 
 
+def proposed(curves: list[Curve], n: int, full: np.ndarray = FULL, **where: np.ndarray) -> np.ndarray:
+    return np.stack([p.unit for p in Engine(SPACE, None).propose_many(curves, full, RNG(1), n, **where)])
+
+
 def test_points_proposed_together_are_good_and_apart():
     curves = known(25)
-    together = Engine(SPACE, None).propose_many(curves, FULL, np.random.default_rng(1), 12)
-    again = Engine(SPACE, None).propose_many(curves, FULL, np.random.default_rng(1), 12)
+    together = proposed(curves, 12)
+    again = proposed(curves, 12)
     np.testing.assert_array_equal(together, again)
     assert together.shape == (12, 3)
     apart = np.abs(together[:, None] - together[None]).max(axis=2) + np.eye(12)
@@ -50,13 +57,74 @@ def test_points_proposed_together_are_good_and_apart():
 def test_points_keep_to_the_values_that_all_of_them_share():
     at = SPACE.unit([{"a": 0.5, "b": 0.01, "units": 40}])[0][2]
     sides = np.array([[0.0, 1.0], [0.0, 1.0], [at, at]])
-    together = Engine(SPACE, None).propose_many(known(25), sides, np.random.default_rng(1), 300)
+    together = proposed(known(25), 300, sides)
     assert together.shape == (300, 3), "more than there are candidates"
     assert {SPACE.at(u)["units"] for u in together} == {40}
 
 
 def test_nothing_is_proposed_where_nothing_is_known():
-    assert Engine(SPACE, None).propose_many([], FULL, np.random.default_rng(1), 4) is None
+    assert Engine(SPACE, None).propose_many([], FULL, np.random.default_rng(1), 4) == []
+
+
+def settled(n: int) -> list[Curve]:
+    """A bowl that is known: points all over, and many around its bottom at 0.3 of all."""
+    rng = RNG(0)
+    units = [*rng.random((n // 2, 3)), *(0.3 + 0.02 * rng.standard_normal((n - n // 2, 3)))]
+    return [Curve(i, u, np.array([1.0]), np.array([bowl(u)]), TrialState.COMPLETE) for i, u in enumerate(units)]
+
+
+def test_the_first_of_a_group_is_the_point_that_is_proposed_alone():
+    for curves in (known(25), settled(41)):
+        alone = Engine(SPACE, None).propose(curves, FULL, RNG(1))
+        first = Engine(SPACE, None).propose_many(curves, FULL, RNG(1), 6)[0]
+        np.testing.assert_array_equal(alone.unit, first.unit)
+        assert (alone.gain, alone.explores) == (first.gain, first.explores)
+
+
+def test_a_group_explores_where_nothing_is_left_to_gain():
+    assert not any(p.explores for p in Engine(SPACE, None).propose_many(known(25), FULL, RNG(1), 12))
+    group = Engine(SPACE, None).propose_many(settled(41), FULL, RNG(1), 12)
+    assert all(p.gain < EXHAUSTED for p in group)
+    assert [p.explores for p in group] == [True, False] * 6, "nothing has come of the first one yet"
+    away = np.stack([p.unit for p in group if p.explores])
+    assert np.median(np.abs(away - 0.3).max(axis=1)) > 0.2, "far from the bottom that is known"
+    assert (np.abs(away[:, None] - away[None]).max(axis=2) + np.eye(6)).min() > 2e-3
+
+
+def test_a_group_goes_on_with_a_good_point_where_exploring_came_to_nothing():
+    ends = {"fractions": np.array([0.9]), "state": TrialState.PRUNED, "explored": True}
+    barren = [replace(c, **ends, number=100 + c.number) for c in known(BARREN, 7)]
+    group = Engine(SPACE, None).propose_many([*settled(40), *barren], FULL, RNG(1), 6)
+    assert [p.explores for p in group] == [False, True] * 3
+    group = Engine(SPACE, None).propose_many([*settled(41), *barren[1:]], FULL, RNG(1), 6)
+    assert [p.explores for p in group] == [True, True, False, True, False, True], "there are fewer than BARREN"
+
+
+def test_a_group_opens_a_tier_once_and_all_of_it_searches_there():
+    closed = np.array([[0.0, 1.0], [0.0, 1.0], [0.3, 0.3]])
+    curves = [replace(c, unit=np.array([*c.unit[:2], 0.3])) for c in settled(41)]
+    group = Engine(SPACE, None).propose_many(curves, closed, RNG(1), 8, beyond=FULL)
+    assert [p.opens for p in group] == [True] + [False] * 7
+    assert len({float(p.unit[2]) for p in group}) > 4
+    assert not any(p.explores for p in group)
+
+
+@pytest.mark.parametrize("suggested", ["at once", "one by one"])
+def test_the_tier_that_a_group_opened_is_open_for_all_of_it(suggested):
+    tiers = {"a": "A", "b": "A", "units": "D"}
+    space = SearchSpace(tuple(replace(p, tier=tiers[p.name]) for p in SPACE.parameters), SPACE.entries)
+    sampler = CoarseToFineSampler(space, n_trials=60)
+    study = optuna.create_study(sampler=sampler)
+    for curve in settled(41):  # nothing is left to gain in a and b
+        params = {**space.at(curve.unit), "units": 16}
+        study.add_trial(optuna.create_trial(params=params, distributions=space.distributions, value=curve.final))
+    with sampler.together({}, 8):
+        trials = [study.ask() for _ in range(8)] if suggested == "at once" else []
+        for i in range(8):
+            space.suggest(trials[i] if trials else study.ask())
+    opened = [t.number for t in study.trials if OPENED in t.user_attrs]
+    assert opened == [41]
+    assert len({t.params["units"] for t in study.trials[41:]}) > 4
 
 
 def study_of(n: int, seed: int = 0) -> tuple[optuna.Study, CoarseToFineSampler]:
@@ -89,7 +157,7 @@ def test_a_sampler_asked_for_a_group(n):
     assert params != asked_together(n, 8, seed=1)
 
 
-def test_a_group_keeps_to_the_box_of_a_stage_that_has_zoomed_in():
+def test_a_group_keeps_to_the_box_of_a_stage_that_has_zoomed_in_or_says_why_not():
     study, sampler = study_of(36)
     stage = sampler.stages(study)[-1]
     assert stage.zoom
@@ -98,11 +166,13 @@ def test_a_group_keeps_to_the_box_of_a_stage_that_has_zoomed_in():
         trials = [study.ask() for _ in range(8)]
         for trial in trials:
             SPACE.suggest(trial)
-    units = SPACE.unit([trial.params for trial in trials])
     low, high = (np.array([stage.box[p.stored_name][end] for p in SPACE.parameters]) for end in (0, 1))
     assert (high[:2] - low[:2]).max() < 1.0
-    assert np.all(units[:, :2] >= low[:2] - 1e-6)
-    assert np.all(units[:, :2] <= high[:2] + 1e-6)
+    units = SPACE.unit([trial.params for trial in trials])
+    within = np.all((units >= low - 1e-6) & (units <= high + 1e-6), axis=1)
+    marked = [bool({WIDENED, EXPLORED} & t.user_attrs.keys()) for t in study.trials[36:]]
+    assert np.all(within | marked), "a point outside says so"
+    assert not np.all(marked)
 
 
 def test_one_model_serves_a_group(monkeypatch):
@@ -114,9 +184,8 @@ def test_one_model_serves_a_group(monkeypatch):
         for _ in range(8):
             SPACE.suggest(study.ask())
     assert calls == [8]
-    trial = study.ask()
-    SPACE.suggest(trial)
-    assert calls == [8], "a trial on its own is proposed on its own"
+    SPACE.suggest(study.ask())
+    assert calls == [8, 1], "a trial on its own is proposed on its own"
 
 
 def running(study: optuna.Study, values: list[float], upto: int) -> list[optuna.trial.FrozenTrial]:
