@@ -14,6 +14,7 @@ from lightning_hp.search.conditions import Condition, read_conditions
 from lightning_hp.search.fields import is_number, number_or_text
 from lightning_hp.search.known import guess, parts_of
 from lightning_hp.search.parameters import TIERS, Choice, Float, Int, Parameter
+from lightning_hp.search.scales import SCALES
 
 FIELDS = ("low", "high", "scale", "tier", "default", "type", "choices", "active_if", "per_layer")
 #: What a person writes for an entry whose range follows from its name.
@@ -56,6 +57,9 @@ def read_fields(entry: Any, where: str) -> dict[str, Any]:
     tier = entry.get("tier")
     if tier is not None and tier not in TIERS:
         raise ValueError(f"`{where}.tier` must be one of {', '.join(TIERS)}, got {tier!r}")
+    scale = entry.get("scale")
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"`{where}.scale` must be one of {', '.join(SCALES)}, got {scale!r}")
     if entry.get("type") not in (None, "int", "float"):
         raise ValueError(f"`{where}.type` must be int or float, got {entry['type']!r}")
     if "choices" in entry:

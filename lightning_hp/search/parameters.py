@@ -228,12 +228,12 @@ class Int:
         """
         if self.scale == "one_minus_log":
             raise ValueError(f"`{where}.scale` must be linear or log for whole numbers, got 'one_minus_log'")
-        check_bounds(self.low, self.high, self.scale, where)
         if max(abs(self.low), abs(self.high)) > LARGEST_INT:
             raise ValueError(
                 f"`{where}` must have whole bounds within 1e12 of 0 (`type: float` goes further), "
                 f"got low={self.low!r}, high={self.high!r}"
             )
+        check_bounds(self.low, self.high, self.scale, where)
         good = isinstance(self.default, int) and self.holds(self.default)
         check_default(good, self.default, self.expected, where)
 

@@ -79,6 +79,9 @@ class SearchSpace:
             raise TypeError(f"`{where}` must be a mapping from parameters to ranges, got {mapping!r}")
         if not mapping:
             raise ValueError(f"`{where}` must have at least one parameter, got {mapping!r}")
+        for key in mapping:
+            if not isinstance(key, str):
+                raise TypeError(f"`{where}` must have names of parameters as keys, got {key!r}")
         own = defaults or {}
         names = short_names(list(mapping))
         fields = {key: read_fields(mapping[key], f"{where}.{key}") for key in names}

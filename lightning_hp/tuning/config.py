@@ -6,7 +6,7 @@ command runs, as are the paths inside the LightningCLI file itself.
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from lightning_hp.tuning.yaml_values import (
     one_of,
     part,
     seconds,
+    study_name,
     switch,
     text_of,
     whole,
@@ -267,9 +268,7 @@ class TuneConfig:
 
 def _settings(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """What a file and a call of ``tune`` say in the same words."""
-    name = text_of(mapping, "name", None)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"`name` must be letters, digits, '.', '_' or '-', got {name!r}")
+    name = study_name(mapping)
     storage = text_of(mapping, "storage", "journal")
     if storage != "journal" and "://" not in storage:
         raise ConfigError(f"`storage` must be journal or an Optuna URL such as sqlite:///study.db, got {storage!r}")
@@ -357,7 +356,7 @@ def _files(mapping: Mapping[str, Any], base: Path) -> Path | tuple[Path, ...]:
         raise ConfigError(f"`config` must be a LightningCLI file or a list of them, got {names!r}")
     files = tuple(base / name for name in names)
     for file in files:
-        if not file.is_file():
+        if not os.path.isfile(file):  # False too for what no file can be called, where `Path.is_file` raises an error
             raise ConfigError(f"`config` must be a LightningCLI file, got {str(file)!r}: no such file")
     return files[0] if len(files) == 1 else files
 

@@ -330,5 +330,5 @@ def import_path(path: str, what: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: a path that begins with a dot
         raise ConfigError(f"`{what}` must be a class that can be imported, got {path!r}: {error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def _values_in(start: Any, base: Path) -> dict[str, Any]:
     """The values in a folder or file."""
     if not isinstance(start, str | Path):
         raise ConfigError(f"`start` must be a mapping, a folder or a JSON file, got {start!r}")
-    path = next((path for path in (Path(start), base / start) if path.exists()), None)
+    path = next((path for path in (Path(start), base / start) if os.path.exists(path)), None)
     if path is None:
         raise ConfigError(f"`start` must be a babysat run, a study or a JSON file, got {str(start)!r}: no such file")
     if path.is_dir():

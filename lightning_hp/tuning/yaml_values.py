@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from lightning_hp.tuning.yaml_file import ConfigError
 
 #: seconds that a person has for an answer unless told otherwise
 GATE_TIMEOUT = 1800.0
+#: file systems take 255 bytes, and files and tables are named after a study, with more behind
+LONGEST_NAME = 120
 
 
 def check_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:
@@ -38,7 +41,19 @@ def text_of(mapping: Mapping[str, Any], key: str, default: str | None) -> str:
         raise ConfigError(f"`{key}` is missing; expected a text")
     if not isinstance(value, str):
         raise ConfigError(f"`{key}` must be a text, got {value!r}")
+    if key in mapping and not (value.strip() and value.isprintable()):
+        raise ConfigError(f"`{key}` must be a text of printable characters, got {value!r}")
     return value
+
+
+def study_name(mapping: Mapping[str, Any]) -> str:
+    """The key ``name``: what can be part of a file's name, a URL's and a command's."""
+    name = text_of(mapping, "name", None)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"`name` must be letters, digits, '.', '_' or '-', got {name!r}")
+    if len(name) > LONGEST_NAME:
+        raise ConfigError(f"`name` must have at most {LONGEST_NAME} characters, got {len(name)}: {name!r}")
+    return name
 
 
 def one_of(mapping: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: str, path: str = "") -> str:
@@ -84,6 +99,8 @@ def whole(mapping: Mapping[str, Any], key: str, default: int, least: int, path: 
     value = mapping.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"`{path}` must be a whole number of at least {least}, got {value!r}")
+    if value > sys.maxsize:
+        raise ConfigError(f"`{path}` must be a whole number of at most {sys.maxsize}, got {value!r}")
     return value
 
 
