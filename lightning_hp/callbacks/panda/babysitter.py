@@ -15,11 +15,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
-from torch import Tensor
 
-from lightning_hp.callbacks.panda import control, rules, snapshot
+from lightning_hp.callbacks.panda import company, control, rules, snapshot
 from lightning_hp.callbacks.panda.history import (
     BEST,
     GOOD,
@@ -34,12 +31,9 @@ from lightning_hp.callbacks.panda.meter import WindowMeter
 from lightning_hp.callbacks.panda.policies import Policy, RulesPolicy
 from lightning_hp.callbacks.panda.probes import ProbePolicy, running_probe
 from lightning_hp.callbacks.panda.settings import Settings, bounds_from, settings_from
-from lightning_hp.callbacks.panda.values import LoaderReload, read_values, sets_its_own_rate, write_values
+from lightning_hp.callbacks.panda.values import LoaderReload, read_values, write_values
 
 MODES = ("rules", "probe")
-SCHEDULERS = ("take_over", "leave")
-#: names that a learning-rate scheduler may set
-_SCHEDULED = ("learning_rate", "momentum", "beta1")
 
 
 class PandaBabysitter(Callback):
@@ -86,8 +80,8 @@ class PandaBabysitter(Callback):
             raise ValueError(f"`monitor_mode` must be 'min' or 'max', got {monitor_mode!r}")
         if check_every is not None and (not isinstance(check_every, int) or check_every < 2):
             raise ValueError(f"`check_every` must be None or an integer of at least 2, got {check_every!r}")
-        if scheduler is not None and scheduler not in SCHEDULERS:
-            raise ValueError(f"`scheduler` must be None or one of {SCHEDULERS}, got {scheduler!r}")
+        if scheduler is not None and scheduler not in company.SCHEDULERS:
+            raise ValueError(f"`scheduler` must be None or one of {company.SCHEDULERS}, got {scheduler!r}")
         if policy is not None and (settings or hyperparameters):
             raise ValueError("`policy` must be None with `settings` or `hyperparameters`: it brings its own")
         self.mode, self.monitor, self.monitor_mode = mode, monitor, monitor_mode
@@ -122,42 +116,13 @@ class PandaBabysitter(Callback):
         Raises:
             ValueError: Unless the module has one optimizer and automatic optimization, and every process all weights.
         """
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
-            kind = type(trainer.strategy).__name__
-            raise ValueError(f"`strategy` must keep all weights in every process (one device, DDP), got {kind}")
-        if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
-            kind = "automatic" if pl_module.automatic_optimization else "manual"
-            raise ValueError(
-                "`module` must have one optimizer and automatic optimization,"
-                f" got {len(trainer.optimizers)} and {kind} optimization"
-            )
+        company.refuse_what_cannot_be_watched(trainer, pl_module)
         optimizer = trainer.optimizers[0]
-        self._hands_off, self._alone = (), sets_its_own_rate(optimizer)
-        if self._alone:
-            name = type(optimizer).__name__
-            rank_zero_warn(f"{name} sets its own learning rate: PandaBabysitter only watches and changes nothing")
-        elif trainer.lr_scheduler_configs:
-            self._settle_scheduler(trainer)
+        self._alone = company.watches_only(optimizer)
+        self._hands_off = () if self._alone else company.settle_scheduler(trainer, self.scheduler)
         size = self.history.values.get("batch_size")
         if self._resumed and size is not None:
             write_values(optimizer, {"batch_size": size}, trainer.datamodule)  # type: ignore[attr-defined]
-
-    def _settle_scheduler(self, trainer: pl.Trainer) -> None:
-        names = ", ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
-        if self.scheduler == "take_over":
-            trainer.lr_scheduler_configs.clear()
-            for group in trainer.optimizers[0].param_groups:
-                start = group.get("initial_lr")
-                if start is not None and isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(start)
-                elif start is not None:
-                    group["lr"] = float(start)
-            return
-        self._hands_off = _SCHEDULED
-        if self.scheduler is None:
-            rank_zero_warn(
-                f"PandaBabysitter leaves the learning rate to {names}; scheduler='take_over' lets it decide instead"
-            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the values as they are, plan the checks, and keep the first snapshot."""
@@ -209,7 +174,7 @@ class PandaBabysitter(Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """Take the gradient's norm once a window; it is read at the check."""
         if self._meter.grad_norm is None:
-            self._meter.add_gradient(pl_module)
+            self._meter.add_gradient(optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -237,9 +202,10 @@ class PandaBabysitter(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Enter the monitored metric, and keep the best state if overfitting is watched."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        value = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+        metric = trainer.callback_metrics.get(self.monitor)
+        value = math.nan if metric is None else trainer.strategy.broadcast(float(metric))
         if not math.isfinite(value):
             return
         history = self.history
@@ -247,7 +213,7 @@ class PandaBabysitter(Callback):
         better = history.direction * value < self._best
         self._best = min(self._best, history.direction * value)
         if better and self.settings.on_overfitting is not None and not self._alone:
-            self.snapshots[BEST] = snapshot.take(trainer, pl_module, trainer.global_step)
+            self.snapshots[BEST] = snapshot.take(trainer, pl_module, trainer.global_step, randomness=False)
 
     # --- a check ---
 
@@ -264,7 +230,7 @@ class PandaBabysitter(Callback):
             intervention = self._allowed(self.policy.decide(history))
             if intervention is None or intervention.restore is None:
                 for name in self.policy.keep(history):
-                    self.snapshots[name] = snapshot.take(trainer, pl_module, trainer.global_step)
+                    self.snapshots[name] = snapshot.take(trainer, pl_module, trainer.global_step, randomness=False)
             if intervention is not None:
                 self._carry_out(trainer, pl_module, intervention)
             if not history.loader_pending and history.start_progress > self.settings.start_share:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_hp.callbacks.panda import snapshot
 from lightning_hp.callbacks.panda.history import Values, Window, summarise_losses
@@ -34,11 +35,11 @@ class WindowMeter:
             self.losses.append(torch.stack(self._parts).mean())
             self._parts = []
 
-    def add_gradient(self, module: pl.LightningModule) -> None:
-        """Take the norm of the present gradient."""
-        gradients = [p.grad.detach() for p in module.parameters() if p.grad is not None]
+    def add_gradient(self, optimizer: Optimizer) -> None:
+        """Take the norm of the present gradient of what an optimizer trains."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients and not any(gradient.is_sparse for gradient in gradients):
-            self.grad_norm = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).norm()
+            self.grad_norm = snapshot.total_norm(gradients)
 
     def broke(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         """Whether the last loss is not finite, in any process; then neither are the weights nor any later loss."""
@@ -99,6 +100,6 @@ def floats(losses: Sequence[Tensor | float]) -> list[float]:
     """Losses as numbers, with one transfer from the device where all are tensors."""
     tensors = [loss for loss in losses if isinstance(loss, Tensor)]
     if tensors and len(tensors) == len(losses):
-        values: list[float] = torch.stack([loss.float() for loss in tensors]).tolist()
+        values: list[float] = torch.stack(tensors).tolist()
         return values
     return [float(loss) for loss in losses]

@@ -27,16 +27,17 @@ class Policy(Protocol):
         ...
 
 
-#: fewest optimiser steps between two snapshots of the last good state: what they cost is a small part of so many steps
-GOOD_EVERY = 50
+#: fewest optimiser steps between two snapshots of the last good state: what they cost is a small part of so many
+#: steps; and how many are kept, at most, over a training that is longer
+GOOD_EVERY, GOOD_STATES = 50, 30
 
 
 def keep_good(history: History, settings: Settings) -> tuple[str, ...]:
-    """The last good state: at good checks that cross a multiple of 50 steps; at all while the rate is searched."""
+    """The last good state: at good checks that cross a multiple of 50 steps (or of a thirtieth of the training)."""
     if not history.windows or not rules.is_good(history, settings):
         return ()
-    last = history.windows[-1]
-    due = last.step // GOOD_EVERY > max(0, last.step - last.steps) // GOOD_EVERY
+    last, every = history.windows[-1], max(GOOD_EVERY, (history.planned or 0) // GOOD_STATES)
+    due = last.step // every > max(0, last.step - last.steps) // every
     return (GOOD,) if due or rate_search.searching(history, settings) else ()
 
 

@@ -135,8 +135,10 @@ def _diverged(
     limit = max(limit, 2 * best.level if best.level > 0 else limit)
     if last.level > limit:
         return "the loss is far above its best", {"level": last.level, "best": best.level, "limit": limit}
+    if last.grad_norm is None or not last.level > best.level + settings.z * last.error:
+        return None
     norms = [window.grad_norm for window in earlier if window.grad_norm is not None]
-    if last.grad_norm is not None and len(norms) >= 3 and last.level > best.level + settings.z * last.error:
+    if len(norms) >= 3:
         ceiling = settings.grad_factor * max(norms)
         if last.grad_norm > ceiling:
             return "the gradient exploded", {"grad_norm": last.grad_norm, "limit": ceiling}
@@ -219,23 +221,26 @@ def overfitting(history: History, settings: Settings) -> Intervention | None:
     if settings.on_overfitting is None or not _ready(history, settings, settings.cool_down):
         return None
     last_done = history.last("overfitting")
-    values = [(one.step, history.direction * one.value) for one in history.validations]
-    if last_done is not None:
-        values = [(step, value) for step, value in values if step > last_done.step]
-    if len(values) < 6 or not all(math.isfinite(value) for _, value in values):
+    since = -1 if last_done is None else last_done.step
+    validations = [one for one in history.validations if one.step > since]
+    values = [history.direction * one.value for one in validations]
+    if len(values) < 6 or not math.isfinite(sum(values)):
         return None
-    best_step, best = min(values, key=lambda pair: pair[1])
-    after = [value for step, value in values if step > best_step]
+    best = min(values)
+    position = values.index(best)
+    best_step, after = validations[position].step, values[position + 1 :]
     if len(after) < 4:
         return None
-    slope, error = _slope(after)
-    noise = _scatter([value for _, value in values])
     rise = statistics.fmean(after[-2:]) - best
+    if not rise > 0.1 * abs(best):
+        return None
+    slope, error = _slope(after)
+    noise = _scatter(values)
     kept = history.kept()
     then = [window.level for window in kept if window.step <= best_step][-2:]
     now = [window.level for window in kept][-2:]
     falls = bool(then) and statistics.fmean(now) < statistics.fmean(then)
-    if not (falls and slope > settings.z * error and rise > 3 * noise and rise > 0.1 * abs(best)):
+    if not (falls and slope > settings.z * error and rise > 3 * noise):
         return None
     numbers = {"best": best, "rise": rise, "noise": noise, "slope": slope}
     why = "the training loss falls and validation gets worse"

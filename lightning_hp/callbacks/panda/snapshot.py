@@ -2,7 +2,8 @@
 
 A snapshot holds weights, buffers (BatchNorm's running statistics, counters), the optimizer's state and groups, the
 states of learning-rate schedulers, the loss scaler of 16-bit precision, the average kept by a `WeightAveraging`
-callback, and the random states of this process. Everything is cloned into memory on the device where it lives.
+callback, and, where it is a start from which several attempts are compared, the random states of this process.
+Everything is cloned into memory on the device where it lives.
 
 What Lightning does not let a callback turn back: the loop's counters and the position in the data. A training that was
 rolled back goes on with the next mini-batches.
@@ -27,16 +28,27 @@ Snapshot = dict[str, Any]
 _AVERAGED = ("state_dict", "current_model_state", "averaging_state")
 
 
-def take(trainer: pl.Trainer, module: pl.LightningModule, step: int) -> Snapshot:
-    """Return a copy of the present state; ``step`` is kept beside it."""
+def take(trainer: pl.Trainer, module: pl.LightningModule, step: int, randomness: bool = True) -> Snapshot:
+    """Return a copy of the present state.
+
+    Args:
+        trainer: Whose optimizers, precision, schedulers and averages are copied.
+        module: Whose parameters and buffers are copied.
+        step: Kept beside the state.
+        randomness: Whether the random states come along. Attempts that are compared should draw the same numbers; a
+            training that was only rolled back should not repeat its dropout masks and augmentations.
+    """
+    with torch.no_grad():
+        tensors = {name: tensor.clone() for name, tensor in _tensors(module)}
+        optimizers = [_optimizer_state(optimizer) for optimizer in trainer.optimizers]
     return {
         "step": step,
-        "tensors": {name: tensor.detach().clone() for name, tensor in _tensors(module)},
-        "optimizers": [_optimizer_state(optimizer) for optimizer in trainer.optimizers],
+        "tensors": tensors,
+        "optimizers": optimizers,
         "schedulers": [copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
         "precision": _clone(trainer.precision_plugin.state_dict()),
         "averages": [_average(trainer, module, callback) for callback in _averaging(trainer)],
-        "random": random_states(),
+        "random": random_states() if randomness else None,
     }
 
 
@@ -62,7 +74,8 @@ def restore(trainer: pl.Trainer, module: pl.LightningModule, snapshot: Snapshot,
     for callback, state in zip(_averaging(trainer), snapshot["averages"], strict=False):
         with _quiet():
             callback.on_load_checkpoint(trainer, module, _clone(state))
-    set_random_states(snapshot["random"])
+    if snapshot["random"] is not None:
+        set_random_states(snapshot["random"])
 
 
 def distance(module: nn.Module, snapshot: Snapshot) -> float:
@@ -75,17 +88,18 @@ def distance(module: nn.Module, snapshot: Snapshot) -> float:
             old.append(kept if kept.device == parameter.device else kept.to(parameter.device))
     if not now:
         return 0.0
-    moved, norm = torch.stack([_total_norm(torch._foreach_sub(now, old)), _total_norm(old)]).tolist()
+    moved, norm = torch.stack([total_norm(torch._foreach_sub(now, old)), total_norm(old)]).tolist()
     return moved / norm if norm else 0.0
 
 
-def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm over all entries of some dense tensors, in single precision, on the device of the first."""
     norms = list(torch._foreach_norm(list(tensors)))
     if all(norm.dtype == torch.float32 and norm.device == norms[0].device for norm in norms):
         stacked = torch.stack(norms)
     else:
         stacked = torch.stack([norm.float().to(norms[0].device) for norm in norms])
-    length: Tensor = torch.linalg.vector_norm(stacked)
+    length: Tensor = torch.linalg.vector_norm(stacked).detach()
     return length
 
 
@@ -98,6 +112,8 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _clone(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
     if isinstance(value, dict):
         return {key: _clone(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -113,8 +129,11 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    order = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
-    state = {order[id(key)]: _clone(value) for key, value in optimizer.state.items() if id(key) in order}
+    state = {
+        index: {key: _clone(value) for key, value in optimizer.state[parameter].items()}
+        for index, parameter in enumerate(_parameters(optimizer))
+        if parameter in optimizer.state
+    }
     groups = [
         {key: _clone(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
     ]

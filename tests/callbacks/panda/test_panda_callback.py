@@ -85,6 +85,27 @@ def test_a_rollback_is_exact_and_the_run_goes_on_deterministically(tmp_path):
     assert_equal(*ends)
 
 
+def test_attempts_repeat_their_random_numbers_and_a_rolled_back_training_does_not(tmp_path):
+    class Random(pl.Callback):
+        def __init__(self):
+            self.states = {}
+
+        def on_train_start(self, trainer, pl_module):
+            self.states[0] = torch.get_rng_state()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.states[trainer.global_step] = torch.get_rng_state()
+
+    for name, kept, back, repeats in (("good", 5, 20, False), ("start", 0, 10, True)):
+        drawn = Random()
+        todo = {back: Intervention("divergence", "", restore=name)}
+        panda = PandaBabysitter(policy=Script(todo, keep=[5]), check_every=5, dirpath="")
+        fit(tmp_path, panda, Module(dropout=0.2), [drawn])
+        assert panda.history.done[0].back_to == kept
+        assert not torch.equal(drawn.states[back - 1], drawn.states[kept])
+        assert torch.equal(drawn.states[back], drawn.states[kept]) is repeats
+
+
 def test_a_spoilt_training_is_mended_by_the_rules(tmp_path):
     spoilt, _ = fit(tmp_path, Watch(), Module(spoil_at=25), epochs=8)
     assert not math.isfinite(spoilt.callback_metrics["val_loss"])

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_hp.callbacks.panda import rules
 from lightning_hp.callbacks.panda.history import Done, History, Intervention, Validation, Window, summarise_losses
+from lightning_hp.callbacks.panda.policies import keep_good
 from lightning_hp.callbacks.panda.settings import Bounds, Settings, bounds_from, settings_from
 
 PLANNED = 1000
@@ -74,6 +75,21 @@ def test_a_history_survives_plain_types():
     made.validations.append(Validation(20, 1, 0.5))
     carried_out(made, Intervention("plateau", "flat", {"learning_rate": 0.03}, save=("a",), numbers={"slope": 0.1}))
     assert History.from_dict(made.to_dict()) == made
+
+
+@pytest.mark.parametrize(
+    ("planned", "steps", "every"), [(1000, 10, 50), (3000, 50, 100), (9000, 100, 300), (None, 50, 50)]
+)
+def test_the_last_good_state_is_kept_every_fifty_steps_or_thirty_times_a_training(planned, steps, every):
+    falling = history([1.0 - 0.01 * index for index in range(60)], planned=planned, steps=steps)
+    settings, kept = Settings(start_share=0.0), []
+    for end in range(1, 61):
+        until = dataclasses.replace(falling, windows=falling.windows[:end])
+        if keep_good(until, settings):
+            kept.append(until.step)
+    assert kept == [step for step in range(steps, 60 * steps + 1, steps) if step % every == 0]
+    worse = history([1.0, 2.0], planned=planned, steps=every)
+    assert keep_good(worse, settings) == ()
 
 
 # --- nothing to do ---
