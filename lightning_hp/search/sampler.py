@@ -372,12 +372,15 @@ class CoarseToFineSampler(BaseSampler):
         assert stage.box is not None
         others = study._get_trials(deepcopy=False, states=_ASKED, use_cache=True)
         params = [t.params for t in others if t.number != trial.number]  # a property, slow to ask for
+        earlier = [t.params for t in others if t.state is TrialState.RUNNING and t.number < trial.number]
         for parameter in self.space.parameters:
             name = parameter.stored_name
             if not isinstance(parameter, Float) or parameter.tier not in stage.tiers:
                 continue
             low, high = stage.box[name]
             taken = {held[name] for held in params if name in held}
+            if any(name not in held for held in earlier):  # asked for in this instant: an edge is theirs
+                taken |= {parameter.at(edge) for edge in (0.0, low, high, 1.0)}
             rng = self._rng(trial.number, name)
             for attempt in range(_NUDGES):  # values are stored rounded: a box may hold few
                 if values[name] not in taken:
