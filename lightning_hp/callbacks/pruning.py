@@ -13,12 +13,17 @@ its length as one that is validated four times an epoch.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 from typing_extensions import override
+
+#: most points of a curve that come back from a process of its own; of more, the last one takes the place of its earlier
+_MOST_POINTS = 10_000
 
 
 class ReportsValues(Protocol):
@@ -45,17 +50,18 @@ class TrialPruning(EarlyStopping):
             raise optuna.TrialPruned
         return pruning.best("min")
 
-    A metric that is only logged by training is reported at the ends of training epochs. Under several processes rank 0
-    asks, and its verdict is everybody's. A training that has come to its end is not stopped any more.
+    A metric that is only logged by training is reported at the ends of training epochs. A training that has come to its
+    end is not stopped any more. A training that is resumed from a checkpoint counts on from the epoch of that.
+
+    Under several processes rank 0 asks, and its verdict is everybody's. With ``ddp_spawn`` the objective learns the
+    curve and the verdict as if the training had been in its own process, on any storage. ``ddp`` runs the whole script
+    again in each rank: all of them must be given the same trial, which is checked before anything is trained.
 
     An ``EarlyStopping`` to Lightning for one reason: only those, and checkpoints, are called after the module's own
     ``on_train_epoch_end``, where many a module logs its training metrics. Nothing else of it is used.
 
     Attributes:
-        curve: Step to value, as reported.
-        pruned: Whether the pruner asked to stop.
-        diverged: Whether the metric became NaN or infinite; the fit is stopped then.
-        validations: How many validations there were, with or without the metric.
+        validations: How many validations there were in this process, with or without the metric.
 
     Args:
         trial: What is reported to, on rank 0; not asked about NaN or infinite values.
@@ -72,12 +78,33 @@ class TrialPruning(EarlyStopping):
         super().__init__(monitor)
         self.trial = trial
         self.max_steps = max_steps
-        self.curve: dict[int, float] = {}
-        self.pruned = False
-        self.diverged = False
         self.validations = 0
+        self._curve: dict[int, float] = {}
+        self._pruned = False
+        self._diverged = False
         self._from_validation = False
         self._before: Tensor | None = None
+        self._resumed_at = 0
+        self._made_in = os.getpid()
+        self._shared: Tensor | None = None
+
+    @property
+    def curve(self) -> dict[int, float]:
+        """Step to value, as reported."""
+        self._take_over()
+        return self._curve
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the pruner asked to stop."""
+        self._take_over()
+        return self._pruned
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the metric became NaN or infinite; the fit is stopped then."""
+        self._take_over()
+        return self._diverged
 
     def best(self, mode: str = "min") -> float | None:
         """The best finite value of the curve, None where there is none.
@@ -90,12 +117,19 @@ class TrialPruning(EarlyStopping):
 
     def progress(self) -> dict[str, Any]:
         """What a training that goes on later needs of this object, as plain types."""
-        return {"curve": dict(self.curve), "validations": self.validations, "from_validation": self._from_validation}
+        return {
+            "curve": dict(self._curve),
+            "validations": self.validations,
+            "from_validation": self._from_validation,
+            "pruned": self._pruned,
+            "diverged": self._diverged,
+        }
 
     def restore(self, progress: dict[str, Any]) -> None:
         """The inverse of :meth:`progress`."""
-        self.curve = {int(step): float(value) for step, value in progress["curve"].items()}
+        self._curve = {int(step): float(value) for step, value in progress["curve"].items()}
         self.validations, self._from_validation = int(progress["validations"]), bool(progress["from_validation"])
+        self._pruned, self._diverged = bool(progress.get("pruned")), bool(progress.get("diverged"))
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -108,6 +142,30 @@ class TrialPruning(EarlyStopping):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.max_steps is None:
+            self._resumed_at = trainer.current_epoch
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that the objective will learn of the verdict, and that all ranks train one trial.
+
+        Raises:
+            ValueError: If the process was forked, or ranks have different trials.
+        """
+        if self._shared is None and os.getpid() != self._made_in:
+            raise ValueError("`strategy` must be one that spawns its processes (ddp_spawn), got one that forks them")
+        if trainer.world_size == 1:
+            return
+        trial = (getattr(self.trial, "number", None), getattr(self.trial, "params", None))
+        same = trainer.strategy.broadcast(trial) == trial
+        if not trainer.strategy.reduce_boolean_decision(same, all=True):
+            raise ValueError(
+                f"`trial` must be the same in all ranks, got trial {trial[0]} with {trial[1]} in rank "
+                f"{trainer.global_rank}: `ddp` runs the script again in each rank; take ddp_spawn, or lightning_hp.tune"
+            )
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -142,14 +200,13 @@ class TrialPruning(EarlyStopping):
     def _report(self, trainer: pl.Trainer, epoch_ended: bool) -> None:
         value = float(trainer.callback_metrics[self.monitor])
         progress = training_progress(trainer, epoch_ended)
-        last = max(self.curve, default=0)
-        step = last + 1
+        step = max(self._curve, default=self._resumed_at) + 1
         if self.max_steps is not None and progress is not None:
             step = max(step, round(progress * self.max_steps))
-        self.curve[step] = value
+        self._curve[step] = value
         stop = False
         if not math.isfinite(value):
-            self.diverged = stop = True
+            self._diverged = stop = True
         elif trainer.is_global_zero:
             self.trial.report(value, step)
             at_its_end = progress is not None and progress >= 1.0
@@ -157,8 +214,30 @@ class TrialPruning(EarlyStopping):
         stop = trainer.strategy.broadcast(stop)
         if stop:
             # for good: `min_epochs` may let further validations pass before the fit ends
-            self.pruned = self.pruned or not self.diverged
+            self._pruned = self._pruned or not self._diverged
             trainer.should_stop = True
+        if self._shared is not None and trainer.is_global_zero:
+            self._shared[min(len(self._curve), _MOST_POINTS)] = torch.tensor([step, value], dtype=torch.float64)
+            self._shared[0] = torch.tensor([self._pruned, self._diverged])
+
+    # --- from a spawned process back to the objective's ---
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a spawned process is given: with it memory that both have, in which rank 0 leaves curve and verdict."""
+        if self._shared is None:
+            self._shared = torch.full((_MOST_POINTS + 1, 2), math.nan, dtype=torch.float64).share_memory_()
+        return self.__dict__.copy()
+
+    def _take_over(self) -> None:
+        """In the objective's process: learn what a spawned one left, and report it to this process's trial."""
+        if self._shared is None or os.getpid() != self._made_in or self._curve or self._shared[0].isnan().any():
+            return
+        self._pruned, self._diverged = (bool(flag) for flag in self._shared[0])
+        for step, value in self._shared[1:].tolist():
+            if not math.isnan(step):
+                self._curve[int(step)] = value
+                if math.isfinite(value):
+                    self.trial.report(value, int(step))
 
 
 class UnknownMetricError(ValueError):

@@ -158,7 +158,6 @@ def run_trial(
             fitted = time.monotonic() - before
         if ranks:
             pruning.restore(ended["pruning"])
-            pruning.pruned, pruning.diverged = ended["pruned"], ended["diverged"]
             unfinished.begun_at = ended["begun_at"]
         curve.close()
         outcome = _finished(pruning, mode)

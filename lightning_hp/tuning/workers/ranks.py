@@ -124,8 +124,7 @@ def train_in_ranks(
         look: Is called now and then, and raises to end the training.
 
     Returns:
-        What rank 0 says at its end: ``pruning`` (its progress), ``pruned``, ``diverged``, ``epochs``, ``begun_at`` and
-        ``audit``.
+        What rank 0 says at its end: ``pruning`` (its progress), ``epochs``, ``begun_at`` and ``audit``.
 
     Raises:
         RankError: If a rank failed.
@@ -276,8 +275,6 @@ def _train(builder: CliBuilder | PythonBuilder, job: Job, curve: _Curve) -> dict
         built.fit()
     return {
         "pruning": pruning.progress(),
-        "pruned": pruning.pruned,
-        "diverged": pruning.diverged,
         "epochs": built.trainer.current_epoch,
         "begun_at": unfinished.begun_at,
         "audit": auditor.counts() if job.audit and auditor.result().get("layers") else None,
