@@ -58,7 +58,7 @@ class FolderLock:
         sleep: Callable[[float], None] = time.sleep,
         owner: str | None = None,
     ) -> None:
-        self._kernel = FileLock(path, poll_interval=LOOK_EVERY)
+        self._kernel = FileLock(path)
         self._link = f"{path}.owner"
         self._path, self._patience, self._clock, self._sleep = str(path), patience, clock, sleep
         self._machine = machine() if owner is None else owner
@@ -76,7 +76,7 @@ class FolderLock:
         """
         begun = self._clock()
         try:
-            self._kernel.acquire(timeout=timeout)
+            self._kernel.acquire(timeout=timeout, poll_interval=LOOK_EVERY)
             self._has_kernel = True
         except (OSError, NotImplementedError) as error:
             if isinstance(error, Timeout) or getattr(error, "errno", None) not in {*_UNKNOWN, None}:

@@ -5,6 +5,7 @@ Written once by whoever comes first; written again only when the study has grown
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
@@ -25,6 +26,7 @@ from lightning_hp.batchnorm.statistics import find_layers
 from lightning_hp.callbacks.audit.files import write_audit
 from lightning_hp.callbacks.audit.offline import audit_trained
 from lightning_hp.callbacks.audit.reference import STATE_KEY, write_reference
+from lightning_hp.callbacks.trackers import give_files, give_values, keeps_checkpoints
 from lightning_hp.ledger import records
 from lightning_hp.ledger.dates import as_utc
 from lightning_hp.ledger.events import tuned
@@ -41,6 +43,9 @@ from lightning_hp.tuning.checkpoints import classes_of
 from lightning_hp.tuning.quiet import suppress_repeated_warnings
 from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.workers.ranks import build_on_one_device
+
+#: the folder in which the winner is evaluated; runs of loggers are named after it
+EVALUATION = "best"
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,28 @@ def finish(runner: StudyRunner, now: datetime | None = None) -> Result:
 
 
 def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], now: datetime) -> dict[str, Any]:
+    arguments, seed = runner.description.space.arguments(best.params), runner.seed_of(best)
+    runner.listener.message(f"evaluating trial {best.number}")
+    with suppress_repeated_warnings():
+        built = build_on_one_device(runner.builder, arguments, runner.paths.root / EVALUATION, seed, runner.length)
+    with contextlib.closing(built):
+        found = _write(runner, best, counts, built, now)
+        _give(runner, best, built)
+    return found
+
+
+def _give(runner: StudyRunner, best: FrozenTrial, built: Built) -> None:
+    """Leave the best trial with the stores of the project's loggers, in the run of its evaluation."""
+    loggers, paths, trial = built.trainer.loggers, runner.paths, runner.paths.trial(best.number)
+    files = [paths.best, paths.result, paths.report, trial.audit, trial.audit.with_suffix(".md")]
+    give_values(loggers, runner.description.space.arguments(best.params))
+    give_files(loggers, "best", files)
+    give_files([logger for logger in loggers if keeps_checkpoints(logger)], "best", [trial.best_checkpoint])
+
+
+def _write(
+    runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], built: Built, now: datetime
+) -> dict[str, Any]:
     paths, space = runner.paths, runner.description.space
     natural = space.natural(best.params)
     active = dict(zip((p.name for p in space.parameters), space.active(best.params), strict=True))
@@ -110,8 +137,7 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
         for tier in space.tiers
     }
     checkpoint = paths.trial(best.number).best_checkpoint
-    runner.listener.message(f"evaluating trial {best.number}")
-    measured = _evaluate(runner, best, checkpoint)
+    measured = _evaluate(runner, best, built, checkpoint)
     found = {
         "study": runner.study.study_name,
         "trial": best.number,
@@ -192,14 +218,11 @@ def _date(ledger: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:
     return record
 
 
-def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[str, Any]:
+def _evaluate(runner: StudyRunner, best: FrozenTrial, built: Built, checkpoint: Path) -> dict[str, Any]:
     """The winner's metrics and the fingerprints; what cannot be had is left out and said."""
-    arguments = runner.description.space.arguments(best.params)
-    seed = runner.seed_of(best)
     measured: dict[str, Any] = {"validation": {}, "test": {}, "model_fingerprint": None, "data_fingerprint": None}
     measured["audited"] = False
     with suppress_repeated_warnings():
-        built = build_on_one_device(runner.builder, arguments, runner.paths.root / "evaluation", seed, runner.length)
         measured["model_fingerprint"] = model_fingerprint(type(built.model))
         for split in ("validation", "test"):
             try:
@@ -214,7 +237,6 @@ def _evaluate(runner: StudyRunner, best: FrozenTrial, checkpoint: Path) -> dict[
             measured["data_fingerprint"] = data_fingerprint(built.data or built.model)
         except Exception as error:
             runner.listener.message(f"no fingerprint of the training data: {one_line(error)}")
-        built.close()
     return measured
 
 

@@ -34,6 +34,7 @@ import torch
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.callbacks.pruning import TrialPruning, UnknownMetricError
+from lightning_hp.callbacks.trackers import give_values
 from lightning_hp.callbacks.unfinished import UnfinishedCheckpoint
 from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.paths import TrialPaths, write_text
@@ -150,6 +151,7 @@ def run_trial(
                 job = Job(arguments, paths.root, monitor, mode, seed, length, max_steps, _audited(callbacks), of)
                 ended = train_in_ranks(job, builder, ranks, curve, _look_of(callbacks))
             else:
+                give_values(trainer.loggers, arguments)
                 if can_go_on(paths.unfinished, unfinished.fits):
                     trainer.ckpt_path = paths.unfinished
                 with classes_of(paths.unfinished):

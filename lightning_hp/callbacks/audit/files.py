@@ -1,4 +1,4 @@
-"""Where an audit is left: files beside the logs, scalars in the loggers.
+"""Where an audit is left: files beside the logs, scalars and those files in the loggers.
 
 Rank zero writes; files are renamed into place.
 """
@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 
 from lightning_hp.batchnorm.reference import Reference
 from lightning_hp.callbacks.audit.record import SCHEMA, table_of
+from lightning_hp.callbacks.trackers import give_files
 
 __all__ = ["AUDIT_FILE", "REFERENCE_FILE", "SHIFT_FILE", "log_scalars", "write_audit", "write_json"]
 
@@ -44,7 +45,7 @@ def write_audit(
     reference: Reference | None,
     name: str = AUDIT_FILE,
 ) -> None:
-    """Write the result, its table and the reference. Every rank must call this.
+    """Write the result, its table and the reference, and give the first two to the loggers. Every rank must call this.
 
     Args:
         trainer: gives the folder when `dirpath` is None: the logger's, else the root.
@@ -58,7 +59,9 @@ def write_audit(
         return
     target = Path(str(folder)) / name
     write_json(target, result)
-    target.with_suffix(".md").write_text(table_of(result), encoding="utf-8")
+    table = target.with_suffix(".md")
+    table.write_text(table_of(result), encoding="utf-8")
+    give_files(trainer.loggers, "audit", [target, table])
     if reference is not None and reference.layers:
         write_json(target.parent / REFERENCE_FILE, {"schema": SCHEMA, "layers": reference.to_dict()})
 

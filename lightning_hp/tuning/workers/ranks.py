@@ -24,6 +24,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.callbacks.pruning import TrialPruning, UnknownMetricError
+from lightning_hp.callbacks.trackers import give_values
 from lightning_hp.study.paths import TrialPaths
 from lightning_hp.study.storage import one_line
 from lightning_hp.tuning.build import Built, CliBuilder, PythonBuilder
@@ -269,6 +270,8 @@ def _train(builder: CliBuilder | PythonBuilder, job: Job, curve: _Curve) -> dict
     built = builder.build(job.arguments, job.folder, job.seed, callbacks, job.length)
     # these processes are the ranks
     built.trainer.strategy._launcher = None
+    if built.trainer.is_global_zero:
+        give_values(built.trainer.loggers, job.arguments)
     if can_go_on(paths.unfinished, unfinished.fits):
         built.trainer.ckpt_path = paths.unfinished
     with classes_of(paths.unfinished):
