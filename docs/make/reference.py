@@ -12,7 +12,8 @@ os.environ.setdefault("COLUMNS", "100")
 
 from lightning_hp.commands.arguments import parser
 from lightning_hp.commands.fit import _USAGE as FIT_USAGE
-from lightning_hp.tuning.config import _KEYS, ENGINES, PLANS, Budget, Caviar, Confirmation, TuneConfig
+from lightning_hp.tuning.caviar import ENGINES, Caviar
+from lightning_hp.tuning.config import _KEYS, PLANS, Budget, Confirmation, TuneConfig
 from lightning_hp.tuning.length import TrainingLength
 
 #: exit codes, as `cli.py` has them
@@ -28,6 +29,9 @@ FIELDS: dict[str, tuple[type, str]] = {
     "caviar.workers": (Caviar, "workers"),
     "caviar.cohort": (Caviar, "cohort"),
     "caviar.lease": (Caviar, "lease"),
+    "caviar.cpus": (Caviar, "cpus"),
+    "caviar.gpus": (Caviar, "gpus"),
+    "caviar.address": (Caviar, "address"),
     "confirm.candidates": (Confirmation, "candidates"),
     "confirm.seeds": (Confirmation, "seeds"),
 }

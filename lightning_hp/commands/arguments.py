@@ -37,7 +37,7 @@ def parser() -> ArgumentParser:
     tune.add_argument("--trials", type=int, help="total number of trials, also when continued")
     tune.add_argument("--max_epochs", type=int, help="length of a complete training, epochs")
     tune.add_argument("--time", type=str, help="start no new trial after so long, HH:MM:SS")
-    tune.add_argument("--workers", type=int, help="worker processes of the local engine")
+    tune.add_argument("--workers", type=int, help="workers of the engine local, ray or stacked")
     tune.add_argument("--name", type=str, help="study name")
     tune.add_argument("--folder", type=str, help="where the study's files go")
     tune.add_argument("--storage", type=str, help="journal, or an Optuna URL")

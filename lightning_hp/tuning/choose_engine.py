@@ -22,8 +22,8 @@ from lightning_hp.training.stacked.cost import step_seconds
 from lightning_hp.training.stacked.randomness import RandomState
 from lightning_hp.training.stacked.seat import seat
 from lightning_hp.tuning.build import Built, CliBuilder
+from lightning_hp.tuning.caviar import AUTO
 from lightning_hp.tuning.cohorts import cohort_size, refuse_own_start
-from lightning_hp.tuning.config import AUTO, STACKING
 from lightning_hp.tuning.confirmation import reserved
 from lightning_hp.tuning.failures import counted
 from lightning_hp.tuning.together import Together
@@ -68,7 +68,7 @@ def settle_engine(runner: StudyRunner) -> None:
         finally:
             random_state.restore()
     runner.config = replace(config, caviar=replace(config.caviar, engine=engine))
-    runner.together = Together(runner) if engine in STACKING else None
+    runner.together = Together(runner) if runner.config.caviar.stacks else None
 
 
 def _has_more(runner: StudyRunner) -> bool:

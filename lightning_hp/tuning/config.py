@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from lightning_hp.ledger.dates import intervals_by_tier
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.search.space import SearchSpace
-from lightning_hp.study.leases import LEASE_SECONDS
+from lightning_hp.tuning.caviar import Caviar, caviar_of
 from lightning_hp.tuning.curve_store import FEWEST, POINTS
 from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.start import with_start
@@ -23,7 +23,6 @@ from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 from lightning_hp.tuning.yaml_values import (
     check_keys,
     class_block,
-    duration,
     gate_seconds,
     one_of,
     part,
@@ -36,10 +35,6 @@ from lightning_hp.tuning.yaml_values import (
 
 #: the value of ``seed`` that trains all trials with one seed
 SAME_SEED = "fixed"
-AUTO = "auto"
-ENGINES = (AUTO, "in_process", "stacked", "local")
-#: engines that train trials of one structure together
-STACKING = ("stacked",)
 PLANS = ("default", "opening", "tiers")
 _KEYS = (
     "name",
@@ -97,26 +92,6 @@ class Confirmation:
 
     candidates: int = 3
     seeds: int = 2
-
-
-@dataclass(frozen=True)
-class Caviar:
-    """Where trials run.
-
-    Attributes:
-        engine: ``in_process`` (one after the other, here), ``stacked`` (trials of one structure together, where the
-            module allows it; else one after the other), ``local`` (worker processes on this machine) or ``auto``
-            (``stacked`` where it works and pays, see :mod:`.choose_engine`).
-        workers: Number of worker processes; with 1 all but ``local`` run here.
-        cohort: Most trials that ``stacked`` trains together; None for as many as the study's length and
-            :func:`.cohorts.cohort_size` say.
-        lease: A worker that is not heard of for so many seconds loses its trial to another one.
-    """
-
-    engine: str = "in_process"
-    workers: int = 1
-    cohort: int | None = None
-    lease: float = LEASE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -225,7 +200,7 @@ class TuneConfig:
         return cls(
             config=config,
             budget=_budget(budget),
-            caviar=_caviar(mapping.get("caviar", {})),
+            caviar=caviar_of(mapping.get("caviar", {})),
             model=text_of(mapping, "model", "") or None,
             data=text_of(mapping, "data", "") or None,
             cli=text_of(mapping, "cli", "") or None,
@@ -261,7 +236,7 @@ class TuneConfig:
             config=None,
             budget=_budget(budget, ""),
             search=_search(space, _trials(budget, ""), settings, project, Path(), paths=False),
-            caviar=_caviar(settings.get("caviar", {})),
+            caviar=caviar_of(settings.get("caviar", {})),
             **_settings(settings),
         )
 
@@ -382,17 +357,3 @@ def _confirm(value: Any) -> Confirmation | None:
         candidates=whole(value, "candidates", 3, 2, "confirm.candidates"),
         seeds=whole(value, "seeds", 2, 1, "confirm.seeds"),
     )
-
-
-def _caviar(given: Any) -> Caviar:
-    check_keys(given, ("engine", "workers", "cohort", "lease"), "caviar")
-    engine = given.get("engine", "in_process")
-    if engine not in ENGINES:
-        raise ConfigError(f"`caviar.engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
-    workers = whole(given, "workers", 2 if engine == "local" else 1, 1, "caviar.workers")
-    if engine == "in_process" and workers > 1:
-        raise ConfigError(f"`caviar.workers` must be 1 for the engine {engine} (use local), got {workers}")
-    cohort = whole(given, "cohort", 1, 1, "caviar.cohort") if "cohort" in given else None
-    if cohort is not None and engine not in (*STACKING, AUTO):
-        raise ConfigError(f"`caviar.cohort` goes with the engine stacked, got {engine!r}")
-    return Caviar(engine, workers, cohort, duration(given.get("lease", LEASE_SECONDS), "caviar.lease"))

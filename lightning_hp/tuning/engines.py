@@ -1,7 +1,8 @@
-"""Runs a study to its end: in this process, or in worker processes on this machine (:mod:`.workers.processes`)."""
+"""Runs a study to its end: in this process, in worker processes (:mod:`.workers.processes`), or on a Ray cluster."""
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 
 from optuna.trial import FrozenTrial
@@ -9,6 +10,7 @@ from optuna.trial import FrozenTrial
 from lightning_hp.report.notes import decorate
 from lightning_hp.study.recipe import Recipe, write_recipe
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
+from lightning_hp.tuning.caviar import RAY
 from lightning_hp.tuning.choose_engine import settle_engine
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.curve_store import watched
@@ -16,6 +18,7 @@ from lightning_hp.tuning.failures import not_counted
 from lightning_hp.tuning.finish import Result, finish
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.runner import StudyRunner
+from lightning_hp.tuning.workers.on_ray import connected, work_on_ray
 from lightning_hp.tuning.workers.processes import work_in_processes
 
 #: the dashboard is decorated from this trial number on: before there is little to say
@@ -42,14 +45,15 @@ def run(
         KeyboardInterrupt: After the running trial, if Ctrl-C was pressed; the study can be continued.
     """
     builder.check(config.space)
-    runner = StudyRunner(config, builder)
-    runner.listener = _DecoratingListener(listener or SilentListener(), runner, now)
-    write_recipe(runner.study, Recipe.of(config.mapping, config.base))
-    try:
-        with watched(runner.listener.trial_progressed):
-            return _run(runner, now)
-    finally:
-        runner.close()
+    with connected(config.caviar) if config.caviar.engine == RAY else contextlib.nullcontext():
+        runner = StudyRunner(config, builder)
+        runner.listener = _DecoratingListener(listener or SilentListener(), runner, now)
+        write_recipe(runner.study, Recipe.of(config.mapping, config.base))
+        try:
+            with watched(runner.listener.trial_progressed):
+                return _run(runner, now)
+        finally:
+            runner.close()
 
 
 def _run(runner: StudyRunner, now: datetime | None) -> Result:
@@ -57,7 +61,9 @@ def _run(runner: StudyRunner, now: datetime | None) -> Result:
     while True:
         settle_engine(runner)
         caviar = runner.config.caviar
-        if caviar.engine == "local" or caviar.workers > 1:
+        if caviar.engine == RAY:
+            work_on_ray(runner)
+        elif caviar.engine == "local" or caviar.workers > 1:
             work_in_processes(runner)
         else:
             runner.work()

@@ -28,7 +28,8 @@ from lightning_hp.search.space import SearchSpace
 from lightning_hp.study.aside import move_aside
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import Caviar, TuneConfig
+from lightning_hp.tuning.caviar import Caviar
+from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.curve_store import RETEST_LOOKS
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.objective import trial_seed

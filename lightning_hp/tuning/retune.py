@@ -42,7 +42,8 @@ from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.storage import StudyError, find_study, one_line
 from lightning_hp.study.trials import best_trials, no_best_message
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.config import Budget, Caviar, Confirmation, TuneConfig
+from lightning_hp.tuning.caviar import Caviar
+from lightning_hp.tuning.config import Budget, Confirmation, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.length import TrainingLength

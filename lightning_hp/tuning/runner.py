@@ -36,7 +36,7 @@ from lightning_hp.study.study_lock import study_lock
 from lightning_hp.study.upstream import stored_trial, trial_number
 from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import drop_checkpoints
-from lightning_hp.tuning.config import STACKING, TuneConfig
+from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.confirmation import enqueue_round, is_settled, reserved
 from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, out_of_memory, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
@@ -122,7 +122,7 @@ class StudyRunner:
             store_kept(self.study, self.leases, self.paths, self.description.mode, self.say)
         if again:
             self.say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
-        self.together = Together(self) if config.caviar.engine in STACKING else None
+        self.together = Together(self) if config.caviar.stacks else None
         self.gate: StageGate | None = None
         if config.gate is not None:
             say = self.say

@@ -48,7 +48,7 @@ def tune(
     prune: bool = True,
     curve_points: int = POINTS,
     gate: bool | Mapping[str, Any] = False,
-    engine: str = "in_process",
+    engine: str | Mapping[str, Any] = "in_process",
     workers: int | None = None,
     confirm: bool | Mapping[str, int] = True,
     keep_checkpoints: int = 3,
@@ -90,9 +90,11 @@ def tune(
         gate: Whether a person is asked in the dashboard what the next stage shall do; ``{"timeout": "30m"}`` says how
             long the study waits for the answer.
         engine: ``in_process``; ``stacked`` to train trials of one structure together where the module allows it;
-            ``local`` for worker processes on this machine; or ``auto`` for ``stacked`` where it works and pays. Workers
-            are given a copy of what ``tune`` is given; a script needs no ``if __name__ == "__main__"`` for them.
-        workers: Number of worker processes; None for 2 with ``local``, else 1.
+            ``local`` for worker processes on this machine; ``ray`` for workers on a Ray cluster; or ``auto`` for
+            ``stacked`` where it works and pays. Workers are given a copy of what ``tune`` is given; a script needs no
+            ``if __name__ == "__main__"`` for them. With a mapping all that ``caviar`` of ``tune.yaml`` takes:
+            ``{"engine": "ray", "gpus": 0.5}``.
+        workers: Number of worker processes; None for 2 with ``local`` and ``ray``, else 1.
         confirm: Whether the best configurations are trained again on fresh seeds at the end, inside the budget, and
             the winner is chosen by the mean; ``{"candidates": 3, "seeds": 2}`` says how many. Not with fewer than 20
             trials.
@@ -111,6 +113,9 @@ def tune(
         ConfigError: If an argument does not fit.
         StudyError: If the study cannot be opened, or has to stop.
     """
+    caviar: dict[str, Any] = dict(engine) if isinstance(engine, Mapping) else {"engine": engine}
+    if workers is not None:
+        caviar["workers"] = workers
     settings: dict[str, Any] = {
         "name": name,
         "monitor": monitor,
@@ -122,7 +127,7 @@ def tune(
         "prune": prune,
         "curve_points": curve_points,
         "gate": gate,
-        "caviar": {"engine": engine} if workers is None else {"engine": engine, "workers": workers},
+        "caviar": caviar,
         "confirm": confirm,
         "keep_checkpoints": keep_checkpoints,
         "retune_after": retune_after,

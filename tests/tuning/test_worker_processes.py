@@ -17,7 +17,7 @@ from lightning_hp.study.storage import find_study
 from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.workers.payload import pack, unpack
-from lightning_hp.tuning.workers.processes import POLL
+from lightning_hp.tuning.workers.seats import POLL
 from lightning_hp.tuning.yaml_file import ConfigError
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
