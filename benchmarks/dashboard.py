@@ -34,9 +34,9 @@ from optuna.trial import TrialState, create_trial
 
 from lightning_hp.report.notes import decorate
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.presets import preset
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.presets import preset
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import open_storage

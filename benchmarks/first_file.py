@@ -104,8 +104,8 @@ def prepare(project: dict[str, Any]) -> None:
 def measure(name: str, trials: int, seeds: int) -> dict[str, Any]:
     """One project, in a process of its own, in the working directory."""
     from lightning_hp import cli
-    from lightning_hp.tuning.cli_builder import CliBuilder
-    from lightning_hp.tuning.quiet import suppress_repeated_warnings
+    from lightning_hp.project.cli_builder import CliBuilder
+    from lightning_hp.project.quiet import suppress_repeated_warnings
 
     project = PROJECTS[name]
     prepare(project)

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.training import BatchNormMLP
 from lightning_hp.training.optimizers import build_optimizer, build_schedule
 from lightning_hp.tuning.objective import trial_seed

@@ -39,17 +39,17 @@ import torch
 import yaml
 from torch.utils.data import TensorDataset
 
+from lightning_hp.project.build import PythonBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.trial_outputs import MetricsLog
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
 from lightning_hp.training.stacked import Member, train_stacked
-from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.retune import retune_study
-from lightning_hp.tuning.trial_outputs import MetricsLog
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIALS, EPOCHS = 40, 27

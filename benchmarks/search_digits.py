@@ -33,7 +33,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
 from lightning_hp.tuning.objective import trial_seed
 

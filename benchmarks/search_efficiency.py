@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 
 #: after how many full trainings the best is read
 GRID = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, 40)

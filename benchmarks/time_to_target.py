@@ -29,11 +29,11 @@ from optuna.trial import FrozenTrial
 from torch.utils.data import TensorDataset
 
 from lightning_hp.callbacks.pruning import TrialPruning
+from lightning_hp.project.build import PythonBuilder
 from lightning_hp.search import SearchSpace
 from lightning_hp.training import BatchNormClassifier, BatchNormRegressor, DigitsDataModule
 from lightning_hp.training.data import InMemoryDataModule, standardise
 from lightning_hp.training.sampling import split_rows
-from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.runner import StudyRunner

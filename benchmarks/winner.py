@@ -37,11 +37,11 @@ from optuna.trial import FrozenTrial, TrialState
 from retune import EPOCHS, TRIALS, builder, epochs_of, losses_again, read, read_space
 from scipy.stats import t as student
 
+from lightning_hp.project.length import TrainingLength
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.runner import StudyRunner
 

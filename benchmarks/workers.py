@@ -40,12 +40,12 @@ import torch
 from optuna.trial import TrialState
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.project.build import PythonBuilder
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.at_work import picture
 from lightning_hp.study.leases import lease_of
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import load_study, open_storage
-from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.objective import Outcome

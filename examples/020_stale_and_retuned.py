@@ -23,11 +23,11 @@ from torch.utils.data import TensorDataset
 from lightning_hp import BatchNormClassifier, DigitsDataModule, SearchSpace
 from lightning_hp.callbacks import BatchNormAuditor, StalenessTracker
 from lightning_hp.commands.status import status_command
+from lightning_hp.project.build import PythonBuilder
+from lightning_hp.project.length import TrainingLength
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.retune import retune_study
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_hp.callbacks import PandaBabysitter as PandaBabysitter
     from lightning_hp.callbacks.pruning import TrialPruning as TrialPruning
-    from lightning_hp.search.presets import preset as preset
+    from lightning_hp.project.yaml_file import ConfigError as ConfigError
     from lightning_hp.search.pruner import CurvePruner as CurvePruner
     from lightning_hp.search.sampler import CoarseToFineSampler as CoarseToFineSampler
-    from lightning_hp.search.scales import sample as sample
-    from lightning_hp.search.space import SearchSpace as SearchSpace
+    from lightning_hp.space.presets import preset as preset
+    from lightning_hp.space.scales import sample as sample
+    from lightning_hp.space.space import SearchSpace as SearchSpace
     from lightning_hp.study.storage import StudyError as StudyError
     from lightning_hp.training import BatchNormClassifier as BatchNormClassifier
     from lightning_hp.training import BatchNormMLP as BatchNormMLP
@@ -27,21 +28,20 @@ if TYPE_CHECKING:
     from lightning_hp.tuning.tune import retune as retune
     from lightning_hp.tuning.tune import tune as tune
     from lightning_hp.tuning.tune import tune_file as tune_file
-    from lightning_hp.tuning.yaml_file import ConfigError as ConfigError
 
 _HOMES = {
-    "preset": "lightning_hp.search.presets",
+    "preset": "lightning_hp.space.presets",
     "CoarseToFineSampler": "lightning_hp.search.sampler",
     "CurvePruner": "lightning_hp.search.pruner",
-    "sample": "lightning_hp.search.scales",
-    "SearchSpace": "lightning_hp.search.space",
+    "sample": "lightning_hp.space.scales",
+    "SearchSpace": "lightning_hp.space.space",
     "BatchNormClassifier": "lightning_hp.training",
     "BatchNormMLP": "lightning_hp.training",
     "BatchNormRegressor": "lightning_hp.training",
     "DigitsDataModule": "lightning_hp.training",
     "PandaBabysitter": "lightning_hp.callbacks",
     "TabularDataModule": "lightning_hp.training",
-    "ConfigError": "lightning_hp.tuning.yaml_file",
+    "ConfigError": "lightning_hp.project.yaml_file",
     "TuneConfig": "lightning_hp.tuning.config",
     "Result": "lightning_hp.tuning.finish",
     "StudyError": "lightning_hp.study.storage",

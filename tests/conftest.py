@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +77,14 @@ def fork(tmp_path: Path) -> Any:
         if child.code is None:
             os.kill(child.pid, 9)
             child.wait()
+
+
+@pytest.fixture
+def quiet_optuna() -> Iterator[None]:
+    """Have Optuna say nothing but errors, for one test."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(before)

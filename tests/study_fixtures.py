@@ -11,7 +11,7 @@ import pytest
 from decorated_studies import SPACE, describe_as, run
 from optuna.trial import FrozenTrial
 
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import open_study
 from lightning_hp.study.paths import StudyPaths
 

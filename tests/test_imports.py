@@ -14,18 +14,21 @@ PACKAGE = Path(lightning_hp.__file__).parent
 HEAVY = ("torch", "lightning", "optuna", "sklearn", "pandas", "plotly")
 #: room -> the rooms, or modules, of ours that it may import
 ALLOWED = {
-    "search": (),
+    "space": (),
+    "search": ("space",),
     "ledger": (),
     "batchnorm": (),
     "training": ("batchnorm",),
     "callbacks": ("batchnorm", "ledger"),
-    "study": ("search", "ledger"),
-    "report": ("study", "search", "ledger"),
-    "tuning": ("study", "report", "callbacks", "training", "search", "ledger", "batchnorm"),
-    "starting": ("tuning", "search"),
+    "study": ("search", "space", "ledger"),
+    "report": ("study", "search", "space", "ledger"),
+    "project": ("study", "space"),
+    "tuning": ("project", "study", "report", "callbacks", "training", "search", "space", "ledger", "batchnorm"),
+    "starting": ("project", "space"),
     "dashboard": ("report", "study"),
     "commands": (
         "starting",
+        "project",
         "tuning",
         "dashboard",
         "report",
@@ -34,12 +37,14 @@ ALLOWED = {
         "training",
         "batchnorm",
         "search",
+        "space",
         "ledger",
     ),
 }
 #: room -> packages that it must not import, not even late
 FORBIDDEN = {
     "ledger": ("lightning", "optuna"),
+    "space": ("torch", "lightning"),
     "search": ("torch", "lightning"),
     "batchnorm": ("lightning", "optuna"),
     "training": ("optuna",),

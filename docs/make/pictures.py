@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_hp.search.scales import sample
+from lightning_hp.space.scales import sample
 
 IMAGES = Path(__file__).parents[1] / "images"
 _STYLE = """<style>

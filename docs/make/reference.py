@@ -12,9 +12,9 @@ os.environ.setdefault("COLUMNS", "100")
 
 from lightning_hp.commands.arguments import parser
 from lightning_hp.commands.fit import _USAGE as FIT_USAGE
+from lightning_hp.project.length import TrainingLength
 from lightning_hp.tuning.caviar import ENGINES, Caviar
 from lightning_hp.tuning.config import _KEYS, PLANS, Budget, Confirmation, TuneConfig
-from lightning_hp.tuning.length import TrainingLength
 
 #: exit codes, as `cli.py` has them
 CODES = "Exit codes: 0 done or fresh, 1 error, 2 wrong usage, 3 stale, 4 an audit found errors, 130 interrupted, 143 terminated."

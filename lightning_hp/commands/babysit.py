@@ -35,8 +35,8 @@ def babysit_verb(arguments: Sequence[str]) -> int:
     _refuse_a_living_run(folder)
 
     from lightning_hp.callbacks import PandaBabysitter
-    from lightning_hp.tuning.project_cli import ProjectCLI
-    from lightning_hp.tuning.yaml_file import read_yaml
+    from lightning_hp.project.project_cli import ProjectCLI
+    from lightning_hp.project.yaml_file import read_yaml
 
     read_yaml(Path(options.config), "config")
     panda = PandaBabysitter(

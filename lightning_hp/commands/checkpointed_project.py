@@ -21,9 +21,9 @@ import torch
 from lightning_hp.batchnorm.reference import Reference
 from lightning_hp.callbacks.audit.files import REFERENCE_FILE
 from lightning_hp.callbacks.audit.offline import EvaluationRecorder, record_evaluation
-from lightning_hp.tuning.build import Built, CliBuilder
-from lightning_hp.tuning.quiet import quiet_lightning
-from lightning_hp.tuning.yaml_file import ConfigError
+from lightning_hp.project.build import Built, CliBuilder
+from lightning_hp.project.quiet import quiet_lightning
+from lightning_hp.project.yaml_file import ConfigError
 
 FAILED, USAGE = 1, 2
 

@@ -26,8 +26,8 @@ def fit_verb(arguments: Sequence[str]) -> int:
         write_line(_USAGE)
         return 0 if arguments else 2
 
-    from lightning_hp.tuning.project_cli import ProjectCLI
-    from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
+    from lightning_hp.project.project_cli import ProjectCLI
+    from lightning_hp.project.yaml_file import ConfigError, read_yaml
 
     file, *rest = arguments
     read_yaml(Path(file), "config")

@@ -9,11 +9,11 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from lightning_hp.commands.output import write_line
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.starting.first_file import FirstFile, choose, flow, plain
 from lightning_hp.starting.project import builder_of, file_for_classes, study_name
 from lightning_hp.study.paths import write_text
-from lightning_hp.tuning.length import TrainingLength
-from lightning_hp.tuning.yaml_file import ConfigError
 
 
 def init_verb(options: Namespace) -> int:

@@ -7,7 +7,7 @@ import json
 from jsonargparse import Namespace
 
 from lightning_hp.commands.output import write_line
-from lightning_hp.search.scales import histogram, sample
+from lightning_hp.space.scales import histogram, sample
 
 
 def sample_verb(options: Namespace) -> int:

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_hp.commands.output import output_console
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.report.text import number
-from lightning_hp.search.parameters import Choice, Parameter
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.presets import PRESETS
 from lightning_hp.search.stages import plan_stages
+from lightning_hp.space.parameters import Choice, Parameter
+from lightning_hp.space.presets import PRESETS
 from lightning_hp.tuning.config import TuneConfig
-from lightning_hp.tuning.yaml_file import ConfigError
 
 
 def space_verb(options: Namespace) -> int:

@@ -11,6 +11,8 @@ from jsonargparse import Namespace
 
 from lightning_hp.commands.init import say_what_was_chosen
 from lightning_hp.commands.output import output_console, write_line
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError, read_yaml
 from lightning_hp.report.text import show_result
 from lightning_hp.starting.first_file import TRIALS, choose
 from lightning_hp.starting.project import builder_of, is_train_file, study_name
@@ -20,11 +22,9 @@ from lightning_hp.study.results import read_result
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.progress import StudyDisplay
 from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.tune import cli_builder
-from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 
 #: options that replace a key of ``tune.yaml``, and where the key is
 _OVERRIDES = {

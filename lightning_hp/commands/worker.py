@@ -9,6 +9,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from lightning_hp.commands.output import write_line
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import (
     StudyError,
@@ -22,7 +23,6 @@ from lightning_hp.study.urls import STORAGE
 from lightning_hp.tuning.progress import StudyDisplay
 from lightning_hp.tuning.tune import cli_builder
 from lightning_hp.tuning.workers.joining import ON_TERM, config_of, join
-from lightning_hp.tuning.yaml_file import ConfigError
 from lightning_hp.tuning.yaml_values import duration
 
 

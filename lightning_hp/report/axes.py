@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_hp.search.labels import label
-from lightning_hp.search.parameters import Choice, Int, Parameter
+from lightning_hp.space.labels import label
+from lightning_hp.space.parameters import Choice, Int, Parameter
 
 #: most ticks on one axis
 MOST_TICKS = 6

@@ -14,7 +14,7 @@ from lightning_hp.ledger.changes import change_sentences
 from lightning_hp.report.axes import number_text, value_text
 from lightning_hp.report.lineage import Lineage, StudyLink
 from lightning_hp.report.view import StudyView, finite, value_of
-from lightning_hp.search.parameters import Choice, Parameter
+from lightning_hp.space.parameters import Choice, Parameter
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from lightning_hp.report.style import (
     value_axis,
 )
 from lightning_hp.report.view import NEUTRAL, TIER_COLOURS, StudyView, finite, finite_points, value_of
-from lightning_hp.search.parameters import Parameter
+from lightning_hp.space.parameters import Parameter
 
 __all__ = ["best_so_far", "contour", "curves", "history", "importance", "study_figures", "zoom_funnel", "zoom_grid"]
 

@@ -24,7 +24,7 @@ from lightning_hp.report.style import (
     thinned,
 )
 from lightning_hp.report.view import NEUTRAL, StudyView, faded
-from lightning_hp.search.parameters import Parameter
+from lightning_hp.space.parameters import Parameter
 
 #: most funnels in one figure
 PANELS = 8

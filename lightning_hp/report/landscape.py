@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lightning_hp.report.axes import number_text, ticks
 from lightning_hp.report.style import GRID, natural_text, ring, style, value_axis
 from lightning_hp.report.view import StudyView, value_of
-from lightning_hp.search.parameters import Parameter
+from lightning_hp.space.parameters import Parameter
 
 #: of the values, this share (the better ones) gets colours of its own; the rest has the colour of the worst of them
 SHOWN_SHARE = 0.8

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_hp.report.axes import ends_text, value_text
 from lightning_hp.report.view import StudyView, finite
-from lightning_hp.search.parameters import Parameter
+from lightning_hp.space.parameters import Parameter
 
 #: shown where all parameters were measured and none stood out
 NO_EFFECT = "No hyperparameter had more effect than chance alone would give. With more trials this may change."

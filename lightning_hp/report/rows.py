@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from lightning_hp.report.axes import range_text, value_text
 from lightning_hp.report.lineage import StudyLink
 from lightning_hp.report.view import StageView
-from lightning_hp.search.parameters import Parameter
+from lightning_hp.space.parameters import Parameter
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from lightning_hp.report.axes import log_ticks, number_text, value_text
 from lightning_hp.report.view import StudyView, finite
-from lightning_hp.search.parameters import Parameter
+from lightning_hp.space.parameters import Parameter
 
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 TEXT = "#7d8590"

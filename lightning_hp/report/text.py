@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_hp.search.labels import label
+from lightning_hp.space.labels import label
 from lightning_hp.study.results import stored_fit_command
 
 

@@ -19,10 +19,10 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.parameters import Parameter
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage, stage_at
+from lightning_hp.space.parameters import Parameter
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import Description, describe
 from lightning_hp.study.trials import ranked_since
 

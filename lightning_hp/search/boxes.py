@@ -25,10 +25,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.parameters import Choice, Float, Int, Parameter
-from lightning_hp.search.scales import to_unit
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Box, Stage, stage_at
+from lightning_hp.space.parameters import Choice, Float, Int, Parameter
+from lightning_hp.space.scales import to_unit
+from lightning_hp.space.space import SearchSpace
 
 #: A box is drawn around this part of the finished trials, once there are at least so many.
 BEST_PART, FEWEST_TRIALS = 0.25, 4

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.boxes import EXPLORED
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 
 Array = NDArray[np.float64]
 #: Looks are at these parts of the longest training: later ones only (1/2 alone) stop too late, earlier ones than 1/16

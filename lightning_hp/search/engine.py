@@ -30,7 +30,7 @@ from lightning_hp.search.proposal import (
     maximise,
     snap,
 )
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 
 Array = NDArray[np.float64]
 #: Fits kept: a study needs the latest, and the one before while trials finish out of order.

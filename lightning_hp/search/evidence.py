@@ -19,10 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.boxes import AT_EDGE, OPENED, TOUCH, positions, ranked
 from lightning_hp.search.importance import Importance, in_stage, in_study, not_explored
-from lightning_hp.search.known import SHARES, canonical
-from lightning_hp.search.parameters import Choice, Float, Parameter
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage, stage_at
+from lightning_hp.space.known import SHARES, canonical
+from lightning_hp.space.parameters import Choice, Float, Parameter
+from lightning_hp.space.space import SearchSpace
 
 #: Fewest coarse trials to call a parameter unimportant. A learning rate that carried most of the effect was dismissed
 #: in 6 of 30 simulated studies with 20 coarse trials, in none with 30, 40, 60 or 100.

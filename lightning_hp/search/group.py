@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_hp.search.engine import Proposal
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 
 
 @dataclass

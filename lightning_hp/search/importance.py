@@ -35,9 +35,9 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hp.search.boxes import BEST_PART, EXPLORED, INSIDE, OPENED, loss, positions
 from lightning_hp.search.curves import CurveReader
 from lightning_hp.search.engine import Engine
-from lightning_hp.search.parameters import Choice, Float, Parameter
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage
+from lightning_hp.space.parameters import Choice, Float, Parameter
+from lightning_hp.space.space import SearchSpace
 
 #: Least part of the sum of the main effects that counts as an effect.
 LEAST_PART = 0.05

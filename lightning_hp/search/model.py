@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
 from lightning_hp.search.curves import SHORTEST, Curve, fraction, points
-from lightning_hp.search.parameters import usual_part
 from lightning_hp.search.proposal import log_expected_improvement
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.surrogate import Compression, GaussianProcess, Priors, compress
+from lightning_hp.space.parameters import usual_part
+from lightning_hp.space.space import SearchSpace
 
 Array = NDArray[np.float64]
 #: Hyperparameters are fitted to the points past this part of the training, if there are at least as many as parameters

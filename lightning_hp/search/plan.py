@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_hp.search.presets import OPENS_FROM, preset
-from lightning_hp.search.space import SearchSpace, differences
+from lightning_hp.space.presets import OPENS_FROM, preset
+from lightning_hp.space.space import SearchSpace, differences
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

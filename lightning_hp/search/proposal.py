@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import erfcx, ndtr, ndtri
 
-from lightning_hp.search.parameters import usual_part
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.parameters import usual_part
+from lightning_hp.space.space import SearchSpace
 
 Array = NDArray[np.float64]
 #: Standard deviation of starting points around the default, in parts of the whole range, by tier: the more important a

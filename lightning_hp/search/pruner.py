@@ -32,8 +32,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.curves import SHORTEST, Curve, curve_length, from_one, looks
 from lightning_hp.search.engine import Engine
-from lightning_hp.search.parameters import Choice, Float, Int, Parameter
-from lightning_hp.search.space import Entry, SearchSpace
+from lightning_hp.space.parameters import Choice, Float, Int, Parameter
+from lightning_hp.space.space import Entry, SearchSpace
 
 #: The model is too sure of where a curve ends: finals lie about so many times further from its mean than it says
 #: (measured on curves whose ends are known; ``tests/search/test_calibration.py`` holds the intervals to it).

@@ -32,13 +32,13 @@ from lightning_hp.search import boxes
 from lightning_hp.search.boxes import EXPLORED, OPENED, WIDENED, direction_of, narrowed, outside_text, reaching
 from lightning_hp.search.curves import Curve, older_curve
 from lightning_hp.search.engine import Engine, Proposal
-from lightning_hp.search.fields import whole_number
 from lightning_hp.search.group import Group
-from lightning_hp.search.parameters import Float
 from lightning_hp.search.proposal import starting_point
 from lightning_hp.search.sobol import sobol_point, to_stored_values
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import DECIDED, Stage, apply_decisions, plan_stages, stage_at
+from lightning_hp.space.fields import whole_number
+from lightning_hp.space.parameters import Float
+from lightning_hp.space.space import SearchSpace
 
 if TYPE_CHECKING:
     from lightning_hp.search.pruner import CurvePruner

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_hp.search.boxes import TOUCH
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import Stage
+from lightning_hp.space.space import SearchSpace
 
 _SOBOL_BLOCK = 64
 _sobol_lock = threading.Lock()  # scipy's Sobol engines share their direction numbers among threads

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 
 Box = Mapping[str, tuple[float, float]]
 Plan = Literal["default", "opening", "tiers", "retune"]

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_hp.project.build import CliBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.quiet import suppress_repeated_warnings
 from lightning_hp.starting.candidates import Candidate
 from lightning_hp.starting.trial_run import ONE_BATCH, run_shortly
-from lightning_hp.tuning.build import CliBuilder
-from lightning_hp.tuning.length import TrainingLength
-from lightning_hp.tuning.quiet import suppress_repeated_warnings
 
 #: a value is changed by so large a part of itself, the next one by twice as much
 _PART = 1e-4

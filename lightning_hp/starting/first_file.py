@@ -15,15 +15,15 @@ from typing import Any
 
 import yaml
 
-from lightning_hp.search.known import KNOWN, canonical
+from lightning_hp.project.build import CliBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.space.known import KNOWN, canonical
 from lightning_hp.starting.candidates import Candidate, candidates
 from lightning_hp.starting.evidence import look
 from lightning_hp.starting.metric import Metric, metric_of
 from lightning_hp.starting.recognise import Chosen, Left, recognise
 from lightning_hp.starting.trial_run import ONE_BATCH, ShortRun, run_shortly
-from lightning_hp.tuning.build import CliBuilder
-from lightning_hp.tuning.length import TrainingLength
-from lightning_hp.tuning.yaml_file import ConfigError
 
 #: trials of a first study
 TRIALS = 40

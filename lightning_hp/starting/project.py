@@ -10,9 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_hp.tuning.build import CliBuilder
-from lightning_hp.tuning.project_cli import import_path
-from lightning_hp.tuning.yaml_file import ConfigError
+from lightning_hp.project.build import CliBuilder
+from lightning_hp.project.project_cli import import_path
+from lightning_hp.project.yaml_file import ConfigError
 
 #: names of files that say nothing about what is trained
 _NO_NAMES = ("config", "train", "fit", "main", "default", "best", "base")

@@ -1,6 +1,6 @@
 """Which values of a project are hyperparameters that are known, with tier, scale and a range around the project's own.
 
-A guess must be right: a value is taken only where its name is known (:mod:`lightning_hp.search.known`), the value is
+A guess must be right: a value is taken only where its name is known (:mod:`lightning_hp.space.known`), the value is
 one that such a hyperparameter can have, and nothing that was seen of the project speaks against it. What an optimizer
 was seen to have (:mod:`.evidence`) needs no known name. All else is listed with the reason.
 """
@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_hp.search.known import KNOWN, canonical
-from lightning_hp.search.parameters import Choice
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.project.build import CliBuilder
+from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.space.known import KNOWN, canonical
+from lightning_hp.space.parameters import Choice
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.starting.candidates import Candidate
 from lightning_hp.starting.evidence import Evidence, build, changes_optimizer
 from lightning_hp.starting.trial_run import ONE_BATCH, ShortRun, run_shortly
-from lightning_hp.tuning.build import CliBuilder
-from lightning_hp.tuning.yaml_file import ConfigError
 
 #: what only an optimizer has
 _OF_OPTIMIZERS = ("learning_rate", "momentum", "beta1", "beta2", "epsilon", "weight_decay")

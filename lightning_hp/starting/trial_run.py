@@ -17,9 +17,9 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-from lightning_hp.tuning.build import CliBuilder
-from lightning_hp.tuning.length import TrainingLength
-from lightning_hp.tuning.quiet import suppress_repeated_warnings
+from lightning_hp.project.build import CliBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.quiet import suppress_repeated_warnings
 
 #: one batch of training, and one of validation, whatever the rhythm of the file
 ONE_BATCH = {

@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.leases import is_alive, lease_of
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, quiet_optuna

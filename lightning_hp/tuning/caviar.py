@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.leases import LEASE_SECONDS
-from lightning_hp.tuning.yaml_file import ConfigError
 from lightning_hp.tuning.yaml_values import check_keys, duration, text_of, whole
 
 AUTO, RAY = "auto", "ray"

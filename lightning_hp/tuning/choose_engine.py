@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Checkpoint
 
+from lightning_hp.project.build import Built, CliBuilder
+from lightning_hp.project.trial_outputs import MetricsLog
 from lightning_hp.study.storage import one_line
 from lightning_hp.training.stacked import Member, NotStackable, Stack
 from lightning_hp.training.stacked.check import check_stack
 from lightning_hp.training.stacked.cost import step_seconds
 from lightning_hp.training.stacked.randomness import RandomState
 from lightning_hp.training.stacked.seat import seat
-from lightning_hp.tuning.build import Built, CliBuilder
 from lightning_hp.tuning.caviar import AUTO
 from lightning_hp.tuning.cohorts import cohort_size, refuse_own_start
 from lightning_hp.tuning.confirmation import reserved
 from lightning_hp.tuning.failures import counted
 from lightning_hp.tuning.together import Together
-from lightning_hp.tuning.trial_outputs import MetricsLog
 
 if TYPE_CHECKING:
     from lightning_hp.tuning.runner import StudyRunner

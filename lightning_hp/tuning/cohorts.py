@@ -21,6 +21,10 @@ import optuna
 import torch
 from torch import Tensor
 
+from lightning_hp.project.build import Built, CliBuilder, PythonBuilder
+from lightning_hp.project.cli_repeat import RepeatingBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.trial_outputs import MetricsLog
 from lightning_hp.search.pruner import CurvePruner
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.journal import in_one_go
@@ -29,13 +33,9 @@ from lightning_hp.study.storage import one_line
 from lightning_hp.study.upstream import storage_of
 from lightning_hp.training.stacked import Member, NotStackable, Outcome, Report, train_stacked
 from lightning_hp.training.stacked.member import tell_progress
-from lightning_hp.tuning.build import Built, CliBuilder, PythonBuilder
-from lightning_hp.tuning.cli_repeat import RepeatingBuilder
 from lightning_hp.tuning.curve_store import ThinCurve
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.objective import Outcome as TrialOutcome
 from lightning_hp.tuning.objective import is_out_of_memory
-from lightning_hp.tuning.trial_outputs import MetricsLog
 
 #: A study is divided into so many cohorts, each of which learns from those before; a short one into fewer, so that
 #: FEW members share what a step costs whoever is in it; but never into fewer than LEAST_ROUNDS.

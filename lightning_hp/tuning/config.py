@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lightning_hp.ledger.dates import intervals_by_tier
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError, read_yaml
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.tuning.caviar import Caviar, caviar_of
 from lightning_hp.tuning.curve_store import FEWEST, POINTS
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.start import with_start
-from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 from lightning_hp.tuning.yaml_values import (
     check_keys,
     class_block,
@@ -293,7 +293,7 @@ class Project(Protocol):
 
 def _project_of(config: Path | tuple[Path, ...], mapping: Mapping[str, Any]) -> Project:
     """The project of a ``tune.yaml``."""
-    from lightning_hp.tuning.cli_builder import CliBuilder  # it loads Lightning
+    from lightning_hp.project.cli_builder import CliBuilder  # it loads Lightning
 
     classes = [text_of(mapping, key, "") or None for key in ("model", "data", "cli")]
     return CliBuilder(config, *classes)

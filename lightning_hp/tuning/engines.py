@@ -7,9 +7,9 @@ from datetime import datetime
 
 from optuna.trial import FrozenTrial
 
+from lightning_hp.project.build import CliBuilder, PythonBuilder
 from lightning_hp.report.notes import decorate
 from lightning_hp.study.recipe import Recipe, write_recipe
-from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.caviar import RAY
 from lightning_hp.tuning.choose_engine import settle_engine
 from lightning_hp.tuning.config import TuneConfig

@@ -13,7 +13,7 @@ from datetime import datetime
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError
 from lightning_hp.study.upstream import stored_attributes

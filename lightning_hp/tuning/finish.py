@@ -31,16 +31,16 @@ from lightning_hp.ledger import records
 from lightning_hp.ledger.dates import as_utc
 from lightning_hp.ledger.events import tuned
 from lightning_hp.ledger.fingerprint import data_fingerprint, model_fingerprint
+from lightning_hp.project.best_yaml import best_yaml, fit_command
+from lightning_hp.project.build import Built, CliBuilder
+from lightning_hp.project.quiet import suppress_repeated_warnings
 from lightning_hp.report.write import write_older_reports, write_reports
 from lightning_hp.study.confirmed import confirmed
 from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.results import read_result
 from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.study.trials import best_trials, count_states, no_best_message
-from lightning_hp.tuning.best_yaml import best_yaml, fit_command
-from lightning_hp.tuning.build import Built, CliBuilder
 from lightning_hp.tuning.checkpoints import classes_of
-from lightning_hp.tuning.quiet import suppress_repeated_warnings
 from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.workers.ranks import build_on_one_device
 

@@ -20,9 +20,9 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hp.report.axes import value_text
 from lightning_hp.report.rendering import render_markdown
 from lightning_hp.search.boxes import ranked
-from lightning_hp.search.parameters import Parameter
 from lightning_hp.search.sampler import CoarseToFineSampler
 from lightning_hp.search.stages import DECISIONS, Stage, apply_decisions
+from lightning_hp.space.parameters import Parameter
 from lightning_hp.study.questions import gate_name
 from lightning_hp.study.upstream import storage_of, study_number, trial_number
 

@@ -36,16 +36,16 @@ from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.callbacks.pruning import TrialPruning, UnknownMetricError
 from lightning_hp.callbacks.trackers import give_values
 from lightning_hp.callbacks.unfinished import UnfinishedCheckpoint
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.project.build import CliBuilder, PythonBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.paths import TrialPaths, write_text
 from lightning_hp.study.storage import StudyError, one_line
-from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import TrialCheckpoint, can_go_on, classes_of
 from lightning_hp.tuning.curve_store import POINTS, ThinCurve
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.workers.keeper import LeaseGuard
 from lightning_hp.tuning.workers.ranks import Job, RankError, needs_ranks, train_in_ranks
-from lightning_hp.tuning.yaml_file import ConfigError
 
 #: characters of a traceback kept in the study; the whole is in the trial's error.txt
 TRACEBACK_CHARACTERS = 2000

@@ -8,8 +8,8 @@ from typing import Any
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from lightning_hp.tuning.project_cli import import_path
-from lightning_hp.tuning.yaml_file import ConfigError
+from lightning_hp.project.project_cli import import_path
+from lightning_hp.project.yaml_file import ConfigError
 
 
 def base_sampler(block: Mapping[str, Any] | None) -> BaseSampler | None:

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.project.build import CliBuilder, PythonBuilder
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.aside import move_aside
 from lightning_hp.study.storage import StudyError
-from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.caviar import Caviar
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.curve_store import RETEST_LOOKS

@@ -32,27 +32,27 @@ from lightning_hp.ledger.changes import Change, summarise_changes
 from lightning_hp.ledger.drift import compare_fingerprints
 from lightning_hp.ledger.events import retested
 from lightning_hp.ledger.fingerprint import data_fingerprint
+from lightning_hp.project.build import CliBuilder, PythonBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.quiet import suppress_repeated_warnings
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.report.write import write_reports
 from lightning_hp.search.curves import CurveReader, curves_to_dicts
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace, differences
+from lightning_hp.space.space import SearchSpace, differences
 from lightning_hp.study.description import Description, describe
 from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.storage import StudyError, find_study, one_line
 from lightning_hp.study.trials import best_trials, no_best_message
-from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.caviar import Caviar
 from lightning_hp.tuning.config import Budget, Confirmation, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.objective import trial_seed
-from lightning_hp.tuning.quiet import suppress_repeated_warnings
 from lightning_hp.tuning.retest import Retest, retest
 from lightning_hp.tuning.runner import StudyRunner
-from lightning_hp.tuning.yaml_file import ConfigError
 
 #: What a refreshing study adds to the trials of the re-test, in parts of the first study's trials.
 SHARE = 1 / 4

@@ -22,6 +22,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
+from lightning_hp.project.build import CliBuilder, PythonBuilder
+from lightning_hp.project.length import TrainingLength, curve_steps
+from lightning_hp.project.quiet import quick_collection, remembered_plugins, suppress_repeated_warnings
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.search.convergence import ATTRIBUTE as CONVERGED
 from lightning_hp.search.convergence import convergence
 from lightning_hp.study.confirmed import CONFIRMS
@@ -34,22 +38,18 @@ from lightning_hp.study.patience import patiently
 from lightning_hp.study.storage import StudyError, open_storage, write_study_pointer
 from lightning_hp.study.study_lock import study_lock
 from lightning_hp.study.upstream import stored_trial, trial_number
-from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.confirmation import enqueue_round, is_settled, reserved
 from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, out_of_memory, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
-from lightning_hp.tuning.length import TrainingLength, curve_steps
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.objective import Outcome, is_disk_full, run_trial, structure, trial_seed
 from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
-from lightning_hp.tuning.quiet import quick_collection, remembered_plugins, suppress_repeated_warnings
 from lightning_hp.tuning.stage_gate import StageGate
 from lightning_hp.tuning.telling import store, store_kept
 from lightning_hp.tuning.together import Together
 from lightning_hp.tuning.workers.keeper import LeaseGuard, TrialTakenError, renewed
-from lightning_hp.tuning.yaml_file import ConfigError
 
 #: a trial whose process died this many times is given up: it may well be what kills it (memory, a driver)
 MOST_DEATHS = 5

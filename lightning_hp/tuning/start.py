@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_hp.search.choices import Choice
-from lightning_hp.search.parameters import Int, Parameter
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.space.choices import Choice
+from lightning_hp.space.parameters import Int, Parameter
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.results import read_result
-from lightning_hp.tuning.yaml_file import ConfigError
 
 #: what ``lightning-hp babysit`` leaves in the folder of its run
 BABYSAT_VALUES = "panda_values.json"

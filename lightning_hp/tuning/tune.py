@@ -10,19 +10,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.project.build import CliBuilder, PythonBuilder
+from lightning_hp.project.python_project import LoadersModule, check_project
+from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.aside import move_aside
 from lightning_hp.study.description import describe
 from lightning_hp.study.storage import find_study
-from lightning_hp.tuning.build import CliBuilder, PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.curve_store import POINTS
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.progress import StudyDisplay
-from lightning_hp.tuning.python_project import LoadersModule, check_project
 from lightning_hp.tuning.retune import Retuned, retune_study
-from lightning_hp.tuning.yaml_file import ConfigError
 
 
 def tune(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_hp.tuning.yaml_file import ConfigError
+from lightning_hp.project.yaml_file import ConfigError
 
 #: seconds that a person has for an answer unless told otherwise
 GATE_TIMEOUT = 1800.0

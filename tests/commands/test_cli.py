@@ -292,7 +292,7 @@ def test_tables_that_cannot_be_read(project, run, path, target, said):
 
 def test_debug_shows_where(project, capsys):
     project(mode="sideways")
-    from lightning_hp.tuning.yaml_file import ConfigError
+    from lightning_hp.project.yaml_file import ConfigError
 
     with pytest.raises(ConfigError, match="`mode` must be one of min, max") as error:
         cli.main(["tune", "tune.yaml", "--debug"])

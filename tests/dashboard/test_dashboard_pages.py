@@ -16,7 +16,7 @@ from lightning_hp.report.figures import FEWEST_FOR_LANDSCAPE
 from lightning_hp.report.model import read_report
 from lightning_hp.report.notes import decorate
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import find_study, open_storage, write_study_pointer

@@ -28,7 +28,7 @@ import yaml
 
 from lightning_hp import CoarseToFineSampler, TuneConfig, cli
 from lightning_hp.commands.arguments import parser
-from lightning_hp.tuning.cli_builder import CliBuilder
+from lightning_hp.project.cli_builder import CliBuilder
 from lightning_hp.tuning.tune import cli_builder
 
 ROOT = Path(__file__).parents[2]

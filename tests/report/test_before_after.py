@@ -18,7 +18,7 @@ from lightning_hp.report.lineage import event_rows, lineage_of
 from lightning_hp.report.model import read_report
 from lightning_hp.report.notes import decorate
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import open_storage, write_study_pointer

@@ -21,7 +21,7 @@ from lightning_hp.report.page import Page
 from lightning_hp.report.view import StudyView
 from lightning_hp.search.evidence import evidence
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import Description, open_study
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lightning_hp.report.axes import duration_text, ends_text, number_text, range_text, ticks, value_text
-from lightning_hp.search.parameters import Choice, Float, Int
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.parameters import Choice, Float, Int
+from lightning_hp.space.space import SearchSpace
 
 RANGES = [
     Float("lr", 1e-4, 1.0, "log"),

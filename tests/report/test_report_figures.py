@@ -162,7 +162,7 @@ def test_value_axis(values, kind):
 
 
 def test_figures_escape_names_and_are_plain_json(made):
-    from lightning_hp.search.space import SearchSpace
+    from lightning_hp.space.space import SearchSpace
 
     space = SearchSpace.from_dict({"<b>a</b>": {"low": 0.0, "high": 1.0}, "c": {"choices": ["<i>", "y"], "tier": "B"}})
     trials = [made_trial(u, u, space=space, intermediate_values={1: u}) for u in (0.1, 0.4, 0.6, 0.9)]

@@ -20,7 +20,7 @@ from lightning_hp.report.model import read_report
 from lightning_hp.report.notes import LINE, decorate
 from lightning_hp.report.rendering import _markdown, markdown_text, table_head, table_row
 from lightning_hp.report.view import StudyView
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.results import compute_evidence
 from lightning_hp.study.storage import open_storage

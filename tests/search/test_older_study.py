@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from lightning_hp.search.curves import Curve, CurveReader, curves_to_dicts, older_curve
 from lightning_hp.search.model import aligned
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 
 SPACE = SearchSpace.from_dict(
     {f"x{i}": {"low": 0.0, "high": 1.0, "tier": t, "default": 0.5} for i, t in enumerate("ABBC")}

@@ -4,8 +4,8 @@ import optuna
 import pytest
 
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import DECIDED, DECISIONS, apply_decisions, stage_at
+from lightning_hp.space.space import SearchSpace
 
 SPACE = SearchSpace.from_dict(
     {

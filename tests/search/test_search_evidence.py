@@ -12,8 +12,8 @@ from lightning_hp.search.boxes import OPENED, with_boxes
 from lightning_hp.search.evidence import evidence
 from lightning_hp.search.importance import FEWEST_IN_STAGE, SHUFFLES, not_explored
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import plan_stages
+from lightning_hp.space.space import SearchSpace
 
 SPACE = SearchSpace.from_dict(
     {

@@ -8,9 +8,9 @@ import pytest
 
 from lightning_hp.search.curves import CurveReader, curves_to_dicts
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.presets import OPENS_FROM, preset
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.presets import OPENS_FROM, preset
+from lightning_hp.space.space import SearchSpace
 
 SGD = SearchSpace.from_dict(preset("sgd"))
 

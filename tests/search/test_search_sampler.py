@@ -15,9 +15,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from lightning_hp.search import CoarseToFineSampler, SearchSpace, preset
-from lightning_hp.search.parameters import Float
 from lightning_hp.search.sobol import sobol_point, to_stored_values
 from lightning_hp.search.stages import stage_at
+from lightning_hp.space.parameters import Float
 
 SPACE = SearchSpace.from_dict(preset("batchnorm_mlp"))
 IMPORTANT = [p.stored_name for p in SPACE.parameters if isinstance(p, Float)]
@@ -535,7 +535,7 @@ def test_public_names_load_late():
     assert dir(room) == sorted(room.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         room.nothing  # noqa: B018
-    script = "import sys, lightning_hp.search.scales; assert not {'optuna', 'torch', 'lightning'} & set(sys.modules)"
+    script = "import sys, lightning_hp.space.scales; assert not {'optuna', 'torch', 'lightning'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -10,10 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from lightning_hp.search.boxes import AT_EDGE, LEAST_WIDTH, WIDEN_BY, box, loss, ranked, with_boxes
-from lightning_hp.search.presets import PRESETS, preset
 from lightning_hp.search.sobol import sobol_point, to_stored_values
-from lightning_hp.search.space import SearchSpace
 from lightning_hp.search.stages import OPENS_FROM, Stage, plan_stages, stage_at
+from lightning_hp.space.presets import PRESETS, preset
+from lightning_hp.space.space import SearchSpace
 
 SPACE = SearchSpace.from_dict(
     {

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from lightning_hp import TuneConfig, cli
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.starting.first_file import choose, duration, plain, quoted, suggestion
 from lightning_hp.starting.project import builder_of, file_for_classes, is_train_file, study_name
-from lightning_hp.tuning.length import TrainingLength
-from lightning_hp.tuning.yaml_file import ConfigError
 
 ROOT = Path(__file__).parents[2]
 STOPPING = {"class_path": "EarlyStopping", "init_args": {"monitor": "train_loss", "mode": "max"}}

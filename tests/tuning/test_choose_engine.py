@@ -154,7 +154,7 @@ def test_the_processes_generators_are_as_before(studies, fast):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    from lightning_hp.tuning.build import PythonBuilder
+    from lightning_hp.project.build import PythonBuilder
     from lightning_hp.tuning.config import TuneConfig
     from lightning_hp.tuning.runner import StudyRunner
 

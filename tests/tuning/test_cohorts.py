@@ -13,19 +13,19 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_hp.callbacks.audit.reference import weights_fingerprint
+from lightning_hp.project.build import PythonBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.paths import TrialPaths
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
 from lightning_hp.tuning import cohorts
-from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.cohorts import cohort_size
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.objective import run_trial
 from lightning_hp.tuning.tune import tune
-from lightning_hp.tuning.yaml_file import ConfigError
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, "logger": False}
 SPACE = {

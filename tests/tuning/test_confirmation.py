@@ -8,13 +8,13 @@ import toy_project as toy
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.search.engine import Engine
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.storage import quiet_optuna
 from lightning_hp.tuning.config import Confirmation, TuneConfig
 from lightning_hp.tuning.confirmation import enqueue_round, reserved
-from lightning_hp.tuning.yaml_file import ConfigError
 
 
 def study_of(values, direction="minimize"):

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from lightning_hp.search.curves import looks
 from lightning_hp.search.sampler import CoarseToFineSampler
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.tuning.curve_store import FEWEST, POINTS, RETEST_LOOKS, ThinCurve, kept_steps
 
 SPACE = SearchSpace.from_dict(

@@ -10,9 +10,9 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from lightning_hp.commands.space import show_space
+from lightning_hp.project.build import PythonBuilder
 from lightning_hp.report.text import show_evidence, show_result
 from lightning_hp.study.storage import find_study
-from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.listener import SilentListener

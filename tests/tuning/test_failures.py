@@ -274,7 +274,7 @@ def test_max_mode_seeks_the_largest(studies):
 
 
 def test_a_metric_that_is_never_logged_stops_the_study_after_the_first_validation(studies):
-    from lightning_hp.tuning.yaml_file import ConfigError
+    from lightning_hp.project.yaml_file import ConfigError
 
     with pytest.raises(
         ConfigError, match=r"`monitor` must be a metric that the model logs \(val_loss\), got 'val_los'"

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.tuning.gate_question import ask, question
 
 

@@ -9,13 +9,13 @@ import pytest
 from optuna.trial import TrialState
 
 from lightning_hp.callbacks import unfinished
+from lightning_hp.project.quiet import suppress_repeated_warnings
 from lightning_hp.study.leases import Leases, Worker, lease_of
 from lightning_hp.study.upstream import stored_trial
 from lightning_hp.tuning.checkpoints import can_go_on
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.objective import Outcome
-from lightning_hp.tuning.quiet import suppress_repeated_warnings
 from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.workers.keeper import LeaseGuard, TrialTakenError, renewed
 
@@ -40,7 +40,7 @@ def runner(studies, monkeypatch):
     """Makes runners of one study that count as workers of different machines, with a clock that the test turns."""
     import toy_project as toy
 
-    from lightning_hp.tuning.build import PythonBuilder
+    from lightning_hp.project.build import PythonBuilder
 
     def make(name, clock, trials=4):
         builder = PythonBuilder(toy.Toy, toy.ToyData, {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0})

@@ -13,11 +13,11 @@ import toy_project as toy
 from optuna.trial import TrialState
 
 import lightning_hp
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.leases import lease_of
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.caviar import Caviar, caviar_of
 from lightning_hp.tuning.workers.on_ray import connected, room
-from lightning_hp.tuning.yaml_file import ConfigError
 
 RAY = {"engine": "ray", "workers": 2}
 

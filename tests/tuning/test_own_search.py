@@ -4,9 +4,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
-from lightning_hp.tuning.yaml_file import ConfigError
 
 
 class PruneAll(optuna.pruners.BasePruner):

@@ -12,11 +12,11 @@ from optuna.trial import TrialState
 
 from lightning_hp import cli
 from lightning_hp.callbacks.pruning import UnknownMetricError
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.storage import StudyError, find_study
 from lightning_hp.tuning import finish
 from lightning_hp.tuning.workers.keeper import TrialTakenError
 from lightning_hp.tuning.workers.ranks import RankError, _serve, needs_ranks
-from lightning_hp.tuning.yaml_file import ConfigError
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 

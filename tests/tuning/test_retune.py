@@ -15,21 +15,21 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hp.ledger import records
 from lightning_hp.ledger.dates import verdict
+from lightning_hp.project.build import PythonBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import describe
 from lightning_hp.study.storage import StudyError, find_study
 from lightning_hp.study.trials import best_trials
-from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, Confirmation, TuneConfig
 from lightning_hp.tuning.engines import run
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.objective import trial_seed
 from lightning_hp.tuning.retest import BehindPruner, clearly_better, neighbours
 from lightning_hp.tuning.retune import copy_retest_trials, retune_study
 from lightning_hp.tuning.runner import StudyRunner
-from lightning_hp.tuning.yaml_file import ConfigError
 
 SPACE = SearchSpace.from_dict({k: toy_project.SPACE[k] for k in ("learning_rate", "momentum")})
 

@@ -9,9 +9,9 @@ from toy_project import SPACE as TOY_SPACE
 from toy_project import Toy, ToyData
 
 import lightning_hp
-from lightning_hp.search.space import SearchSpace
+from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.tuning.start import with_start
-from lightning_hp.tuning.yaml_file import ConfigError
 
 SPACE = SearchSpace.from_dict(
     {

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_hp.search.presets import OPENS_FROM, PRESETS
-from lightning_hp.tuning import yaml_file
+from lightning_hp.project import yaml_file
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError, read_yaml
+from lightning_hp.space.presets import OPENS_FROM, PRESETS
 from lightning_hp.tuning.caviar import Caviar
 from lightning_hp.tuning.config import Budget, TuneConfig
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.tune import tune
-from lightning_hp.tuning.yaml_file import ConfigError, read_yaml
 
 SPACE = {"model.init_args.learning_rate": {"low": 1e-4, "high": 1.0, "scale": "log"}}
 

@@ -14,11 +14,11 @@ from lightning_hp import BatchNormClassifier, DigitsDataModule, SearchSpace
 from lightning_hp.callbacks import StalenessTracker
 from lightning_hp.commands.status import status_command
 from lightning_hp.ledger import records
+from lightning_hp.project.build import PythonBuilder
+from lightning_hp.project.length import TrainingLength
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.retune import retune_study
 
 START = datetime(2031, 1, 31, 9, 30, tzinfo=UTC)

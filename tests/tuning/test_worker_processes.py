@@ -12,13 +12,13 @@ import pytest
 import toy_project as toy
 from optuna.trial import TrialState
 
+from lightning_hp.project.build import PythonBuilder
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.only_process import OnlyProcess
 from lightning_hp.study.storage import find_study
-from lightning_hp.tuning.build import PythonBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.workers.payload import pack, unpack
 from lightning_hp.tuning.workers.seats import POLL
-from lightning_hp.tuning.yaml_file import ConfigError
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
 

@@ -15,9 +15,9 @@ import lightning.pytorch as pl
 import optuna
 from optuna.trial import FrozenTrial
 
+from lightning_hp.project.build import CliBuilder
 from lightning_hp.study.description import describe
 from lightning_hp.study.recipe import read_recipe
-from lightning_hp.tuning.build import CliBuilder
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.listener import StudyListener
 from lightning_hp.tuning.runner import StudyRunner

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import CONNECT_SECONDS, StudyError, one_line
 from lightning_hp.tuning.caviar import Caviar
 from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.workers.payload import pack, unpack
 from lightning_hp.tuning.workers.seats import DONE, FAILED, KILLED, STOPPED, Ended, refuse_one_process, work_in_seats
-from lightning_hp.tuning.yaml_file import ConfigError
 
 
 @contextlib.contextmanager

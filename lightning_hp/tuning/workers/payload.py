@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import cloudpickle
 
-from lightning_hp.tuning.build import CliBuilder, PythonBuilder
-from lightning_hp.tuning.yaml_file import ConfigError
+from lightning_hp.project.build import CliBuilder, PythonBuilder
+from lightning_hp.project.yaml_file import ConfigError
 
 
 def pack(builder: CliBuilder | PythonBuilder, more: Any) -> bytes:

@@ -25,12 +25,12 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
 from lightning_hp.callbacks.pruning import TrialPruning, UnknownMetricError
 from lightning_hp.callbacks.trackers import give_values
+from lightning_hp.project.build import Built, CliBuilder, PythonBuilder
+from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.paths import TrialPaths
 from lightning_hp.study.storage import one_line
-from lightning_hp.tuning.build import Built, CliBuilder, PythonBuilder
-from lightning_hp.tuning.length import TrainingLength
 from lightning_hp.tuning.workers.payload import pack, unpack
-from lightning_hp.tuning.yaml_file import ConfigError
 
 #: how the file descriptor of rank 0's end of the pipe is handed on
 _PIPE = "LIGHTNING_HP_PIPE"
@@ -231,7 +231,7 @@ class _Curve:
 
 def run_rank() -> int:
     """Train as one rank; the exit code. The job comes on standard input."""
-    from lightning_hp.tuning.quiet import suppress_repeated_warnings
+    from lightning_hp.project.quiet import suppress_repeated_warnings
 
     builder, job = unpack(sys.stdin.buffer)
     pipe = Connection(int(os.environ.pop(_PIPE)))

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.runner import StudyRunner
-from lightning_hp.tuning.yaml_file import ConfigError
 
 #: seconds between looks at the study while workers run it
 POLL = 0.3

@@ -1,0 +1,1 @@
+"""What can be searched: parameters, their scales and tiers, conditions, presets. Never imports torch or lightning."""
