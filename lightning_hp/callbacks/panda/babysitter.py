@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 
 from lightning_hp.callbacks.panda import company, control, rules, snapshot
 from lightning_hp.callbacks.panda.history import (
@@ -95,7 +96,7 @@ class PandaBabysitter(Callback):
         self._hands_off: tuple[str, ...] = ()
         self._alone = False
         self._reload = LoaderReload()
-        self._resumed = False
+        self._resumed = self._missed = False
         self._best = math.inf  # of the monitored metric, smaller is better
 
     @property
@@ -127,12 +128,12 @@ class PandaBabysitter(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the values as they are, plan the checks, and keep the first snapshot."""
         folder = self._folder(trainer)
-        steps = trainer.estimated_stepping_batches
         if not self._resumed:  # the callback may have served another fit
             self.history, self._best = History(direction=self.history.direction), math.inf
         history = self.history
+        history.hands_off, planned = self._hands_off, company.planned_steps(trainer)
         if history.loader_since < 0:  # else planned anew when the batch size changed
-            history.planned = int(steps) if math.isfinite(steps) and steps > 0 else None
+            history.planned = history.planned if planned is None else planned
         values = read_values(trainer.optimizers[0], trainer.datamodule)  # type: ignore[attr-defined]
         if self._resumed:
             self._resumed = False
@@ -205,6 +206,12 @@ class PandaBabysitter(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         metric = trainer.callback_metrics.get(self.monitor)
+        if metric is None and self.settings.on_overfitting is not None and not self._missed:
+            names, self._missed = ", ".join(trainer.callback_metrics) or "no metric", True
+            rank_zero_warn(
+                f"PandaBabysitter finds no metric {self.monitor!r} (logged: {names}) and does not watch for"
+                " overfitting; `monitor` names another"
+            )
         value = math.nan if metric is None else trainer.strategy.broadcast(float(metric))
         if not math.isfinite(value):
             return
@@ -297,17 +304,21 @@ class PandaBabysitter(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """With the loader of a changed batch size in place: plan the steps anew, and measure from here."""
-        if not self._reload.settle(trainer):
-            return
         history = self.history
+        if not self._reload.settle(trainer):
+            if history.planned is None and trainer.current_epoch:  # an epoch of a stream has shown its length
+                history.planned = company.planned_from(trainer, trainer.current_epoch, trainer.global_step)
+                self._plan_windows(trainer)
+            return
         history.loader_pending, history.loader_since = False, trainer.global_step
         self._meter.restart(trainer.global_step)
         again = rules.begin_again(history) if START in self.snapshots and not self._alone else None
+        again = self._allowed(again)
         if again is not None:
             self._carry_out(trainer, pl_module, again)
-        if history.planned is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-            history.planned = trainer.global_step + (trainer.max_epochs - trainer.current_epoch) * an_epoch
+        if history.planned is not None:
+            planned = company.planned_from(trainer, trainer.current_epoch, trainer.global_step)
+            history.planned = history.planned if planned is None else planned
         self._plan_windows(trainer)
 
     # --- the end, and the log ---
@@ -358,7 +369,7 @@ class PandaBabysitter(Callback):
         self.snapshots = dict(state_dict["snapshots"])
         self._window, self._length = int(state_dict["window"]), int(state_dict["length"])
         self._meter.load_state_dict(state_dict["meter"])
-        self._resumed = True
+        self._resumed = bool(self.snapshots)  # Lightning's finders save and load before a training has begun
 
 
 def _policy(mode: str, settings: Settings) -> Policy:

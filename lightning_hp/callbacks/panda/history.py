@@ -119,6 +119,7 @@ class History:
         paused: Whether a person asked for no interventions.
         loader_pending: Whether a changed batch size waits for the next epoch.
         loader_since: Step at which the loader was last changed; -1 for never.
+        hands_off: Names that belong to a learning-rate scheduler of the module.
     """
 
     planned: int | None = None
@@ -130,6 +131,7 @@ class History:
     paused: bool = False
     loader_pending: bool = False
     loader_since: int = -1
+    hands_off: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -187,6 +189,7 @@ class History:
         content["windows"] = [Window(**window) for window in content["windows"]]
         content["validations"] = [Validation(**validation) for validation in content["validations"]]
         content["done"] = [_done(done) for done in content["done"]]
+        content["hands_off"] = tuple(content.get("hands_off", ()))
         return cls(**content)
 
 

@@ -64,7 +64,9 @@ def running_probe(history: History) -> list[Done]:
 
 def begin(history: History, settings: Settings) -> Intervention | None:
     """Begin a probe if one is due and affordable."""
-    if history.paused or not history.planned or rate_search.searching(history, settings) or RATE not in history.values:
+    if history.paused or not history.planned or rate_search.searching(history, settings):
+        return None
+    if RATE not in history.values or not settings.may(RATE, history.hands_off):
         return None
     finished = [done for done in history.done if done.what.rule == "probe_end"]
     marks = [mark for mark in _MARKS if mark <= 1 - settings.wind_down_share]
@@ -150,7 +152,7 @@ def probe_steps(history: History) -> int:
 
 def _next_name(history: History, finished: list[Done], settings: Settings) -> str:
     """The learning rate, unless its last probe kept it: then the next of tier B (and further open tiers), in turn."""
-    open_names = [name for name in _PROBED if name in history.values and settings.may(name)]
+    open_names = [name for name in _PROBED if name in history.values and settings.may(name, history.hands_off)]
     names = [next(iter(_probed_name(history, done)), RATE) for done in finished]
     if not finished or names[-1] != RATE or "no neighbour" not in finished[-1].what.why or len(open_names) < 2:
         return RATE

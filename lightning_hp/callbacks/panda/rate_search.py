@@ -120,7 +120,7 @@ def _tried_enough(attempts: list[Attempt]) -> bool:
 
 def searching(history: History, settings: Settings) -> bool:
     """Whether the last window was an attempt to find a learning rate (or the next one will be)."""
-    if not settings.start_share or not settings.may(RATE) or history.loader_pending:
+    if not settings.start_share or not settings.may(RATE, history.hands_off) or history.loader_pending:
         return False
     if history.start_progress > settings.start_share:
         return False

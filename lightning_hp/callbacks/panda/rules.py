@@ -114,6 +114,8 @@ def divergence(history: History, settings: Settings) -> Intervention | None:
         return None
     why, numbers = reason
     again = _rollbacks_in_a_row(history)
+    if again and last.finite and not settings.may(RATE, history.hands_off):
+        return None  # the rate that did it stays: to go back once more would not help
     if again >= MOST_ROLLBACKS:
         why = f"{why}, {again} times in a row: no learning rate helps"
         return Intervention("divergence", why, restore=GOOD, stop=True, numbers=numbers)
@@ -133,6 +135,8 @@ def _diverged(
     recent = [window.noise for window in earlier[-5:]]
     limit = best.level + settings.deviations * max(statistics.median(recent), 0.01 * abs(initial - best.level))
     limit = max(limit, 2 * best.level if best.level > 0 else limit)
+    if not settings.may(RATE, history.hands_off):  # what a large rate does it will do again
+        limit = max(limit, 2 * initial)
     if last.level > limit:
         return "the loss is far above its best", {"level": last.level, "best": best.level, "limit": limit}
     if last.grad_norm is None or not last.level > best.level + settings.z * last.error:
@@ -147,7 +151,9 @@ def _diverged(
 
 def _after_divergence(history: History, settings: Settings, again: int) -> dict[str, float]:
     factor = settings.cut_factor if again else settings.decay_factor
-    values = {RATE: settings.bounds[RATE].clip(history.values[RATE] * factor)}
+    values = {}
+    if settings.may(RATE, history.hands_off):
+        values[RATE] = settings.bounds[RATE].clip(history.values[RATE] * factor)
     if again >= 1:  # the rate alone did not help
         values |= _shorter_memory(history, settings)
     return values
@@ -184,6 +190,8 @@ def batch(history: History, settings: Settings) -> Intervention | None:
     size = history.values.get("batch_size")
     if size is None or not settings.may("batch_size") or history.count("batch") or not history.planned:
         return None
+    if history.hands_off:  # the schedule was planned for as many steps as there are
+        return None
     bounds = settings.bounds["batch_size"]
     wanted = bounds.clip(size * history.planned / ENOUGH_STEPS) if history.planned < FEWEST_STEPS else bounds.clip(size)
     if wanted == size:
@@ -200,7 +208,7 @@ def lost_start(history: History, settings: Settings) -> Intervention | None:
     if history.start_progress > settings.start_share or last is None or last.what.rule not in rate_search.SEARCH:
         return None
     windows = history.since(max(last.step, history.loader_since))
-    if len(windows) < 4 or history.spent() >= settings.budget or not settings.may(RATE):
+    if len(windows) < 4 or history.spent() >= settings.budget or not settings.may(RATE, history.hands_off):
         return None
     initial = history.since(history.loader_since)[0].level
     lowest = min(window.level for window in windows[-3:])
@@ -258,7 +266,7 @@ def overfitting(history: History, settings: Settings) -> Intervention | None:
 
 def wind_down(history: History, settings: Settings) -> Intervention | None:
     """Let the learning rate fall linearly over the last part of the training, one step a window."""
-    if not history.planned or not settings.wind_down_share:
+    if not history.planned or not settings.wind_down_share or not settings.may(RATE, history.hands_off):
         return None
     begin = 1 - settings.wind_down_share
     if history.progress < begin:
@@ -285,7 +293,7 @@ def wind_down(history: History, settings: Settings) -> Intervention | None:
 
 def plateau(history: History, settings: Settings) -> Intervention | None:
     """Decay the learning rate when the loss has not fallen beyond noise for the patience."""
-    if not _ready(history, settings, settings.cool_down):
+    if not _ready(history, settings, settings.cool_down) or not settings.may(RATE, history.hands_off):
         return None
     patience = settings.patience_windows
     if history.planned:
@@ -334,7 +342,7 @@ def _shorter_memory(history: History, settings: Settings) -> dict[str, float]:
     """A smaller momentum (or beta1), if its memory is longer than the planned training allows."""
     for name in ("momentum", "beta1"):
         value = history.values.get(name)
-        if value is None or not history.planned or not settings.may(name):
+        if value is None or not history.planned or not settings.may(name, history.hands_off):
             continue
         longest = max(LEAST_MEMORY, MEMORY_SHARE * history.planned)
         if value < 1 and 1 / (1 - value) > longest:

@@ -7,7 +7,7 @@ A hyperparameter is described like an entry of the search space of ``tune.yaml``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -167,9 +167,9 @@ class Settings:
         _require(self.on_plateau in plateau, "on_plateau", f"one of {plateau}", self.on_plateau)
         _require(set(self.tiers) <= set(TIERS) and bool(self.tiers), "tiers", "letters from A to D", self.tiers)
 
-    def may(self, name: str) -> bool:
-        """Whether the tier of a hyperparameter is open."""
-        return name in self.bounds and self.bounds[name].tier in self.tiers
+    def may(self, name: str, hands_off: Collection[str] = ()) -> bool:
+        """Whether the tier of a hyperparameter is open, and no scheduler owns it (``hands_off``)."""
+        return name in self.bounds and self.bounds[name].tier in self.tiers and name not in hands_off
 
 
 def settings_from(mapping: Mapping[str, Any] | None, bounds: Mapping[str, Bounds]) -> Settings:

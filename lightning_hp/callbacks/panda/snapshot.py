@@ -63,7 +63,11 @@ def restore(trainer: pl.Trainer, module: pl.LightningModule, snapshot: Snapshot,
     """
     with torch.no_grad():
         for name, tensor in _tensors(module):
-            tensor.copy_(snapshot["tensors"][name])
+            kept = snapshot["tensors"].get(name)  # None for a layer that came later
+            if kept is not None and kept.shape == tensor.shape:
+                tensor.copy_(kept)
+            elif kept is not None:  # a queue or a cache that has grown
+                tensor.data = kept.to(tensor.device, copy=True)
     for optimizer, state in zip(trainer.optimizers, snapshot["optimizers"], strict=True):
         _restore_optimizer(optimizer, state, groups)
     if groups:
@@ -82,8 +86,8 @@ def distance(module: nn.Module, snapshot: Snapshot) -> float:
     """Distance of the trainable weights from a snapshot's, relative to the norm of those; 0 for a norm of 0."""
     now, old = [], []
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            kept = snapshot["tensors"][name]
+        kept = snapshot["tensors"].get(name)
+        if parameter.requires_grad and kept is not None and kept.shape == parameter.shape:
             now.append(parameter.detach())
             old.append(kept if kept.device == parameter.device else kept.to(parameter.device))
     if not now:
@@ -141,7 +145,10 @@ def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any], groups: bool) -> None:
-    """Like ``load_state_dict``, but without its cast of the state to the dtype of the parameter."""
+    """Like ``load_state_dict``, but without its cast of the state to the dtype of the parameter.
+
+    Groups that were added later (layers that a finetuning callback has thawed) keep their hyperparameters.
+    """
     for index, parameter in enumerate(_parameters(optimizer)):
         if index in saved["state"]:
             optimizer.state[parameter] = _beside(_clone(saved["state"][index]), parameter)
@@ -149,7 +156,7 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any], groups: bool
             optimizer.state.pop(parameter, None)
     if not groups:
         return
-    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+    for group, values in zip(optimizer.param_groups, saved["groups"], strict=False):
         for key, value in values.items():
             if isinstance(value, Tensor) and isinstance(group.get(key), Tensor):
                 group[key].copy_(value)

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from lightning_hp.callbacks.panda.history import Values
 
@@ -37,10 +37,17 @@ def read_values(optimizer: Optimizer, datamodule: Any = None) -> Values:
         present = [value for value in (_get(group, name) for group in optimizer.param_groups) if value is not None]
         if present:
             values[name] = next((value for value in present if value != 0), present[0])
+    if values.get("momentum") == 0 and not _may_gain_momentum(optimizer):
+        del values["momentum"]
     size = _batch_size(datamodule)
     if size is not None:
         values["batch_size"] = float(size)
     return values
+
+
+def _may_gain_momentum(optimizer: Optimizer) -> bool:
+    """Whether a momentum of 0 may be raised: others than SGD make its buffer only at their first step (RMSprop)."""
+    return isinstance(optimizer, SGD) or any("momentum_buffer" in state for state in optimizer.state.values())
 
 
 def write_values(optimizer: Optimizer, values: Values, datamodule: Any = None) -> None:
@@ -84,7 +91,9 @@ def _get(group: dict[str, Any], name: str) -> float | None:
         betas = group.get("betas")
         return None if betas is None else float(betas[_BETAS[name]])
     value = group.get(_KEYS[name])
-    return None if value is None else float(value)
+    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
+        return float(value)
+    return None  # Adafactor's eps is a pair
 
 
 def _set(group: dict[str, Any], name: str, value: float) -> None:

@@ -92,6 +92,32 @@ def test_the_last_good_state_is_kept_every_fifty_steps_or_thirty_times_a_trainin
     assert keep_good(worse, settings) == ()
 
 
+@pytest.mark.parametrize("closed", ["tier", "scheduler"])
+def test_a_learning_rate_that_is_out_of_reach_is_never_set(closed):
+    """What does set it, where it may, in the same histories."""
+    broken = history([1.0, 0.9, 0.8, 0.7, math.nan])
+    far = history([1.0, 0.9, 0.8, 0.7, 100.0])
+    late = history([1.0 - 0.001 * index for index in range(80)])
+    flat = history([1.0] * 60)
+    start = history([1.9], moved=1e-4)
+    expected = {"divergence": (broken, far), "wind_down": (late,), "plateau": (flat,), "slow_start": (start,)}
+    settings = Settings(tiers=("B",)) if closed == "tier" else Settings()
+    for rule, histories in expected.items():
+        for one in histories:
+            assert rules.decide(one, Settings()).rule == rule
+            one.hands_off = ("learning_rate", "momentum", "beta1") if closed == "scheduler" else ()
+            decision = rules.decide(one, settings)
+            if rule == "divergence":
+                assert (decision.restore, decision.values["learning_rate"]) == ("good", 0.1)
+            else:
+                assert decision is None
+    again = history([1.0, 0.9, 0.8, 0.7, 100.0, 100.0])
+    again.done.append(Done(50, 0, Intervention("divergence", "", restore="good"), {"learning_rate": 0.1}, 40))
+    assert rules.decide(again, Settings()).rule == "divergence"
+    again.hands_off = ("learning_rate",)
+    assert rules.decide(again, Settings()) is None
+
+
 # --- nothing to do ---
 
 
