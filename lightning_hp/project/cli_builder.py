@@ -355,26 +355,26 @@ def _points(space: SearchSpace) -> list[dict[str, Any]]:
     return points
 
 
-def same(given: Any, there: Any) -> bool:
+def same(value: Any, resolved: Any) -> bool:
     """Whether a value of the configuration is the one that was given: classes may be named in full, numbers cast."""
-    if isinstance(given, bool) or given is None:
-        return given is there
-    if isinstance(given, int | float):
-        return isinstance(there, int | float) and not isinstance(there, bool) and float(given) == float(there)
-    if isinstance(given, str):
-        if isinstance(there, Mapping):
-            there = there.get("class_path")
-        return str(there) == given or str(there).endswith(f".{given}")
-    if isinstance(given, list | tuple):
+    if isinstance(value, bool) or value is None:
+        return value is resolved
+    if isinstance(value, int | float):
+        return isinstance(resolved, int | float) and not isinstance(resolved, bool) and float(value) == float(resolved)
+    if isinstance(value, str):
+        if isinstance(resolved, Mapping):
+            resolved = resolved.get("class_path")
+        return str(resolved) == value or str(resolved).endswith(f".{value}")
+    if isinstance(value, list | tuple):
         return (
-            isinstance(there, list | tuple)
-            and len(given) == len(there)
-            and all(same(a, b) for a, b in zip(given, there, strict=True))
+            isinstance(resolved, list | tuple)
+            and len(value) == len(resolved)
+            and all(same(a, b) for a, b in zip(value, resolved, strict=True))
         )
-    if isinstance(given, Mapping) and isinstance(there, Mapping):
-        places = {key: key_paths.find(there, key) for key in given}
-        return all(place and same(given[key], key_paths.value_at(there, place)) for key, place in places.items())
-    return bool(given == there)
+    if isinstance(value, Mapping) and isinstance(resolved, Mapping):
+        places = {key: key_paths.find(resolved, key) for key in value}
+        return all(place and same(value[key], key_paths.value_at(resolved, place)) for key, place in places.items())
+    return bool(value == resolved)
 
 
 def _in_namespace(hooked: Any, resolved: Mapping[str, Any], key: str) -> Any:

@@ -122,9 +122,9 @@ class PythonBuilder:
         """
         name, takers = key.split(".")[-1], self._takers
         root = _ROOTS.get(key.split(".")[0] if "." in key else "")
-        asked = [root] if root else ["module", "data"]
+        roots = [root] if root else ["module", "data"]
         # who names an argument takes it before who takes anything
-        fits = [p for p in asked if name in takers[p].names] or [p for p in asked if takers[p].anything]
+        fits = [p for p in roots if name in takers[p].names] or [p for p in roots if takers[p].anything]
         if not fits:
             module, data = (", ".join(sorted(takers[p].names)) or "nothing" for p in ("module", "data"))
             raise ConfigError(

@@ -37,9 +37,9 @@ class Link:
 
     def sets(self, key: str) -> bool:
         """Whether a key is the target, is inside it, or holds it."""
-        mine, asked = (tuple(p for p in parts_of(k) if p != "init_args") for k in (self.target, key))
-        shared = min(len(mine), len(asked))
-        return mine[:shared] == asked[:shared]
+        mine, other = (tuple(p for p in parts_of(k) if p != "init_args") for k in (self.target, key))
+        shared = min(len(mine), len(other))
+        return mine[:shared] == other[:shared]
 
 
 @dataclass(frozen=True)

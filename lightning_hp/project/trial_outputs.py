@@ -112,21 +112,21 @@ def _inside(dirpath: str | Path) -> Path:
     return path.relative_to(here if path.is_relative_to(here) else path.anchor)
 
 
-def loggers_of_trial(given: Any, folder: Path) -> Any:
+def loggers_of_trial(loggers: Any, folder: Path) -> Any:
     """What a Trainer takes as ``logger``, with an instance of this trial's own for every logger.
 
     Args:
-        given: A logger, several, True, False or None.
+        loggers: A logger, several, True, False or None.
         folder: The trial's.
 
     Raises:
         ConfigError: If a logger cannot be copied, or is at work already.
     """
-    if isinstance(given, Logger):
-        return logger_of_trial(given, folder)
-    if isinstance(given, list | tuple):
-        return [logger_of_trial(logger, folder) for logger in given]
-    return given
+    if isinstance(loggers, Logger):
+        return logger_of_trial(loggers, folder)
+    if isinstance(loggers, list | tuple):
+        return [logger_of_trial(logger, folder) for logger in loggers]
+    return loggers
 
 
 def logger_of_trial(logger: Logger, folder: Path) -> Logger:

@@ -98,12 +98,12 @@ def finish(runner: StudyRunner, now: datetime | None = None) -> Result:
         if not best:
             raise StudyError(no_best_message(runner.study))
         counts = count_states(runner.study)
-        found = read_result(runner.paths)
-        if found is None or found["trial"] != best[0].number or found["trials"] != counts:
-            found = _conclude(runner, best[0], counts, now)
+        result_dict = read_result(runner.paths)
+        if result_dict is None or result_dict["trial"] != best[0].number or result_dict["trials"] != counts:
+            result_dict = _conclude(runner, best[0], counts, now)
         elif not runner.paths.report.is_file():
             write_reports(runner.study, runner.paths, now)
-        return _result(runner, found)
+        return _result(runner, result_dict)
 
 
 def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], now: datetime) -> dict[str, Any]:
@@ -112,9 +112,9 @@ def _conclude(runner: StudyRunner, best: FrozenTrial, counts: dict[str, int], no
     with suppress_repeated_warnings():
         built = build_on_one_device(runner.builder, arguments, runner.paths.root / EVALUATION, seed, runner.length)
     with contextlib.closing(built):
-        found = _write(runner, best, counts, built, now)
+        result_dict = _write(runner, best, counts, built, now)
         _give(runner, best, built)
-    return found
+    return result_dict
 
 
 def _give(runner: StudyRunner, best: FrozenTrial, built: Built) -> None:
@@ -138,7 +138,7 @@ def _write(
     }
     checkpoint = paths.trial(best.number).best_checkpoint
     measured = _evaluate(runner, best, built, checkpoint)
-    found = {
+    result_dict = {
         "study": runner.study.study_name,
         "trial": best.number,
         "value": best.value,
@@ -157,16 +157,16 @@ def _write(
     on_seeds = confirmed(runner.study.get_trials(deepcopy=False), runner.description.mode == "min")
     if on_seeds and best in on_seeds[0].trials:
         winner = on_seeds[0]
-        found["confirmed"] = {
+        result_dict["confirmed"] = {
             "mean": winner.mean,
             "interval": winner.interval if math.isfinite(winner.interval) else None,
             "values": list(winner.values),
             "text": winner.text(),
         }
     if isinstance(runner.builder, CliBuilder):
-        found["fit_command"] = fit_command(runner.builder, paths.best)
-        if _write_best(runner, runner.builder, best, found):
-            found["best_yaml"] = str(paths.best)
+        result_dict["fit_command"] = fit_command(runner.builder, paths.best)
+        if _write_best(runner, runner.builder, best, result_dict):
+            result_dict["best_yaml"] = str(paths.best)
     lineage = paths if runner.description.previous is None else StudyPaths(Path(runner.description.previous))
     record: Mapping[str, Any] = tuned(
         name=runner.study.study_name if lineage is paths else records.read(lineage.ledger).names[0],
@@ -188,12 +188,12 @@ def _write(
     if lineage is not paths:
         record = {**record, "event": "retuned", "previous_study": str(lineage.root)}
     record = _date(lineage.ledger, record)
-    found["ledger"] = {"tuned_at": record["tuned_at"], "retest_at": record["retest_at"]}
-    write_text(paths.result, json.dumps(found, indent=1))
+    result_dict["ledger"] = {"tuned_at": record["tuned_at"], "retest_at": record["retest_at"]}
+    write_text(paths.result, json.dumps(result_dict, indent=1))
     write_reports(runner.study, paths, now)
     if runner.description.previous is not None:
         write_older_reports(paths, runner.description.previous, now)
-    return found
+    return result_dict
 
 
 def _moments(checkpoint: Path, file: Path, ledger_folder: Path, audited: bool) -> str | None:
@@ -280,14 +280,14 @@ def _has(built: Built, split: str) -> bool:
     return is_overridden(step, built.model) and is_overridden(loader, built.data or built.model)
 
 
-def _write_best(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, found: Mapping[str, Any]) -> bool:
+def _write_best(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, result_dict: Mapping[str, Any]) -> bool:
     """Write ``best.yaml``, headed by where it comes from; a file that would not train the winner is not written."""
-    tested = "".join(f", {name} {value:.4g}" for name, value in found["test"].items())
-    on_seeds = f"; {found['confirmed']['text']}" if "confirmed" in found else ""
+    tested = "".join(f", {name} {value:.4g}" for name, value in result_dict["test"].items())
+    on_seeds = f"; {result_dict['confirmed']['text']}" if "confirmed" in result_dict else ""
     head = (
-        f"# {found['fit_command']}\n"
-        f"# Trial {best.number} of study {runner.study.study_name}, {found['finished_at']}: "
-        f"{found['monitor']} {best.value:.6g}{tested}{on_seeds}\n"
+        f"# {result_dict['fit_command']}\n"
+        f"# Trial {best.number} of study {runner.study.study_name}, {result_dict['finished_at']}: "
+        f"{result_dict['monitor']} {best.value:.6g}{tested}{on_seeds}\n"
     )
     arguments = runner.description.space.arguments(best.params)
     try:
@@ -300,19 +300,19 @@ def _write_best(runner: StudyRunner, builder: CliBuilder, best: FrozenTrial, fou
     return True
 
 
-def _result(runner: StudyRunner, found: Mapping[str, Any]) -> Result:
-    best = runner.study.get_trials(deepcopy=False)[found["trial"]]
+def _result(runner: StudyRunner, result_dict: Mapping[str, Any]) -> Result:
+    best = runner.study.get_trials(deepcopy=False)[result_dict["trial"]]
     return Result(
         study=runner.study,
-        trial=found["trial"],
-        value=found["value"],
+        trial=result_dict["trial"],
+        value=result_dict["value"],
         arguments=runner.description.space.arguments(best.params),
-        natural=dict(found["natural"]),
-        validation=dict(found["validation"]),
-        test=dict(found["test"]),
-        checkpoint=Path(found["checkpoint"]),
-        best=Path(found["best_yaml"]) if found["best_yaml"] else None,
+        natural=dict(result_dict["natural"]),
+        validation=dict(result_dict["validation"]),
+        test=dict(result_dict["test"]),
+        checkpoint=Path(result_dict["checkpoint"]),
+        best=Path(result_dict["best_yaml"]) if result_dict["best_yaml"] else None,
         report=runner.paths.report,
         folder=runner.paths.root,
-        confirmed=found.get("confirmed"),
+        confirmed=result_dict.get("confirmed"),
     )

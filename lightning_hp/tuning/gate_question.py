@@ -68,9 +68,9 @@ def ask(
             study_name=gate_name(study.study_name), storage=storage_of(study), load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(seed=0),
         )  # fmt: skip
-        asked = _open_question(gate, about) or _new_question(gate, question, choices, about)
+        number = _open_question(gate, about) or _new_question(gate, question, choices, about)
     while True:
-        trial = storage_of(gate).get_trial(asked)
+        trial = storage_of(gate).get_trial(number)
         if trial.state is TrialState.COMPLETE and trial.value is not None:
             answer = choices[round(trial.value)]
             gate.set_user_attr(f"answer {trial.number}", answer)

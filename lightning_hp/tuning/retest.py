@@ -119,18 +119,18 @@ def neighbours(
     rng = np.random.default_rng(seed)
     centre = space.unit([best])[0]
     keep = np.array([p.is_categorical for p in space.parameters])
-    found: list[dict[str, Any]] = []
+    points: list[dict[str, Any]] = []
     for _ in range(100 * max(k, 1)):
-        if len(found) == k:
+        if len(points) == k:
             break
-        distance = NEIGHBOUR_DISTANCES[len(found) % len(NEIGHBOUR_DISTANCES)]
+        distance = NEIGHBOUR_DISTANCES[len(points) % len(NEIGHBOUR_DISTANCES)]
         moved = centre + distance * rng.standard_normal((1 if expected is None else MOVES_TRIED, len(space)))
         moved = np.where((moved < 0) | (moved > 1), 2 * centre - moved, moved)  # reflect what would leave the range
         moved = np.where(keep, centre, np.clip(moved, 0.0, 1.0))
         point = space.at(moved[0 if expected is None else int(np.argmin(expected(moved)))])
-        if point != best and point not in found:
-            found.append(point)
-    return found
+        if point != best and point not in points:
+            points.append(point)
+    return points
 
 
 def retest(
@@ -194,14 +194,14 @@ def retest(
     winner = challenger.number if beaten and challenger is not None else 0
     value = float(np.mean(losses[winner]))
     epochs = sum(t.user_attrs.get("epochs", 0) for t in trials)
-    told = f"{config.monitor} {recorded:.5g} now, {was:.5g} when tuned"
+    values_text = f"{config.monitor} {recorded:.5g} now, {was:.5g} when tuned"
     if beaten:
         summary = f"beaten: another configuration reaches {value:.5g} over {SEEDS} seeds, the recorded best "
-        summary += f"{float(np.mean(losses[0])):.5g} ({told})"
+        summary += f"{float(np.mean(losses[0])):.5g} ({values_text})"
     else:
         ahead_text = "none ahead" if challenger is None else "one ahead within noise" if decide else "one ahead"
-        found = "still the best" if decide else "tried again"
-        summary = f"{found}: {told}; against {len(candidates) - 1} others, {ahead_text}"
+        verdict = "still the best" if decide else "tried again"
+        summary = f"{verdict}: {values_text}; against {len(candidates) - 1} others, {ahead_text}"
     return Retest(not beaten, was, recorded, candidates[winner], value, epochs, summary, study, config.folder)
 
 

@@ -115,13 +115,13 @@ def retune_study(
     previous = describe(named).previous
     root = folder if previous is None else StudyPaths(Path(previous))
     latest = _latest(root)
-    found, _ = find_study(str(latest.root))
-    description = describe(found)
-    best = best_trials(found, 1)
+    older_study, _ = find_study(str(latest.root))
+    description = describe(older_study)
+    best = best_trials(older_study, 1)
     if not best:
-        raise StudyError(no_best_message(found))
+        raise StudyError(no_best_message(older_study))
     space = _with_best(config.space, description.space, best[0].params)
-    known = space.stored(description.space.natural(best[0].params))
+    recorded_values = space.stored(description.space.natural(best[0].params))
     # a re-test is as long as the trainings that it tests, unless told otherwise
     length = _length_of(description).with_limits(config.budget.length)
     budget = replace(config.budget, length=length)
@@ -131,12 +131,12 @@ def retune_study(
     begun = _begun(root, config, trials)
     if begun is not None:
         listener.message(f"continuing {begun.name}, which was stopped")
-        return Retuned(None, drift, _refresh(found, begun, None, builder, listener, now))
+        return Retuned(None, drift, _refresh(older_study, begun, None, builder, listener, now))
     tested: Retest | None = None
     outcome = ""
     if test:
         own = root.root / "retests" / f"{latest.root.name}-{len(list((root.root / 'retests').glob('*/done')))}"
-        base = replace(config, name=f"{found.study_name}.retest-{own.name}", folder=own, storage="journal")
+        base = replace(config, name=f"{older_study.study_name}.retest-{own.name}", folder=own, storage="journal")
         tested = retest(
             replace(
                 base,
@@ -145,32 +145,32 @@ def retune_study(
                 caviar=Caviar(),
             ),
             builder,
-            known,
+            recorded_values,
             best[0].value or 0.0,
             int(best[0].user_attrs.get("seed", trial_seed(description.plan.seed, best[0].number))),
             k,
-            _expected(found, config.space),
+            _expected(older_study, config.space),
             decide=not (drift and search),
             listener=listener,
         )
         outcome = "beaten" if not tested.confirmed else "undecided" if drift and search else "confirmed"
-        _record(tested, outcome, root, found, fingerprint, now or datetime.now(UTC))
-        write_reports(found, latest, now)
+        _record(tested, outcome, root, older_study, fingerprint, now or datetime.now(UTC))
+        write_reports(older_study, latest, now)
         listener.message(tested.summary)
         if outcome == "undecided":
             listener.message("but the training data moved: a short study looks further")
     if not search or outcome == "confirmed":
         return Retuned(tested, drift, None)
-    opening = known if tested is None else tested.best
-    refreshing = _new_study(found, root, config, space, opening, tested, trials)
-    return Retuned(tested, drift, _refresh(found, refreshing, tested, builder, listener, now))
+    opening = recorded_values if tested is None else tested.best
+    refreshing = _new_study(older_study, root, config, space, opening, tested, trials)
+    return Retuned(tested, drift, _refresh(older_study, refreshing, tested, builder, listener, now))
 
 
 def _record(
     tested: Retest,
     outcome: str,
     root: StudyPaths,
-    found: optuna.Study,
+    older_study: optuna.Study,
     fingerprint: Mapping[str, Any] | None,
     now: datetime,
 ) -> None:
@@ -185,11 +185,11 @@ def _record(
     )
     records.append(root.ledger, event)
     write_text(tested.folder / "done", json.dumps({"outcome": outcome, "summary": tested.summary}))
-    found.set_user_attr("retest", f"{now.date().isoformat()}: {tested.summary}")
+    older_study.set_user_attr("retest", f"{now.date().isoformat()}: {tested.summary}")
 
 
 def _refresh(
-    found: optuna.Study,
+    older_study: optuna.Study,
     refreshing: TuneConfig,
     tested: Retest | None,
     builder: CliBuilder | PythonBuilder,
@@ -204,7 +204,7 @@ def _refresh(
         copy_retest_trials(runner, find_study(retested_in)[0], Path(retested_in))
     listener.study_planned(refreshing.search.n_trials)
     result = run(refreshing, builder, listener, now=now)
-    found.set_user_attr("retuned_by", str(result.folder))
+    older_study.set_user_attr("retuned_by", str(result.folder))
     return result
 
 
@@ -325,14 +325,16 @@ def _drift(
     return changes, fingerprint
 
 
-def _expected(found: optuna.Study, space: SearchSpace) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
+def _expected(
+    older_study: optuna.Study, space: SearchSpace
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
     """What the older study's curves say of unit positions of ``space``; None where its ranges are other ones."""
-    description = describe(found)
+    description = describe(older_study)
     if not _same_ranges(description.space, space):
         return None
     engine = Engine(description.space, description.plan.max_steps)
-    trials = found.get_trials(deepcopy=False, states=_ENDED)
-    model = engine.model(engine.curves(found, trials))
+    trials = older_study.get_trials(deepcopy=False, states=_ENDED)
+    model = engine.model(engine.curves(older_study, trials))
     return None if model is None else lambda units: model.final(units)[0]
 
 
@@ -343,7 +345,7 @@ def _same_ranges(older: SearchSpace, space: SearchSpace) -> bool:
 
 
 def _new_study(
-    found: optuna.Study,
+    older_study: optuna.Study,
     root: StudyPaths,
     config: TuneConfig,
     space: SearchSpace,
@@ -352,10 +354,10 @@ def _new_study(
     trials: int | None,
 ) -> TuneConfig:
     """The configuration of the study that refreshes ``found``."""
-    description = describe(found)
+    description = describe(older_study)
     first = describe(find_study(str(root.root))[0])
     reader = CurveReader(description.space, description.plan.max_steps, description.mode == "max")
-    older = found.get_trials(deepcopy=False, states=_ENDED)
+    older = older_study.get_trials(deepcopy=False, states=_ENDED)
     natural = space.natural(opening)
     opened = description.plan.sampler().planned[-1].tiers
     brought = 0

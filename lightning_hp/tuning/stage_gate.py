@@ -99,14 +99,14 @@ class StageGate:
         decorate(self._study, self._paths, force=True)
         until = datetime.now(UTC) + timedelta(seconds=self._timeout)
         planned = apply_decisions(self._sampler.planned, self.decisions())
-        asked = question(self._study, self._sampler, planned, stage, f"{until:%Y-%m-%d %H:%M} UTC")
+        question_number = question(self._study, self._sampler, planned, stage, f"{until:%Y-%m-%d %H:%M} UTC")
         self._tell(f"{stage.name} waits for your answer until {until:%H:%M} UTC")
         # a study of the same name may have been here before, so the question names the moment at which this one began
         begun = self._study.get_trials(deepcopy=False)[0].datetime_start
         with quiet_optuna():
             try:
                 about = f"trial {stage.first} of the study begun at {begun}"
-                answer = ask(self._study, asked, self._timeout, about=about, sleep=self._sleep)
+                answer = ask(self._study, question_number, self._timeout, about=about, sleep=self._sleep)
             except _StoppedError:
                 return
         self._study.set_user_attr(DECIDED, {**self.decisions(), str(stage.first): answer or NOBODY})
@@ -118,10 +118,10 @@ class StageGate:
 
     def last_message(self) -> str | None:
         """What was last said at the gate, by whatever process, and where the form is if an answer is waited for."""
-        said = stored_attributes(self._study).get(ATTRIBUTE)
-        if said is None or " waits " not in said:
-            return None if said is None else f"stage {said}"
-        return f"stage {said}: `lightning-hp dashboard {shlex.quote(str(self._paths.root))}` leads to the form"
+        message = stored_attributes(self._study).get(ATTRIBUTE)
+        if message is None or " waits " not in message:
+            return None if message is None else f"stage {message}"
+        return f"stage {message}: `lightning-hp dashboard {shlex.quote(str(self._paths.root))}` leads to the form"
 
     def _sleep(self, seconds: float) -> None:
         if self._stopping.wait(seconds):

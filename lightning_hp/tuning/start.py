@@ -48,10 +48,10 @@ def with_start(space: SearchSpace, start: Any, base: Path = Path()) -> SearchSpa
     values = dict(start) if is_mapping else _values_in(start, base)
     names = {entry.key: entry.names[0] for entry in space.entries if len(entry.names) == 1}
     values = {names.get(name, name): value for name, value in values.items()}
-    known = {parameter.name: parameter for parameter in space.parameters}
-    strange = [name for name in values if name not in known]
+    parameters = {parameter.name: parameter for parameter in space.parameters}
+    strange = [name for name in values if name not in parameters]
     if strange and (is_mapping or len(strange) == len(values)):
-        raise ConfigError(f"`start` must name parameters of the space ({', '.join(known)}), got {strange[0]!r}")
+        raise ConfigError(f"`start` must name parameters of the space ({', '.join(parameters)}), got {strange[0]!r}")
     return replace(
         space,
         parameters=tuple(

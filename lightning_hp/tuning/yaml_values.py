@@ -104,31 +104,31 @@ def whole(mapping: Mapping[str, Any], key: str, default: int, least: int, path: 
     return value
 
 
-def seconds(given: Any, path: str = "budget.time", more: str = "") -> float:
+def seconds(value: Any, path: str = "budget.time", more: str = "") -> float:
     """A length of time in seconds, given as ``HH:MM:SS``, ``DD:HH:MM:SS`` or a number above 0."""
-    if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
-        return float(given)
-    parts = re.fullmatch(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})", str(given))
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        return float(value)
+    parts = re.fullmatch(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})", str(value))
     days, hours, minutes, rest = (int(p or 0) for p in parts.groups()) if parts else (0, 0, 0, 0)
     total = float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
     if total == 0:
-        raise ConfigError(f"`{path}` must be {more}HH:MM:SS, DD:HH:MM:SS or seconds above 0, got {given!r}")
+        raise ConfigError(f"`{path}` must be {more}HH:MM:SS, DD:HH:MM:SS or seconds above 0, got {value!r}")
     return total
 
 
-def gate_seconds(given: Any) -> float | None:
+def gate_seconds(value: Any) -> float | None:
     """Seconds that a person has for an answer; None for no questions."""
-    if isinstance(given, bool):
-        return GATE_TIMEOUT if given else None
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"`gate` must be true, false or a mapping such as {{timeout: 30m}}, got {given!r}")
-    check_keys(given, ("timeout",), "gate")
-    return duration(given.get("timeout", GATE_TIMEOUT), "gate.timeout")
+    if isinstance(value, bool):
+        return GATE_TIMEOUT if value else None
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"`gate` must be true, false or a mapping such as {{timeout: 30m}}, got {value!r}")
+    check_keys(value, ("timeout",), "gate")
+    return duration(value.get("timeout", GATE_TIMEOUT), "gate.timeout")
 
 
-def duration(given: Any, path: str) -> float:
+def duration(value: Any, path: str) -> float:
     """Seconds of a text such as ``30m``, or of what :func:`seconds` takes."""
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", given) if isinstance(given, str) else None
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", value) if isinstance(value, str) else None
     if parts and float(parts[1]) > 0:
         return float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
-    return seconds(given, path, "such as 30m or 2h, ")
+    return seconds(value, path, "such as 30m or 2h, ")
