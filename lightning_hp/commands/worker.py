@@ -47,7 +47,8 @@ def worker_verb(options: Namespace) -> int:
         folder = Path(options.folder or f"runs/{options.study}")
         if storage == "journal" and not StudyPaths(folder).journal.is_file():
             raise StudyError(f"`--folder` must be the study's folder, got {str(folder)!r}: there is no journal in it")
-        study = load_study(options.study, open_storage(storage, StudyPaths(folder), must_exist=True))
+        opened = open_storage(storage, StudyPaths(folder), must_exist=True, say=write_line)
+        study = load_study(options.study, opened)
     config = config_of(study, storage, folder)
     write_study_pointer(StudyPaths(folder), config.name, storage)
     with StudyDisplay(config.name, config.search.n_trials, config.monitor, config.mode) as display:

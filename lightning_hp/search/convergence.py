@@ -152,3 +152,11 @@ class StopWhenConverged:
         if space is not None and (self._engine is None or self._engine.space != space):
             self._engine = Engine(space, None)
         return (self._engine if space is not None else None), n_trials
+
+
+def keep_convergence(study: Study, result: Convergence) -> bool:
+    """Keep with a study why it was ended; False where that is known already."""
+    if study.user_attrs.get(ATTRIBUTE) == str(result):
+        return False
+    study.set_user_attr(ATTRIBUTE, str(result))
+    return True

@@ -32,7 +32,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.study.locks import machine
-from lightning_hp.study.patience import StorageAwayError, impatient
+from lightning_hp.study.patience import StorageAwayError, impatient, last_away
 from lightning_hp.study.upstream import storage_of, trial_number
 
 #: seconds that a lease holds without being renewed
@@ -156,6 +156,8 @@ class Leases:
         seconds: How long they hold.
         clock: Seconds; only differences count.
         now: The time of day, for people.
+        away: When storage was last away, by the same clock: nobody could renew a lease then. None where this process
+            knows it.
     """
 
     def __init__(
@@ -165,10 +167,12 @@ class Leases:
         seconds: float = LEASE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        away: Callable[[], float] | None = None,
     ) -> None:
         self.worker, self.seconds = worker, seconds
         self._storage: BaseStorage = storage_of(study)
         self._clock, self._now = clock, now
+        self._away = away or (last_away if clock is time.monotonic else lambda: -math.inf)
         self._lock = threading.RLock()
         #: number of a trial in storage -> its lease, and when that was last written
         self._held: dict[int, tuple[Lease, float]] = {}
@@ -275,7 +279,7 @@ class Leases:
             if (turn, beat) != (lease.turn, lease.beat):
                 since = self._clock()
                 self._seen[key] = (lease.turn, lease.beat, since)
-            return self._clock() - since > lease.seconds
+            return self._clock() - max(since, self._away()) > lease.seconds
 
     def lease(self, trial: FrozenTrial | optuna.Trial) -> Lease | None:
         """The lease that this worker has of a trial, as far as it knows."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import random
 import threading
 import time
@@ -38,6 +39,13 @@ class _Mood(threading.local):
 
 
 _mood = _Mood()
+#: when a storage was last found away by this process: seconds of ``time.monotonic``
+_last_away = -math.inf
+
+
+def last_away() -> float:
+    """When a storage was last found away by this process: seconds of ``time.monotonic``, minus infinity for never."""
+    return _last_away
 
 
 @contextlib.contextmanager
@@ -69,6 +77,8 @@ def patiently(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     done: Callable[[], T | None] = lambda: None,
+    say: Callable[[str], None] = lambda text: None,
+    away: Callable[[BaseException], bool] = is_away,
 ) -> T:
     """Ask a storage, again and again while it is away; inside of it everything is asked once.
 
@@ -77,10 +87,13 @@ def patiently(
         sleep: Waits for so many seconds.
         clock: Seconds; only differences count.
         done: What to return where a second try finds that a trial has ended; None if it did not end as asked for.
+        say: Is told in one line that the storage is waited for.
+        away: Whether an exception says that it is away.
 
     Raises:
         StorageAwayError: If the storage stays away.
     """
+    global _last_away
     if _mood.inside:
         return ask()
     patience = PATIENCE if _mood.patience is None else _mood.patience
@@ -95,15 +108,18 @@ def patiently(
                 raise
             return result
         except Exception as error:
-            if not is_away(error):
+            if not away(error):
                 raise
+            _last_away = time.monotonic()
+            cause = error.__cause__ or error
+            reason = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
             if clock() - begun + pause > patience:
-                cause = error.__cause__ or error
-                reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
                 raise StorageAwayError(
-                    f"`storage` has not answered for {clock() - begun:.0f} s ({reason[:200]}); the same command goes "
-                    "on from here when it is back"
+                    f"`storage` has not answered for {clock() - begun:.0f} s ({reason}); the same command goes on from "
+                    "here when it is back"
                 ) from error
+            if not tries:
+                say(f"`storage` does not answer ({reason}); it is asked again for {patience:.0f} s")
         finally:
             _mood.inside = False
         sleep(pause * (0.5 + random.random()))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from lightning_hp.study.database import QuickDatabase
 from lightning_hp.study.journal import MendingJournal
 from lightning_hp.study.paths import StudyPaths, write_text
-from lightning_hp.study.patience import patient
+from lightning_hp.study.patience import StorageAwayError, is_away, patient, patiently
 from lightning_hp.study.storage_error import StudyError as StudyError
 from lightning_hp.study.urls import is_proxy, is_server, proxy_address, with_password, without_password
 from lightning_hp.study.urls import redacted as redacted
 
 #: seconds that a server has to take a connection
 CONNECT_SECONDS = 10
+#: what a server says that is not there yet, or not any more
+_STARTING = ("starting up", "shutting down", "recovery", "server closed the connection", "Lost connection")
 #: how often tables are made, or found, before that is an error
 TRIES = 5
 PatientDatabase = patient(QuickDatabase)
@@ -49,13 +52,16 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def open_storage(storage: str, paths: StudyPaths, *, must_exist: bool = False) -> BaseStorage:
+def open_storage(
+    storage: str, paths: StudyPaths, *, must_exist: bool = False, say: Callable[[str], None] | None = None
+) -> BaseStorage:
     """Open a storage.
 
     Args:
         storage: ``journal`` (a file in the study folder), or an Optuna URL.
         paths: The study folder.
         must_exist: Whether a database file that is not there is an error, instead of being created empty.
+        say: Is told in one line that a server is waited for, as workers do; None does not wait for it.
 
     Raises:
         StudyError: If the storage does not answer or the file is no journal.
@@ -67,18 +73,46 @@ def open_storage(storage: str, paths: StudyPaths, *, must_exist: bool = False) -
         except Exception as error:  # Optuna has no error of its own for a file that is no journal
             raise StudyError(f"`storage` cannot be opened: {paths.journal}: {one_line(error)}") from error
     try:
-        if is_proxy(storage):
-            return _open_proxy(storage)
-        if is_server(storage):
-            return _open_server(with_password(storage))
-        file = make_url(storage).database if storage.startswith("sqlite") else None
-        if must_exist and file and file != ":memory:" and not Path(file).is_file():
-            raise FileNotFoundError(f"there is no file {file}")
-        return optuna.storages.get_storage(QuickDatabase(storage))
+        if say is None:
+            return _open(storage, must_exist)
+        return patiently(lambda: _open(storage, must_exist), say=say, away=lambda error: _is_down(storage, error))
+    except StorageAwayError:
+        raise
     except Exception as error:
         shown = redacted(storage)
         reason = one_line(error).replace(storage, shown)
         raise StudyError(f"`storage` must be a database that answers, got {shown}: {reason}") from error
+
+
+def _open(storage: str, must_exist: bool) -> BaseStorage:
+    if is_proxy(storage):
+        return _open_proxy(storage)
+    if is_server(storage):
+        return _open_server(with_password(storage))
+    file = make_url(storage).database if storage.startswith("sqlite") else None
+    if must_exist and file and file != ":memory:" and not Path(file).is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    return optuna.storages.get_storage(QuickDatabase(storage))
+
+
+def _is_down(storage: str, error: BaseException) -> bool:
+    """Whether a server could not be opened because it is not there, now; a wrong password is no reason to wait."""
+    if not is_away(error):
+        return False
+    if any(text in str(error) for text in _STARTING):
+        return True
+    if is_proxy(storage):
+        host, port = proxy_address(storage)
+    elif is_server(storage):
+        url = make_url(storage)
+        host, port = url.host or "", url.port or (5432 if storage.startswith("postgresql") else 3306)
+    else:
+        return False
+    try:
+        socket.create_connection((host.strip("[]") or "localhost", port), CONNECT_SECONDS).close()
+    except OSError:
+        return True
+    return is_proxy(storage)  # it is there, and its database is not
 
 
 def _open_server(url: str) -> BaseStorage:

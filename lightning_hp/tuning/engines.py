@@ -46,7 +46,7 @@ def run(
     """
     builder.check(config.space)
     with connected(config.caviar) if config.caviar.engine == RAY else contextlib.nullcontext():
-        runner = StudyRunner(config, builder)
+        runner = StudyRunner(config, builder, listener)
         runner.listener = _DecoratingListener(listener or SilentListener(), runner, now)
         write_recipe(runner.study, Recipe.of(config.mapping, config.base))
         try:

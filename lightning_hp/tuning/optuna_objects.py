@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 
 from lightning_hp.project.project_cli import import_path
 from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.search.sampler import CoarseToFineSampler
+from lightning_hp.tuning.config import TuneConfig
 
 
 def base_sampler(block: Mapping[str, Any] | None) -> BaseSampler | None:
@@ -32,6 +34,25 @@ def base_pruner(block: Mapping[str, Any] | None) -> BasePruner | None:
     pruner = _make(block, "pruner", BasePruner)
     assert pruner is None or isinstance(pruner, BasePruner)
     return pruner
+
+
+def pruner_of(
+    config: TuneConfig, sampler: CoarseToFineSampler, max_steps: int, own: Callable[[int], BasePruner] | None
+) -> BasePruner:
+    """The pruner of a study.
+
+    Args:
+        config: Of the study.
+        sampler: Of the study; its own pruner is the default.
+        max_steps: The step of a complete training.
+        own: Makes one from that step, in place of all others.
+
+    Raises:
+        ConfigError: See :func:`base_pruner`.
+    """
+    if not config.prune:
+        return NopPruner()
+    return own(max_steps) if own is not None else base_pruner(config.pruner) or sampler.pruner()
 
 
 def _make(block: Mapping[str, Any] | None, key: str, kind: type) -> Any:

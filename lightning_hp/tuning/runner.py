@@ -26,33 +26,31 @@ from lightning_hp.project.build import CliBuilder, PythonBuilder
 from lightning_hp.project.length import TrainingLength, curve_steps
 from lightning_hp.project.quiet import quick_collection, remembered_plugins, suppress_repeated_warnings
 from lightning_hp.project.yaml_file import ConfigError
-from lightning_hp.search.convergence import ATTRIBUTE as CONVERGED
-from lightning_hp.search.convergence import convergence
+from lightning_hp.search.convergence import convergence, keep_convergence
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.description import Description, describe, open_study
 from lightning_hp.study.journal import in_one_go
-from lightning_hp.study.leases import Leases, Worker, lease_of
+from lightning_hp.study.leases import Leases, Worker
 from lightning_hp.study.only_process import OnlyProcess
 from lightning_hp.study.paths import StudyPaths
-from lightning_hp.study.patience import patiently
+from lightning_hp.study.patience import is_away, patiently
 from lightning_hp.study.storage import StudyError, open_storage, write_study_pointer
 from lightning_hp.study.study_lock import study_lock
 from lightning_hp.study.upstream import stored_trial, trial_number
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.confirmation import enqueue_round, is_settled, reserved
+from lightning_hp.tuning.deaths import MOST_DEATHS, count_death, forget_deaths
 from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, out_of_memory, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.objective import Outcome, is_disk_full, run_trial, structure, trial_seed
-from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
+from lightning_hp.tuning.optuna_objects import base_sampler, pruner_of
 from lightning_hp.tuning.stage_gate import StageGate
 from lightning_hp.tuning.telling import store, store_kept
 from lightning_hp.tuning.together import Together
 from lightning_hp.tuning.workers.keeper import LeaseGuard, TrialTakenError, renewed
 
-#: a trial whose process died this many times is given up: it may well be what kills it (memory, a driver)
-MOST_DEATHS = 5
 #: so many proposals in a row whose structure is known to run out of memory stop a study
 MOST_SKIPPED = 20
 
@@ -104,36 +102,36 @@ class StudyRunner:
         self.cleaned: set[int] = set()
         self.callbacks: list[pl.Callback] = []  # further ones for every trial
         self.only = OnlyProcess.of(config.storage)
-        self._storage = storage = open_storage(config.storage, self.paths)
-        with self.lock():
-            study = open_study(config.name, storage, self.wanted, self.paths, config.accept_changes)
-            write_study_pointer(self.paths, config.name, config.storage, config.source)
-        self.description = describe(study)
+        self._storage = storage = open_storage(config.storage, self.paths, say=self.say)
+        self.description = describe(patiently(self._opened, say=self.say))
         self.sampler = self.description.plan.sampler(base_sampler(config.sampler))
         self.study = optuna.load_study(
             study_name=config.name,
             storage=storage,
             sampler=self.sampler,
-            pruner=self._pruner(pruner),
+            pruner=pruner_of(config, self.sampler, self.max_steps, pruner),
         )
         self.leases = Leases(self.study, Worker(self.paths.root), config.caviar.lease)
-        with self.lock():
-            again = enqueue_reruns(self.study)
-            store_kept(self.study, self.leases, self.paths, self.description.mode, self.say)
-        if again:
-            self.say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
+        patiently(self._take_up, say=self.say)
         self.together = Together(self) if config.caviar.stacks else None
         self.gate: StageGate | None = None
         if config.gate is not None:
             say = self.say
             self.gate = StageGate(self.study, self.sampler, self.paths, config.gate, say, self.stopping)
 
-    def _pruner(self, pruner: Callable[[int], optuna.pruners.BasePruner] | None) -> optuna.pruners.BasePruner:
-        if not self.config.prune:
-            return optuna.pruners.NopPruner()
-        if pruner is not None:
-            return pruner(self.max_steps)
-        return base_pruner(self.config.pruner) or self.sampler.pruner()
+    def _opened(self) -> optuna.Study:
+        with self.lock():
+            study = open_study(self.config.name, self._storage, self.wanted, self.paths, self.config.accept_changes)
+            write_study_pointer(self.paths, self.config.name, self.config.storage, self.config.source)
+        return study
+
+    def _take_up(self) -> None:
+        """What was left behind: trials whose failures stopped the study, and results that could not be stored."""
+        with self.lock():
+            again = enqueue_reruns(self.study)
+            store_kept(self.study, self.leases, self.paths, self.description.mode, self.say)
+        if again:
+            self.say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
 
     def close(self) -> None:
         """Give up what this process holds of the study."""
@@ -198,8 +196,15 @@ class StudyRunner:
         Args:
             leases: Takes the trial's lease; when it is closed, a trial that has not ended is handed back.
         """
+
+        def attempt() -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
+            with contextlib.ExitStack() as taken:
+                asked = self._ask(taken)
+                leases.push(taken.pop_all())  # that of an attempt that failed is handed back
+            return asked
+
         # as a whole: who has lost the lock together with the storage must not ask for a trial in the middle
-        asked = patiently(lambda: self._ask(leases))
+        asked = patiently(attempt, say=self.say)
         if isinstance(asked, tuple):
             self.paths.trial(asked[0].number).root.mkdir(parents=True, exist_ok=True)
         return asked
@@ -209,9 +214,9 @@ class StudyRunner:
             trials = self.study.get_trials(deepcopy=False)
             for found in trials:
                 if found.state is TrialState.RUNNING and self._orphaned(found):
-                    trial = optuna.Trial(self.study, trial_number(found))
-                    if self._given_up(trial, found):
+                    if self._given_up(found):
                         continue
+                    trial = optuna.Trial(self.study, trial_number(found))
                     leases.enter_context(self.leases.hold(trial))
                     self.listener.trial_resumed(found)
                     return trial, self._suggest(trial)
@@ -235,15 +240,12 @@ class StudyRunner:
         # it may have ended, or its lease been renewed, since the list was read
         return self.leases.is_free(found) and stored_trial(self.study, found).state is TrialState.RUNNING
 
-    def _given_up(self, trial: optuna.Trial, found: FrozenTrial) -> bool:
-        """Count one more death of a trial's process; fail the trial when there were too many."""
-        lease = lease_of(found)
-        if lease is not None and not lease.worker:  # handed back, by one that lives
-            return False
-        deaths = trial.user_attrs.get("deaths", 0) + 1
-        trial.set_user_attr("deaths", deaths)
+    def _given_up(self, found: FrozenTrial) -> bool:
+        """Count the death of a trial's worker; fail the trial when there were too many."""
+        deaths = count_death(self.study, found, self.leases.worker.name)
         if deaths < MOST_DEATHS:
             return False
+        trial = optuna.Trial(self.study, trial_number(found))
         trial.set_user_attr("failure", f"its process died {deaths} times")
         self.study.tell(trial, state=TrialState.FAIL)
         self.announce(trial)
@@ -253,7 +255,7 @@ class StudyRunner:
         try:
             return self.description.space.suggest(trial)
         except Exception as error:
-            if not is_disk_full(error):  # after that, as after a kill, the trial is run again
+            if not is_disk_full(error) and not is_away(error):  # after those, as after a kill, the trial is run again
                 # a trial that stays RUNNING without values would be avoided by every sampler for ever
                 self.study.tell(trial, state=TrialState.FAIL)
             raise
@@ -294,9 +296,8 @@ class StudyRunner:
             return
         if outcome.stop is not None:
             # told nothing: it is run again, with the same values, once the cause is gone
-            if "deaths" in trial.user_attrs:
-                with contextlib.suppress(OSError):
-                    trial.set_user_attr("deaths", 0)
+            with contextlib.suppress(OSError):
+                forget_deaths(self.study, trial)
             raise outcome.stop
         if auditor is not None and auditor.result().get("layers"):
             outcome.attributes["audit"] = auditor.counts()
@@ -348,8 +349,7 @@ class StudyRunner:
         result = convergence(self.study, self.sampler.engine, self.config.search.n_trials - reserved(self.config))
         if result is None or not result.converged:
             return False
-        if self.study.user_attrs.get(CONVERGED) != str(result):
-            self.study.set_user_attr(CONVERGED, str(result))
+        if keep_convergence(self.study, result):
             self.say(f"converged: {result}")
         return True
 
@@ -378,7 +378,7 @@ class StudyRunner:
         with interruptible(self.stopping, self.say):
             announced = False
             while not self.stopping.is_set():
-                trials = patiently(self._running)
+                trials = patiently(self._running, say=self.say)
                 if trials is None:
                     return False
                 running = [trial.number for trial in trials]

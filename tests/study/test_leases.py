@@ -90,6 +90,22 @@ def test_who_comes_new_watches_for_a_whole_length_whatever_the_clocks_of_others(
         assert second.leases.is_free(second.trial())
 
 
+def test_while_the_storage_is_away_no_lease_expires(party, clock):
+    """Nobody can renew one then: who is back first must not take the others' trials."""
+    first, second = party("first"), party("second")
+    away = [-1.0]
+    second.leases._away = lambda: away[0]
+    trial = first.study.ask()
+    with first.leases.hold(trial):
+        assert not second.leases.is_free(second.trial())
+        away[0] = clock.seconds = 100.0  # it was away until now
+        assert not second.leases.is_free(second.trial())
+        clock.seconds = 159.0
+        assert not second.leases.is_free(second.trial())
+        clock.seconds = 161.0
+        assert second.leases.is_free(second.trial())
+
+
 def test_a_late_worker_learns_who_has_its_trial_and_nothing_counts_twice(party, clock):
     first, second = party("first"), party("second")
     trial = first.study.ask()

@@ -45,6 +45,17 @@ def test_it_is_asked_again_with_longer_and_longer_pauses():
     assert all(0.5 * w <= pause <= 1.5 * w for pause, w in zip(time.pauses, wanted, strict=True))
 
 
+def test_one_line_says_that_it_is_waited_for(monkeypatch):
+    time, said = Time(), []
+    monkeypatch.setattr(patience, "_last_away", -1.0)
+    monkeypatch.setattr(patience.time, "monotonic", lambda: 77.0)
+    assert patiently(Away(6), time.sleep, time.clock, say=said.append) == "answer"
+    assert said == [
+        "`storage` does not answer (server closed the connection unexpectedly); it is asked again for 120 s"
+    ]
+    assert patience.last_away() == 77.0
+
+
 def test_a_storage_that_stays_away_is_an_error_of_one_line():
     time = Time()
     said = (

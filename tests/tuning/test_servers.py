@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -118,6 +120,46 @@ def test_a_result_is_kept_when_the_storage_stays_away_and_stored_when_it_is_back
     assert told(study.trials) == told(studies.trials("reference"))
     assert trained == [1], "it was not trained again"
     assert not studies.paths("away").trial(1).outcome.exists()
+
+
+@pytest.mark.parametrize("when", ["opening", "locking"])
+def test_a_worker_that_starts_while_its_storage_is_away_waits_for_it(studies, postgres, monkeypatch, when, capsys):
+    run = {"name": "waiting", "trials": 2, "storage": postgres.url}
+    studies.run(**run)
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            postgres.start()
+
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    monkeypatch.setattr(patience.patiently, "__defaults__", (sleep, *patience.patiently.__defaults__[1:]))
+    real, locks = study_lock._database_lock, []
+
+    def stopped_in_between(engine, study):
+        if not locks:
+            postgres.stop()
+        locks.append(study)
+        return real(engine, study)
+
+    if when == "opening":
+        postgres.stop()
+    else:
+        monkeypatch.setattr(study_lock, "_database_lock", stopped_in_between)
+    study = studies.run(**{**run, "trials": 4}).study
+    assert [(t.number, t.state) for t in study.trials] == [(n, COMPLETE) for n in range(4)]
+    assert len(pauses) >= 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "`storage` does not answer" in line]
+    assert len(said) == 1
+
+
+def test_a_wrong_password_is_not_waited_for(postgres, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_HP_STORAGE_PASSWORD", "wrong")
+    wrong = r"`storage` must be a database that answers, .*password authentication failed"
+    with pytest.raises(StudyError, match=wrong):
+        open_storage(postgres.url, StudyPaths(tmp_path), say=lambda text: pytest.fail(text))
 
 
 def test_the_lock_of_a_database_excludes_and_goes_with_its_owner(postgres, tmp_path):

@@ -73,7 +73,7 @@ def join(
         ConfigError: If a trial showed that the configuration cannot work.
         StudyError: If the study has to stop.
     """
-    runner = StudyRunner(config, builder)
+    runner = StudyRunner(config, builder, listener)
     counting = _Counting(listener, most_trials, runner.stopping)
     runner.listener = counting
     timer = None if seconds is None else threading.Timer(seconds, runner.stopping.set)
