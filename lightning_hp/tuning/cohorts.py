@@ -101,6 +101,7 @@ class Trained:
         candidate: The candidate.
         outcome: How its training ended; None if it was not trained here.
         reason: Why not, in one line.
+        is_told: Whether the study was told.
     """
 
     candidate: Candidate
@@ -110,6 +111,11 @@ class Trained:
     _best: dict[str, Tensor] = field(default_factory=dict)
     _counts: tuple[int, int] = (0, 0)
     _curve: ThinCurve | None = None
+    is_told: bool = False
+
+    def release(self) -> None:
+        """Note that the study was told, and let go of the model."""
+        self.is_told, self._built, self._best = True, None, {}
 
     def write_curve(self) -> None:
         """Write the points of its learning curve that wait."""
@@ -125,6 +131,10 @@ class Trained:
         file = self.candidate.paths.best_checkpoint
         file.parent.mkdir(parents=True, exist_ok=True)
         self._built.trainer.save_checkpoint(file, weights_only=True)
+
+
+#: from the number of free places and what has ended so far to further candidates
+Refill = Callable[[int, Sequence[Trained]], Sequence[Candidate]]
 
 
 @dataclass
@@ -158,27 +168,29 @@ class Cohort:
         builder = self.builder
         self.build = RepeatingBuilder(builder).build if isinstance(builder, CliBuilder) else builder.build
 
-    def train(self, candidates: Sequence[Candidate]) -> list[Trained]:
+    def train(self, candidates: Sequence[Candidate], refill: Refill | None = None) -> list[Trained]:
         """Train trials of one structure together; never raises for what the training did.
 
         Args:
             candidates: At least one.
+            refill: Called at the end of an epoch with the number of free places and all that have ended so far;
+                returns further candidates of the same structure, at most as many.
 
         Returns:
-            In their order; those without an outcome are to be trained by themselves.
+            In their order, those of ``refill`` last; those without an outcome are to be trained by themselves.
         """
         results = {candidate: Trained(candidate) for candidate in candidates}
-        self._train(list(candidates), results)
+        self._train(list(candidates), results, refill)
         return list(results.values())
 
-    def _train(self, candidates: list[Candidate], results: dict[Candidate, Trained]) -> None:
-        run = _CohortRun(self, results)
+    def _train(self, candidates: list[Candidate], results: dict[Candidate, Trained], refill: Refill | None) -> None:
+        run = _CohortRun(self, results, refill)
         try:
             run.train(candidates)
         except NotStackable as refusal:
             run.give_back(refusal.reason)
         except Exception as error:
-            left = [candidate for candidate in candidates if results[candidate].outcome is None]
+            left = run.left()
             if not is_out_of_memory(error) or len(left) < 2:
                 run.give_back(one_line(error))
                 return
@@ -187,44 +199,57 @@ class Cohort:
             numbers = ", ".join(str(candidate.trial.number) for candidate in left)
             self.say(f"out of memory with {len(left)} trials together: trained in halves: trials {numbers}")
             for half in (left[: len(left) // 2], left[len(left) // 2 :]):
-                self._train(half, results)
+                self._train(half, results, refill)
 
 
 class _CohortRun:
     """One attempt at training candidates together."""
 
-    def __init__(self, cohort: Cohort, results: dict[Candidate, Trained]) -> None:
-        self.cohort, self.results = cohort, results
+    def __init__(self, cohort: Cohort, results: dict[Candidate, Trained], refill: Refill | None) -> None:
+        self.cohort, self.results, self.more = cohort, results, refill
         self.members: list[Member] = []
         self.curves: dict[Member, _MemberCurve] = {}
+        self.building: dict[Member, float] = {}  # seconds
+        self.candidates: list[Candidate] = []
         self.written = time.monotonic()
 
     def train(self, candidates: Sequence[Candidate]) -> None:
-        cohort = self.cohort
-        began = time.monotonic()
-        for candidate in candidates:
-            built = cohort.build(candidate.arguments, candidate.paths.root, candidate.seed, [], cohort.length)
-            refuse_own_start(built)
-            member = Member(built.model, built.trainer, built.data, tag=candidate, stood_in_for=(MetricsLog,))
-            self.members.append(member)
-            self.curves[member] = _MemberCurve(cohort, candidate.trial)
-            self.results[candidate]._built = built
-        building = (time.monotonic() - began) / len(candidates)
-        label = f"{candidates[0].trial.number}"
+        self.candidates = list(candidates)
+        members = [self._member(candidate) for candidate in candidates]
+        refill = None if self.more is None else self._refill
+        train_stacked(members, should_stop=self._should_stop, refill=refill, finished=self._finished)
 
-        def finished(outcome: Outcome) -> None:
-            self._finished(outcome, building, label)
+    def _member(self, candidate: Candidate) -> Member:
+        cohort, began = self.cohort, time.monotonic()
+        built = cohort.build(candidate.arguments, candidate.paths.root, candidate.seed, [], cohort.length)
+        refuse_own_start(built)
+        member = Member(built.model, built.trainer, built.data, tag=candidate, stood_in_for=(MetricsLog,))
+        self.members.append(member)
+        self.curves[member] = _MemberCurve(cohort, candidate.trial)
+        self.results[candidate]._built = built
+        self.building[member] = time.monotonic() - began
+        return member
 
-        train_stacked(self.members, should_stop=self._should_stop, finished=finished)
+    def _refill(self, free: int) -> list[Member]:
+        assert self.more is not None
+        members = []
+        for candidate in self.more(free, [result for result in self.results.values() if result.outcome is not None]):
+            self.results[candidate] = Trained(candidate)
+            self.candidates.append(candidate)
+            try:
+                members.append(self._member(candidate))
+            except Exception as error:  # its own: the others go on
+                self.results[candidate].reason = one_line(error)
+        return members
+
+    def left(self) -> list[Candidate]:
+        """The candidates of which nothing is known yet."""
+        results = self.results
+        return [one for one in self.candidates if results[one].outcome is None and not results[one].reason]
 
     def give_back(self, reason: str) -> None:
-        for member in self.members:
-            result = self.results[member.tag]
-            if result.outcome is None:
-                result.reason = reason
-        for result in self.results.values():
-            if result.outcome is None and not result.reason:
-                result.reason = reason
+        for candidate in self.left():
+            self.results[candidate].reason = reason
 
     def _should_stop(self, reports: Sequence[Report]) -> list[bool]:
         study = self.members[0].tag.trial.study
@@ -233,13 +258,17 @@ class _CohortRun:
         together = isinstance(study.pruner, CurvePruner)
         if not together or time.monotonic() - self.written > WRITE_EVERY:
             self._write_curves(study)
-        judged = [i for i, curve in enumerate(curves) if not stopped[i] and curve.may_be_stopped]
-        if together and judged:
-            verdicts = study.pruner.cull(study, [curves[i].thin.shown() for i in judged])
-        else:
-            verdicts = [curves[i].thin.should_prune() for i in judged]
-        for i, verdict in zip(judged, verdicts, strict=True):
-            stopped[i] = curves[i].pruned = verdict
+        at_step: dict[int, list[int]] = {}  # those that came later are at another point of their training
+        for i, curve in enumerate(curves):
+            if not stopped[i] and curve.may_be_stopped:
+                at_step.setdefault(reports[i].step, []).append(i)
+        for judged in at_step.values():
+            if together:
+                verdicts = study.pruner.cull(study, [curves[i].thin.shown() for i in judged])
+            else:
+                verdicts = [curves[i].thin.should_prune() for i in judged]
+            for i, verdict in zip(judged, verdicts, strict=True):
+                stopped[i] = curves[i].pruned = verdict
         return stopped
 
     def _write_curves(self, study: optuna.Study) -> None:
@@ -248,7 +277,7 @@ class _CohortRun:
             for curve in self.curves.values():
                 curve.thin.flush()
 
-    def _finished(self, outcome: Outcome, building: float, label: str) -> None:
+    def _finished(self, outcome: Outcome) -> None:
         result = self.results[outcome.member.tag]
         if outcome.refused is not None:
             result.reason = outcome.refused
@@ -259,10 +288,10 @@ class _CohortRun:
         result.outcome = curve.outcome()
         result.outcome.attributes |= {
             "seed": result.candidate.seed,
-            "seconds": round(outcome.seconds + building, 3),
+            "seconds": round(outcome.seconds + self.building[outcome.member], 3),
             "fit_seconds": round(outcome.seconds, 3),
             "epochs": outcome.epochs,
-            "cohort": label,
+            "cohort": f"{self.candidates[0].trial.number}",
         }
         result._best, result._counts = curve.best_state, curve.best_counts
         self._write_logs(outcome, curve)

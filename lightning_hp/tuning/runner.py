@@ -98,6 +98,7 @@ class StudyRunner:
             previous=config.previous,
         )
         self.stopping = threading.Event()
+        self.deadline = math.inf  # as time.monotonic() counts
         self._announced: set[int] = set()
         self.cleaned: set[int] = set()
         self.callbacks: list[pl.Callback] = []  # further ones for every trial
@@ -116,8 +117,7 @@ class StudyRunner:
         self.together = Together(self) if config.caviar.stacks else None
         self.gate: StageGate | None = None
         if config.gate is not None:
-            say = self.say
-            self.gate = StageGate(self.study, self.sampler, self.paths, config.gate, say, self.stopping)
+            self.gate = StageGate(self.study, self.sampler, self.paths, config.gate, self.say, self.stopping)
 
     def _opened(self) -> optuna.Study:
         with self.lock():
@@ -159,10 +159,9 @@ class StudyRunner:
             renewed(self.leases),
             remembered_plugins(),
         ):
-            seconds = self.config.budget.seconds
-            deadline = math.inf if seconds is None else time.monotonic() + seconds
+            self.deadline = time.monotonic() + (self.config.budget.seconds or math.inf)
             skipped = 0
-            while not self.stopping.is_set() and time.monotonic() < deadline and skipped < MOST_SKIPPED:
+            while not self.stopping.is_set() and time.monotonic() < self.deadline and skipped < MOST_SKIPPED:
                 self.catch_up()
                 with contextlib.ExitStack() as leases:
                     asked = self.ask(leases)
@@ -171,7 +170,7 @@ class StudyRunner:
                     if isinstance(asked, StageGate):
                         before = time.monotonic()
                         asked.wait()
-                        deadline += time.monotonic() - before  # a person's time is not the study's
+                        self.deadline += time.monotonic() - before  # a person's time is not the study's
                         continue
                     trial, arguments = asked
                     skipped = skipped + 1 if self.skip_known(trial) else 0

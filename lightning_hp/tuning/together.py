@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ from lightning_hp.tuning.objective import structure
 
 if TYPE_CHECKING:
     from lightning_hp.tuning.runner import StudyRunner
+
+#: a cohort trains at most so many times the trials that it has places for; then another structure has its turn
+TURNS = 2
 
 
 class Together:
@@ -60,42 +64,96 @@ class Together:
         if self.cohort is None:
             runner.run_alone(trial, arguments)
             return
-        asked = [self._candidate(trial, arguments), *self._companions(trial, claims)]
+        size = cohort_size(runner.config.search.n_trials, runner.config.caviar.cohort)
+        first = self._candidate(trial, arguments)
+        waiting = self._by_structure([first, *self._companions([first], size - 1, claims)])
+        while waiting:
+            group = waiting.pop(0)
+            waiting += self._train(group, size * (TURNS - 1), claims)
+
+    def _by_structure(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+        """Group candidates: one that was enqueued, or left by a process that died, has its own structure."""
         groups: dict[Any, list[Candidate]] = {}
-        for candidate in asked:  # trials taken over from a process that died may have other structures
-            groups.setdefault(structure(runner.description.space, candidate.trial.params), []).append(candidate)
-        for group in groups.values():
-            results = self.cohort.train(group) if self.cohort is not None else [Trained(one) for one in group]
-            self._tell([result for result in results if result.outcome is not None])
-            self._run_alone([result for result in results if result.outcome is None], whole=len(results))
+        for one in candidates:
+            groups.setdefault(structure(self._runner.description.space, one.trial.params), []).append(one)
+        return list(groups.values())
+
+    def _train(self, group: Sequence[Candidate], further: int, claims: contextlib.ExitStack) -> list[list[Candidate]]:
+        """Train a group, and trials that take the places of those that leave it early.
+
+        Args:
+            group: Of one structure.
+            further: How many trials may take free places.
+            claims: Takes the claims of those.
+
+        Returns:
+            Trials of other structures that were met when asking for them.
+        """
+        if self.cohort is None:
+            for one in group:
+                self._run_alone([Trained(one)], whole=0)
+            return []
+        others: list[list[Candidate]] = []
+        errors: list[Exception] = []
+        cohort, most = list(group), len(group) + further
+
+        def refill(free: int, ended: Sequence[Trained]) -> list[Candidate]:
+            nonlocal most
+            mine: list[Candidate] = []
+            try:
+                self._tell(ended)  # what comes next is proposed with all results so far
+                if others or errors or len(cohort) >= most:
+                    return []
+                newcomers = self._companions(cohort, min(free, most - len(cohort)), claims)
+                if not newcomers:
+                    most = 0  # the study is at its end, or the stage
+                for one in self._by_structure([group[0], *newcomers]):
+                    if one[0] is group[0]:
+                        mine = one[1:]
+                    else:
+                        others.append(one)
+                cohort.extend(mine)
+            except Exception as error:  # of the storage, say: the stack is trained to its end first
+                errors.append(error)
+            return mine
+
+        results = self.cohort.train(group, refill)
+        self._tell(results)
+        if errors:
+            raise errors[0]
+        self._run_alone([result for result in results if result.outcome is None], whole=len(results))
+        return others
 
     def _candidate(self, trial: optuna.Trial, arguments: dict[str, Any]) -> Candidate:
         return Candidate(trial, arguments, self._runner.paths.trial(trial.number), self._runner.seed_of(trial))
 
-    def _companions(self, first: optuna.Trial, claims: contextlib.ExitStack) -> list[Candidate]:
-        """Ask for further trials of the first one's structure, within its stage."""
-        runner = self._runner
+    def _companions(self, cohort: Sequence[Candidate], most: int, claims: contextlib.ExitStack) -> list[Candidate]:
+        """Ask for further trials of the structure of a cohort's first trial, within its stage."""
+        runner, trial = self._runner, cohort[0].trial
         space, planned = runner.description.space, runner.sampler.planned
-        fixed = {p.stored_name: first.params[p.stored_name] for p in space.parameters if p.cardinality is not None}
-        stage = stage_at(planned, first.number)
-        is_free = stage is planned[-1] or CONFIRMS in first.user_attrs  # a confirmation belongs to no stage
+        fixed = {p.stored_name: trial.params[p.stored_name] for p in space.parameters if p.cardinality is not None}
+        stage = stage_at(planned, trial.number)
+        is_free = stage is planned[-1] or CONFIRMS in trial.user_attrs  # a confirmation belongs to no stage
         end = math.inf if is_free else stage.last
-        size = cohort_size(runner.config.search.n_trials, runner.config.caviar.cohort)
         companions: list[Candidate] = []
-        newest = first.number
-        with fixed_parameters(runner.study, fixed, size - 1):
-            while len(companions) + 1 < size and newest + 1 < end and not runner.stopping.is_set():
-                asked = runner.ask(claims)
-                if not isinstance(asked, tuple):
+        newest = max(one.trial.number for one in cohort)
+        with fixed_parameters(runner.study, fixed, most):
+            while len(companions) < most and newest + 1 < end and not self._is_over():
+                answer = runner.ask(claims)
+                if not isinstance(answer, tuple):
                     break
-                newest = max(newest, asked[0].number)
-                if not runner.skip_known(asked[0]):
-                    companions.append(self._candidate(*asked))
+                newest = max(newest, answer[0].number)
+                if not runner.skip_known(answer[0]):
+                    companions.append(self._candidate(*answer))
         return companions
 
-    def _tell(self, results: Sequence[Trained]) -> None:
-        """Tell the study about trained members; the best of them leave their checkpoints first."""
+    def _is_over(self) -> bool:
+        return self._runner.stopping.is_set() or time.monotonic() >= self._runner.deadline
+
+    def _tell(self, trained: Sequence[Trained]) -> None:
+        """Tell the study about trained members once; the best of them leave their checkpoints first."""
         runner = self._runner
+        results = [result for result in trained if result.outcome is not None and not result.is_told]
         keep = runner.config.keep_checkpoints
         for result in self._worth_keeping(results, keep):
             result.write_checkpoint()
@@ -105,6 +163,7 @@ class Together:
                 result.write_curve()
                 runner.tell(result.candidate.trial, result.outcome)
         for result in results:
+            result.release()
             runner.announce(result.candidate.trial)
         if results:
             drop_checkpoints(runner.study, runner.paths, keep, runner.cleaned)

@@ -325,36 +325,6 @@ def test_a_nan_member_of_a_traced_stack_touches_no_other():
     assert_equal([outcomes[0], outcomes[2]], [singles[0], singles[2]])
 
 
-def test_stopped_members_leave_and_new_ones_take_their_places():
-    module = partial(BatchNormClassifier, hidden_units=8, learning_rate=0.05, optimizer="adam", momentum=0.0)
-    data = partial(DigitsDataModule, batch_size=128)
-    seen, coming = [], [build(seed, module, data) for seed in (3, 4)]
-
-    def should_stop(reports):
-        seen.append([(report.member.tag, report.validation) for report in reports])
-        return [report.member.tag == 1 and report.validation == 1 for report in reports]
-
-    def refill(free):
-        return [coming.pop(0) for _ in range(min(free, len(coming), 1))]
-
-    members = [build(seed, module, data) for seed in range(3)]
-    outcomes = train_stacked(members, should_stop=should_stop, refill=refill)
-    assert [outcome.member.tag for outcome in outcomes] == [0, 1, 2, 3, 4]
-    assert [outcome.epochs for outcome in outcomes] == [3, 1, 3, 3, 3]
-    assert [outcome.stopped for outcome in outcomes] == [False, True, False, False, False]
-    assert seen[0] == [(0, 1), (1, 1), (2, 1)]
-    assert seen[1] == [(0, 2), (2, 2), (3, 1)]
-    kept = [outcome for outcome in outcomes if not outcome.stopped]
-    assert_equal(kept, alone([build(outcome.member.tag, module, data) for outcome in kept]))
-    assert list(outcomes[3].curve) == [1, 2, 3]
-
-
-def test_more_members_than_fit_are_trained_in_turn():
-    modules = [partial(BatchNormClassifier, hidden_units=8, learning_rate=0.1 / (i + 1)) for i in range(5)]
-    outcomes, singles = both(modules, partial(DigitsDataModule, batch_size=256), partial(train_stacked, memory=200_000))
-    assert_equal(outcomes, singles)
-
-
 def test_an_unstacked_member_is_on_its_own_and_can_be_trained_further(tmp_path):
     module, data = partial(BatchNormClassifier, hidden_units=8, learning_rate=0.05), partial(DigitsDataModule, 128)
     outcomes = train_stacked([build(seed, module, data, max_epochs=2) for seed in range(2)])

@@ -8,42 +8,20 @@ import lightning.pytorch as pl
 import optuna
 import pytest
 import torch
+from cohort_studies import SPACE, TRAINER, Digits, assert_as_alone, study
 from optuna.trial import TrialState
 from torch import nn
 from torch.nn import functional
 
 from lightning_hp.callbacks.audit.reference import weights_fingerprint
 from lightning_hp.project.build import PythonBuilder
-from lightning_hp.project.length import TrainingLength
 from lightning_hp.project.yaml_file import ConfigError
-from lightning_hp.search.plan import SearchPlan
 from lightning_hp.study.confirmed import CONFIRMS
-from lightning_hp.study.paths import TrialPaths
-from lightning_hp.training import BatchNormClassifier, DigitsDataModule
+from lightning_hp.training import BatchNormClassifier
 from lightning_hp.tuning import cohorts
 from lightning_hp.tuning.cohorts import cohort_size
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
-from lightning_hp.tuning.objective import run_trial
-from lightning_hp.tuning.tune import tune
-
-TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, "logger": False}
-SPACE = {
-    "learning_rate": {"low": 1e-3, "high": 0.5, "scale": "log", "tier": "A", "default": 0.05},
-    "momentum": {"low": 0.5, "high": 0.99, "scale": "one_minus_log", "tier": "A", "default": 0.9},
-    "hidden_units": {"low": 4, "high": 12, "tier": "A", "default": 8},
-}
-
-
-class Digits(DigitsDataModule):
-    def __init__(self, batch_size: int = 256):
-        super().__init__(batch_size)
-
-
-def study(studies, name="digits", module=BatchNormClassifier, data=Digits, **options):
-    given = {"trials": 12, "max_epochs": 3, "prune": False, "engine": "stacked", "trainer": TRAINER, **options}
-    space = given.pop("space", SPACE)
-    return tune(module, data, space, name=name, folder=studies.folder / name, progress=False, **given)
 
 
 @pytest.fixture
@@ -66,27 +44,8 @@ def test_trials_are_stored_as_if_each_had_been_trained_alone(studies, tmp_path):
         assert len({t.params["hidden_units"] for t in trials if t.user_attrs["cohort"] == cohort}) == 1
     assert len({t.params["hidden_units"] for t in trials}) > 2
     assert len({t.params["learning_rate"] for t in trials}) == 12
-    builder = PythonBuilder(BatchNormClassifier, Digits, TRAINER)
-    plan = SearchPlan.of(SPACE, paths=False, n_trials=12, seed=0, plan="default")
     for trial in trials[:4]:
-        single = optuna.create_study().ask()
-        outcome = run_trial(
-            single,
-            plan.space.arguments(trial.params),
-            builder,
-            TrialPaths(tmp_path / f"alone{trial.number}"),
-            "val_loss",
-            "min",
-            trial.user_attrs["seed"],
-            TrainingLength(max_epochs=3),
-            3,
-            prune=False,
-        )
-        assert trial.value == pytest.approx(outcome.value, rel=1e-4)
-        stored = single.study._storage.get_trial(single._trial_id)
-        assert trial.intermediate_values == pytest.approx(stored.intermediate_values, rel=1e-4)
-        assert trial.user_attrs.keys() >= outcome.attributes.keys()
-        assert trial.user_attrs["epochs"] == outcome.attributes["epochs"]
+        assert_as_alone(trial, tmp_path)
         assert "stage" in trial.user_attrs or trial.number
     assert result.value == min(t.value for t in trials)
 

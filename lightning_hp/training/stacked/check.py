@@ -70,13 +70,56 @@ def check_stack(stack: Stack) -> int:
     Raises:
         NotStackable: If they differ, or the module does what a stack cannot do.
     """
+    kept = _checked(stack, chosen_rows(stack.modules))
+    stack.compared = _differing([_scalars(module) for module in stack.modules])
+    return kept
+
+
+def check_newcomers(stack: Stack, before: int) -> None:
+    """Check members that have joined, as far as they differ from the others in what was the same for all so far.
+
+    Args:
+        stack: Which may be in training; unchanged afterwards.
+        before: How many members it had before the newcomers, at least one.
+
+    Raises:
+        NotStackable: As `check_stack`.
+    """
+    facts = [_scalars(module) for module in stack.modules]
+    rows, new = [0], set[str]()
+    for row in range(before, len(stack)):
+        differing = _differing([facts[0], facts[row]]) - stack.compared
+        if differing - new:
+            rows.append(row)
+            new |= differing
+    if new:
+        _checked(stack, rows)
+        stack.compared |= new
+
+
+def _differing(facts: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names of the scalars that are not the same in all."""
+    first = facts[0]
+    return {
+        key
+        for other in facts[1:]
+        for key in first.keys() | other.keys()
+        if key not in first or key not in other or not (first[key] == other[key] or first[key] is other[key])
+    }
+
+
+def _checked(stack: Stack, rows: Sequence[int]) -> int:
+    """Compare the steps and the validation of these members; return what `check_stack` does."""
     drawn = [one.member.random_state.copy() for one in stack.seats]
     process, copied = RandomState.capture(), stack.state.copy()
+    optimizer = stack.optimizer
+    moments, steps = optimizer.moments, optimizer.steps
+    optimizer.reset()
     try:
         with SameDraws():
-            kept = _compare(stack, copied)
+            kept = _compare(stack, copied, rows)
             stack.state.restore(copied)
-            _try_validation(stack)
+            _try_validation(stack, rows[:2])
     except NotStackable:
         raise
     except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError, KeyError, IndexError) as error:
@@ -84,7 +127,8 @@ def check_stack(stack: Stack) -> int:
     finally:
         process.restore()
         stack.state.restore(copied)
-        stack.optimizer.reset()
+        optimizer.reset()
+        optimizer.moments, optimizer.steps = moments, steps
         for one, state in zip(stack.seats, drawn, strict=True):
             vars(one.member.random_state).update(vars(state))
             for child in one.member.module.modules():
@@ -103,7 +147,7 @@ def _probe(stack: Stack, readers: Sequence[Any], tables: Any, rows: int) -> Feed
     return Feed(readers, orders, tables)
 
 
-def _compare(stack: Stack, copied: Sequence[Tensor]) -> int:
+def _compare(stack: Stack, copied: Sequence[Tensor], chosen: Sequence[int]) -> int:
     loader: Any = stack.seats[0].reader.loader
     rows = loader.batch_size or getattr(loader.sampler, "batch_size", None) or 32
     feed = _probe(stack, [one.reader for one in stack.seats], stack.tables, rows)
@@ -115,7 +159,6 @@ def _compare(stack: Stack, copied: Sequence[Tensor]) -> int:
     buffers = {name: buffer.clone() for name, buffer in stack.state.buffers.items()}
     stack.state.restore(copied)
     kept = 0
-    chosen = chosen_rows(stack.modules)
     for row in chosen:
         kept = max(kept, _single(stack, row, feed.one(batch, row), losses[row], gradients, buffers))
     stack.state.restore(copied)
@@ -249,8 +292,8 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _try_validation(stack: Stack) -> None:
-    """Find out whether validation traces, by comparing the values of two members on a few rows with their own."""
+def _try_validation(stack: Stack, chosen: Sequence[int]) -> None:
+    """Find out whether validation traces, by comparing the values of chosen members with their own."""
     if not stack.seats[0].val_readers:
         return
     readers = [one.val_readers[0] for one in stack.seats]
@@ -268,7 +311,7 @@ def _try_validation(stack: Stack) -> None:
         validate_one(stack.modules[0], feed, 0, TrainerFacts(), context)
         return
     values = stack.validation_values(feed)
-    for row in chosen_rows(stack.modules)[:2]:
+    for row in chosen:
         single = validate_one(stack.modules[row], feed, row, TrainerFacts(), context)
         try:
             if set(single) != set(values):

@@ -53,6 +53,8 @@ class Stack:
         batches: Mini-batches of the present epoch.
         way: How losses are computed: "own" (the module's pure functions) or "traced" (its training_step under vmap).
         validation: How they are validated: "own", "traced" or "singly".
+        compared: Names of the members' scalars that may differ: members that differ in them have been compared with
+            their own steps.
     """
 
     def __init__(self, seats: Sequence[Seat]) -> None:
@@ -69,7 +71,7 @@ class Stack:
         keys = [structure_of(one) for one in seats]
         if any(key != keys[0] for key in keys):
             raise NotStackable("the members have not the same structure")
-        self.seats = list(seats)
+        self.seats, self._structure = list(seats), keys[0]
         begun, module = seats[0].start, seats[0].member.module
         self.device, self.precision = begun.device, begun.precision
         self.tables, self.val_tables = (Tables(self.device, self.precision.convert_input) for _ in range(2))
@@ -89,6 +91,7 @@ class Stack:
         self._sizes: list[int] = []
         self.train_log = EpochLog(training=True)
         self._losses_of_epoch: tuple[Tensor, int] | None = None
+        self.compared: set[str] = set()
 
     @property
     def modules(self) -> list[pl.LightningModule]:
@@ -135,16 +138,22 @@ class Stack:
         self.seats = [self.seats[row] for row in rows]
         self._changed()
 
+    @property
+    def takes_newcomers(self) -> bool:
+        """Whether a member in its first epoch can train beside those that are further."""
+        asks_for_epoch = self.traced is not None and self.traced.facts.asked
+        return not asks_for_epoch and not any(one.start.grows for one in self.seats)
+
     def append(self, other: Stack) -> None:
         """Take in the members of another stack, which has not begun, at the end of an epoch.
 
         Raises:
-            NotStackable: If they have another structure.
+            NotStackable: If they have another structure, or the stack takes no newcomers.
         """
-        if structure_of(other.seats[0]) != structure_of(self.seats[0]):
+        if not self.takes_newcomers and self.seats[0].epoch:
+            raise NotStackable("a step or the mini-batches depend on the epoch, so all members must be in the same")
+        if self._structure != other._structure:
             raise NotStackable("the members have not the same structure")
-        if self.traced is not None and self.traced.facts.asked and self.seats[0].epoch:
-            raise NotStackable("a step asks for the epoch, so all members must be in the same")
         self.state.append(other.state)
         self.optimizer.append([one.start.optimizer for one in other.seats])
         self.seats += other.seats

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lightning_hp.training.stacked.check import check_stack
+from lightning_hp.training.stacked.check import check_newcomers, check_stack
 from lightning_hp.training.stacked.member import Member
 from lightning_hp.training.stacked.memory import free_bytes, member_bytes, members_that_fit
-from lightning_hp.training.stacked.randomness import drawing_from
+from lightning_hp.training.stacked.randomness import RandomState, drawing_from
 from lightning_hp.training.stacked.refusal import NotStackable
 from lightning_hp.training.stacked.seat import Seat, seat, structure_of
 from lightning_hp.training.stacked.stack import Stack
@@ -86,8 +86,9 @@ def train_stacked(
         members: Not yet trained; each with its own module.
         should_stop: Called after every validation (after every epoch, where there is none) with what each member
             logged; returns which of them stop. A NaN is reported like any other value.
-        refill: Called at the end of an epoch with the number of free places; returns new members of the same
-            structure, at most as many.
+        refill: Called at the end of an epoch, while a member is still in training, with the number of free places;
+            returns new members of the same structure, at most as many. Not called where newcomers could not join:
+            where a step asks for the epoch, or mini-batches grow with it.
         finished: Called with every outcome as soon as it is there.
         memory: Bytes that a stack may take; None for half of what is free. More members than fit are trained in turn.
         check: Compare a stacked step with single steps before training.
@@ -146,46 +147,64 @@ class _Run:
         try:
             stack = Stack(probe)
             kept = check_stack(stack) if check else 0
+            limit = free_bytes(stack.device) if memory is None else memory
+            places = min(members_that_fit(member_bytes(stack, kept), limit), len(group))
+            if len(probe) > places:
+                stack.keep(range(places))
+            elif len(probe) < places:
+                validation, compared = stack.validation, stack.compared
+                stack = Stack(group[:places])
+                stack.validation, stack.compared = validation, compared
+                if check:
+                    check_newcomers(stack, len(probe))
         except NotStackable as refusal:
             for one in group:
                 self.refuse(one.member, refusal.reason)
             return []
-        limit = free_bytes(stack.device) if memory is None else memory
-        places = members_that_fit(member_bytes(stack, kept), limit)
-        rest = list(group[places:])
-        if len(probe) > places:
-            stack.keep(range(places))
-        elif len(probe) < min(places, len(group)):
-            validation = stack.validation
-            stack = Stack(group[:places])
-            stack.validation = validation
-        self._train(stack, places=min(places, len(group)))
+        rest = list(group[places:])  # they take the first free places
+        self._train(stack, places, rest, check)
         return rest
 
-    def _train(self, stack: Stack, places: int) -> None:
+    def _train(self, stack: Stack, places: int, rest: list[Seat], check: bool) -> None:
         # dropout is drawn from here on; the process's own generators are put back
         with drawing_from(stack.seats[0].member.random_state.copy()):
-            for one in stack.seats:
-                if one.start.schedules:
-                    one.start.optimizer.step()  # without gradients: a scheduler warns if it never saw a step
+            _begin_schedules(stack.seats)
             while len(stack):
                 self._epoch(stack)
                 free = places - len(stack)
-                if len(stack) and free and self.refill is not None:
-                    self._fill(stack, free)
+                if len(stack) and free and stack.takes_newcomers:
+                    self._fill(stack, free, rest, check)
 
-    def _fill(self, stack: Stack, free: int) -> None:
-        assert self.refill is not None
-        new = self.seated(self.refill(free))
+    def _fill(self, stack: Stack, free: int, rest: list[Seat], check: bool) -> None:
+        """Give free places to members that wait (``rest``, which gets shorter), then to new ones."""
+        new, rest[:free] = rest[:free], []
+        if self.refill is not None and len(new) < free:
+            process = RandomState.capture()  # building a model may seed the process, from which dropout is drawn
+            try:
+                new += self.seated(self.refill(free - len(new)))
+            finally:
+                process.restore()
         try:
             if new:
-                stack.append(Stack(new))
+                self._join(stack, new, check)
         except NotStackable:  # some of them do not fit: find out which
             for one in new:
                 try:
-                    stack.append(Stack([one]))
+                    self._join(stack, [one], check)
                 except NotStackable as refusal:
                     self.refuse(one.member, refusal.reason)
+
+    def _join(self, stack: Stack, new: Sequence[Seat], check: bool) -> None:
+        """Append members to a stack that is in training; where they are refused, the stack is as before."""
+        before = len(stack)
+        stack.append(Stack(new))
+        try:
+            if check:
+                check_newcomers(stack, before)
+        except NotStackable:
+            stack.keep(range(before))
+            raise
+        _begin_schedules(new)
 
     def _epoch(self, stack: Stack) -> None:
         began = time.perf_counter()
@@ -265,3 +284,9 @@ class _Run:
         for one in everybody:
             if not self.outcomes[one.member].steps:
                 self.outcomes[one.member].seconds += share
+
+
+def _begin_schedules(seats: Sequence[Seat]) -> None:
+    for one in seats:
+        if one.start.schedules:
+            one.start.optimizer.step()  # without gradients: a scheduler warns if it never saw a step
