@@ -10,6 +10,7 @@ caller trains it by a Trainer of its own, whose errors are then those of any seq
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import time
 import warnings
@@ -393,8 +394,6 @@ def refuse_own_start(built: Built) -> None:
 
 
 def _free() -> None:
-    import gc
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -305,7 +305,7 @@ def test_the_size_of_a_cohort():
 @pytest.mark.parametrize(
     ("caviar", "message"),
     [
-        ({"engine": "stack"}, r"`caviar.engine` must be one of auto, in_process, stacked, local, got 'stack'"),
+        ({"engine": "stack"}, r"`caviar.engine` must be one of auto, in_process, stacked, local, ray, got 'stack'"),
         ({"engine": "in_process", "workers": 2}, r"`caviar.workers` must be 1 for the engine in_process .*, got 2"),
         ({"engine": "stacked", "cohort": 0}, r"`caviar.cohort` must be a whole number of at least 1, got 0"),
         ({"engine": "local", "cohort": 8}, r"`caviar.cohort` goes with the engine stacked, got 'local'"),
