@@ -117,17 +117,14 @@ def _ranges(tune_file: str | None) -> dict[str, Any]:
 
 
 def _refuse_a_living_run(folder: Path) -> None:
+    from lightning_hp.commands.nudge import LIVING, read_status
+
     try:
-        status = json.loads((folder / "panda.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        status = read_status(folder)
+    except (OSError, ValueError, KeyError):
         return
-    if status.get("state") not in ("running", "paused") or status.get("host") != socket.gethostname():
-        return
-    try:
-        os.kill(int(status["pid"]), 0)
-    except (OSError, ValueError):
-        return
-    if int(status["pid"]) != os.getpid():
+    here = status.get("host") == socket.gethostname()
+    if here and status["state"] in LIVING and status["pid"] != os.getpid():
         raise ValueError(f"`folder` must hold no run that is alive, got {folder} (process {status['pid']})")
 
 

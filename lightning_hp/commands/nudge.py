@@ -6,6 +6,8 @@ Only files are written and read: neither torch, lightning nor optuna is loaded, 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from lightning_hp.callbacks.panda import control
 from lightning_hp.callbacks.panda.journal import LOG, STATUS, read_rows
 from lightning_hp.commands.output import write_line
 
+#: states of a run that trains
+LIVING = ("running", "paused")
 _POLL = 0.1
 
 
@@ -57,9 +61,24 @@ def find_run(name: str) -> Path:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The last status that a run has written."""
+    """The last status that a run has written; its ``state`` is ``killed`` if its process is gone without a word."""
     content: dict[str, Any] = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    if content["state"] in LIVING and not _may_be_alive(content):
+        content["state"] = "killed"
     return content
+
+
+def _may_be_alive(status: dict[str, Any]) -> bool:
+    """Whether the process of a run exists; True where it is another machine's."""
+    if status.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(int(status["pid"]), 0)
+    except PermissionError:
+        return True  # somebody else's process
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
 
 
 def status_line(folder: Path) -> str:
@@ -90,7 +109,7 @@ def _values(texts: list[str]) -> dict[str, float]:
 def _ask(options: Namespace, action: str, values: dict[str, float] | None = None) -> int:
     folder = find_run(options.run)
     state = read_status(folder)["state"]
-    if state not in ("running", "paused"):
+    if state not in LIVING:
         raise ValueError(f"`run` must be running, got {str(folder)!r}, which is {state}")
     number = control.request(folder, action, values, options.why or "")
     end = time.monotonic() + options.wait

@@ -16,6 +16,7 @@ from lightning_hp.callbacks.panda.history import History
 from lightning_hp.callbacks.panda.journal import Journal, read_rows
 from lightning_hp.callbacks.panda.settings import bounds_from
 from lightning_hp.cli import main
+from lightning_hp.commands.dashboard import PandaFiles
 from lightning_hp.study.storage import find_study
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,23 @@ def test_status_shows_a_babysat_run(tmp_path, capsys):
     Run(tmp_path)
     assert main(["status", str(tmp_path)]) == 0
     assert "running, step 0 of 100, 0 interventions; learning_rate 0.1" in capsys.readouterr().out
+
+
+def test_a_run_whose_process_is_gone_is_killed_for_everybody_who_asks(tmp_path, capsys):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    Run(tmp_path)
+    status = json.loads((tmp_path / "panda.json").read_text())
+    for change, state in (({"pid": gone.pid}, "killed"), ({"pid": gone.pid, "host": "another"}, "running")):
+        (tmp_path / "panda.json").write_text(json.dumps({**status, **change}))
+        assert main(["status", str(tmp_path)]) == 0
+        assert f"{tmp_path}: {state}, step 0 of 100" in capsys.readouterr().out
+        assert PandaFiles().status(tmp_path)["state"] == state
+    (tmp_path / "panda.json").write_text(json.dumps({**status, "pid": gone.pid}))
+    assert main(["stop", str(tmp_path)]) == 1
+    assert "`run` must be running" in (err := capsys.readouterr().err)
+    assert "which is killed" in err
+    assert control.pending(tmp_path) == []
 
 
 def test_asking_loads_nothing_heavy(tmp_path):

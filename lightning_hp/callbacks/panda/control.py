@@ -139,6 +139,8 @@ def _nudge(command: Command, history: History, bounds: Mapping[str, Bounds], han
 def _undo(command: Command, history: History) -> Answer:
     skipped = 0
     for entry in reversed(history.done):
+        if entry.what.rule == "wind_down":
+            continue  # planned from the beginning, and goes on at the next check
         if entry.what.rule == "undo":
             skipped += 1
         elif any(entry.before.get(name) != value for name, value in entry.what.values.items()):

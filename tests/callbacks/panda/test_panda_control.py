@@ -85,6 +85,15 @@ def test_undo_goes_back_one_change_at_a_time():
     assert control.answer(command("undo"), run, BOUNDS).reason == "there is nothing to undo"
 
 
+def test_undo_of_a_training_that_winds_down_takes_back_what_was_decided_before():
+    run = history()
+    for rule, value in [("plateau", 0.03), ("wind_down", 0.02), ("wind_down", 0.01)]:
+        what = Intervention(rule, "", {"learning_rate": value})
+        run.done.append(Done(10, 0, what, dict(run.values)))
+        run.values["learning_rate"] = value
+    assert control.answer(command("undo"), run, BOUNDS).intervention.values == {"learning_rate": 0.1}
+
+
 def test_a_file_that_is_no_command_is_refused_and_a_strange_action_too(tmp_path):
     (tmp_path / "panda_control").mkdir()
     (tmp_path / "panda_control" / "1.json").write_text("{half")
