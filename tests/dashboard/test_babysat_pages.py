@@ -121,16 +121,18 @@ def test_the_page_says_how_the_run_stands_and_escapes_what_others_wrote(folder):
 
 def test_the_newest_decisions_are_shown_and_routine_is_not(tmp_path):
     events = [event(number, f"reason {number}.") for number in range(1, EVENTS_SHOWN + 11)]
-    write_run(tmp_path / "live", events=[*events, event(999, "routine", rule="wind_down")])
+    back = event(1000, "back.", what="weights", **{"from": 90, "to": 60})
+    write_run(tmp_path / "live", events=[*events, back, event(999, "routine", rule="wind_down")])
     with serving(tmp_path, run_files=PandaFiles()) as port:
         page = ask(port, "/hp/babysat/live")[2]
         assert ask(port, "/")[1]["Location"] == "/hp/babysat/live", "the only run is the start page"
     table = page.split('id="events"')[1].split("</section>")[0]
     assert f"reason {EVENTS_SHOWN + 10}." in table
-    assert "reason 11." in table
-    assert "reason 10." not in table
+    assert "step 90</td><td class=n>step 60</td>" in table
+    assert "reason 12." in table
+    assert "reason 11." not in table
     assert "routine" not in table
-    assert "11 older lines are in panda.jsonl" in table
+    assert "12 older lines are in panda.jsonl" in table
 
 
 def test_a_run_is_found_beside_studies_and_by_its_own_folder(folder):

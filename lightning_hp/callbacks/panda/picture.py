@@ -79,9 +79,12 @@ def figure_of(folder: Path) -> Any:
     for index, name in enumerate(moving, start=2):
         values = [window["values"].get(name) for window in windows]
         line = {"shape": "hv", "color": "#158570"}
-        figure.add_trace(go.Scatter(x=steps, y=values, mode="lines", name=name, line=line), index, 1)
+        curve = go.Scatter(x=steps, y=values, mode="lines", name=name, line=line, showlegend=False)
+        figure.add_trace(curve, index, 1)
         figure.update_yaxes(title_text=name, type="log" if name == "learning_rate" else "linear", row=index, col=1)
     figure.update_xaxes(title_text="optimiser steps", row=1 + len(moving), col=1)
+    figure.update_xaxes(zeroline=False)
+    figure.update_yaxes(zeroline=False, minexponent=8)
     figure.update_layout(
         template="plotly_white",
         height=300 + 150 * len(moving),

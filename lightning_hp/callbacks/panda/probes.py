@@ -66,6 +66,8 @@ def begin(history: History, settings: Settings) -> Intervention | None:
     """Begin a probe if one is due and affordable."""
     if history.paused or not history.planned or rate_search.searching(history, settings):
         return None
+    if history.loader_pending:  # training may begin again with the mini-batches to come
+        return None
     if RATE not in history.values or not settings.may(RATE, history.hands_off):
         return None
     finished = [done for done in history.done if done.what.rule == "probe_end"]

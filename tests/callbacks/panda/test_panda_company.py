@@ -171,6 +171,15 @@ def test_a_changed_batch_size_plans_no_more_than_max_steps(tmp_path):
     assert panda.history.planned == 30
 
 
+def test_no_probe_begins_while_a_new_batch_size_waits(tmp_path):
+    """80 steps are few: smaller mini-batches come with the second epoch, and training begins again with them."""
+    panda = PandaBabysitter("probe", dirpath="", hyperparameters={"batch_size": (4, 64)})
+    fit(tmp_path, panda, epochs=8)
+    rules = [one.what.rule for one in panda.history.done if one.what.rule != "wind_down"]
+    assert rules[:2] == ["batch", "reload"]
+    assert "probe" in rules
+
+
 # --- finders, finetuning, buffers that grow, optimizers that differ ---
 
 
