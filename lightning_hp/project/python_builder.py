@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 
 from lightning_hp.project.built import Built, refuse_keys_of_the_study
 from lightning_hp.project.length import TrainingLength
-from lightning_hp.project.python_project import check_project, copied_callbacks, plain_json, signature_of
+from lightning_hp.project.python_project import check_project, copied_callbacks, data_of, plain_json, signature_of
 from lightning_hp.project.quiet import quiet_lightning
 from lightning_hp.project.trial_outputs import METRICS_FILE, MetricsLog, callbacks_of_trial, loggers_of_trial
 from lightning_hp.project.yaml_file import ConfigError
@@ -27,12 +27,12 @@ class PythonBuilder:
 
     Attributes:
         module: Class or function that gives a LightningModule.
-        data: Class or function that gives a LightningDataModule, an instance of one, or None.
+        data: Class or function that gives a LightningDataModule or loaders, an instance of a data module, or None.
         trainer: Arguments of ``Trainer``.
     """
 
     module: Callable[..., pl.LightningModule]
-    data: Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None = None
+    data: Callable[..., Any] | pl.LightningDataModule | None = None
     trainer: Mapping[str, Any] | None = None
 
     def build(
@@ -59,7 +59,7 @@ class PythonBuilder:
         options["callbacks"] = [*own, MetricsLog(folder / METRICS_FILE), *callbacks]
         with quiet_lightning():
             pl.seed_everything(seed, workers=True)
-            data = self.data(**split["data"]) if callable(self.data) else deepcopy(self.data)
+            data = data_of(self.data(**split["data"])) if callable(self.data) else deepcopy(self.data)
             return Built(self.module(**split["module"]), data, pl.Trainer(**options))
 
     def trainer_settings(self) -> Mapping[str, Any]:

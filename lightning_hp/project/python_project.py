@@ -17,9 +17,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_hp.project.trial_outputs import loggers_of_trial
 from lightning_hp.project.yaml_file import ConfigError
+
+#: what there are loaders for, in the order of a tuple of them
+_SPLITS = ("train", "val", "test")
 
 
 class LoadersModule(pl.LightningDataModule):
@@ -42,6 +46,30 @@ class LoadersModule(pl.LightningDataModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> LoadersModule:
         """A module of the same loaders: their data is not copied."""
         return LoadersModule(**self._loaders)
+
+
+def data_of(made: Any) -> pl.LightningDataModule:
+    """What a function of the user's made, as a data module.
+
+    Args:
+        made: A data module; or loaders: for training, in a tuple with those for validation and for testing, or as a
+            mapping with the keys ``train``, ``val`` and ``test``.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if isinstance(made, pl.LightningDataModule):
+        return made
+    if isinstance(made, DataLoader):
+        return LoadersModule(made)
+    if isinstance(made, tuple) and 1 <= len(made) <= len(_SPLITS):
+        return LoadersModule(*made)
+    if isinstance(made, Mapping) and "train" in made and set(made) <= set(_SPLITS):
+        return LoadersModule(**made)
+    raise ConfigError(
+        "`datamodule` must make a LightningDataModule, or loaders as (train, val) or (train, val, test), got one that "
+        f"makes {_kind(made)}"
+    )
 
 
 def check_project(module: Any, data: Any, trainer: Any) -> None:

@@ -16,6 +16,8 @@ from lightning_hp.project.yaml_file import ConfigError
 
 #: names of files that say nothing about what is trained
 _NO_NAMES = ("config", "train", "fit", "main", "default", "best", "base")
+#: names of folders that say nothing either
+_NO_FOLDERS = ("config", "configs", "conf", "cfg", "yaml", "experiments")
 #: keys of a tune.yaml that no LightningCLI file has
 _OF_STUDIES = ("config", "space", "monitor", "budget", "caviar")
 _OF_TRAININGS = ("model", "data", "trainer", "optimizer", "seed_everything")
@@ -27,8 +29,9 @@ def is_train_file(mapping: Mapping[str, Any]) -> bool:
 
 
 def study_name(file: Path) -> str:
-    """A name for the study of a file: the file's own, or its folder's where the file has a general one."""
-    name = file.stem if file.stem.lower() not in _NO_NAMES else file.absolute().parent.name
+    """A name for the study of a file: the file's own, or that of a folder it is in where the file has a general one."""
+    folders = [folder.name for folder in file.absolute().parents if folder.name.lower() not in _NO_FOLDERS]
+    name = file.stem if file.stem.lower() not in _NO_NAMES else folders[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "study"
 
 
@@ -66,6 +69,8 @@ def file_for_classes(model: str, data: str | None, max_epochs: int | None) -> st
     Raises:
         ConfigError: If a class cannot be imported, or is none of Lightning's.
     """
+    if model.endswith(".py"):
+        raise ConfigError(_instead_of_script(Path(model)))
     module = _class(model, pl.LightningModule, "project")
     if max_epochs is None:
         raise ConfigError(f"`--max_epochs` is missing: nothing says how long a training of {model} is")
@@ -75,10 +80,31 @@ def file_for_classes(model: str, data: str | None, max_epochs: int | None) -> st
     elif module.train_dataloader is pl.LightningModule.train_dataloader:
         beside = _data_modules_beside(module)
         if len(beside) != 1:
-            names = ", ".join(one.__name__ for one in beside) or "none"
-            raise ConfigError(f"`--data_class` is missing: {model} has no loaders, beside it is {names} to choose from")
+            raise ConfigError(_no_data(model, module, beside))
         lines.append(f"data: {{class_path: {_path(beside[0])}}}")
     return "\n".join([*lines, f"trainer: {{max_epochs: {max_epochs}}}"]) + "\n"
+
+
+def _no_data(model: str, module: type, beside: list[type]) -> str:
+    if beside:
+        names = ", ".join(f"{one.__module__}:{one.__name__}" for one in beside)
+        return f"`--data_class` is missing: {model} has no loaders, and beside it are {names}"
+    return (
+        f"`--data_class` is missing: {model} has no loaders, and beside it is no LightningDataModule; name one as "
+        f"package.module:Data, or tune from Python, where a function that makes loaders will do: "
+        f"lightning_hp.tune({module.__name__}, make_loaders, ...)"
+    )
+
+
+def _instead_of_script(script: Path) -> str:
+    """What to type instead of a script's name."""
+    text = script.read_text(encoding="utf-8", errors="ignore") if script.is_file() else ""
+    line = f"`project` must be a LightningCLI file or package.module:Module, got the script {str(script)!r}"
+    if re.search(r"CLI\(", text):
+        return f"{line}; for its LightningCLI: lightning-hp init FILE.yaml --cli {script}"
+    modules = re.findall(r"^class (\w+)\((?:\w+\.)*LightningModule\)", text, re.MULTILINE)
+    package = ".".join(script.with_suffix("").parts)
+    return f"{line}; it has {', '.join(f'{package}:{name}' for name in modules)}" if modules else line
 
 
 def _class(path: str, kind: type, what: str) -> Any:

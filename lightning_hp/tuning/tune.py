@@ -27,7 +27,7 @@ from lightning_hp.tuning.retune import Retuned, retune_study
 
 def tune(
     module: Callable[..., pl.LightningModule],
-    datamodule: Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None = None,
+    datamodule: Callable[..., Any] | pl.LightningDataModule | None = None,
     space: SearchSpace | Mapping[str, Any] | str = "sgd",
     *,
     train_dataloaders: Any = None,
@@ -64,8 +64,9 @@ def tune(
 
     Args:
         module: Class or function that takes hyperparameters by name and gives a LightningModule.
-        datamodule: The same for the data; an instance where no hyperparameter belongs to the data; None where the
-            module brings its own loaders.
+        datamodule: The same for the data: it gives a LightningDataModule, or loaders as ``(train, val)`` or
+            ``(train, val, test)``. An instance where no hyperparameter belongs to the data; None where the module
+            brings its own loaders.
         space: A :class:`SearchSpace`, the mapping that it is made from, or the name of a preset. Keys are arguments of
             ``module`` or ``datamodule``, or ``trainer.NAME`` for those of the Trainer. An entry without a default takes
             the argument's own, so that trial 0 is the module as it is.
@@ -147,7 +148,7 @@ def tune(
 def retune(
     study: str | Path,
     module: Callable[..., pl.LightningModule],
-    datamodule: Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None = None,
+    datamodule: Callable[..., Any] | pl.LightningDataModule | None = None,
     space: SearchSpace | Mapping[str, Any] | None = None,
     *,
     train_dataloaders: Any = None,

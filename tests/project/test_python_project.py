@@ -9,12 +9,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import toy_project as toy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hp import retune, tune
 from lightning_hp.commands.status import status_command
 from lightning_hp.project.python_builder import PythonBuilder
-from lightning_hp.project.python_project import signature_of
+from lightning_hp.project.python_project import data_of, signature_of
 from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.storage import StudyError
 
@@ -51,6 +52,45 @@ def test_what_cannot_be_made_again_is_refused(module, data, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         tune(module, data, RATE, folder=tmp_path / "s", max_epochs=1)
     assert not (tmp_path / "s").exists(), "nothing has begun"
+
+
+def loaders_of(batch_size=4, as_kind=tuple):
+    data = toy.ToyData()
+    rows = data.train_dataloader().dataset
+    train, val = DataLoader(rows, batch_size=batch_size), data.val_dataloader()
+    return {tuple: (train, val), dict: {"train": train, "val": val}, DataLoader: train, list: [train, val]}[as_kind]
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_a_function_that_makes_loaders_is_data(kind, tmp_path):
+    """What a script with a `get_loaders(batch_size)` has; its arguments are searched."""
+    made = []
+
+    def get_loaders(batch_size=4):
+        loaders = loaders_of(batch_size, kind)
+        made.append(loaders)
+        return loaders
+
+    space = {"batch_size": {"choices": [2, 4]}}
+    result = tune(toy.Toy, get_loaders, space, folder=tmp_path / "s", trials=2, max_epochs=1, trainer=TRAINER)
+    assert result.arguments.keys() == {"batch_size"}
+    trained = [next(iter(loaders.values() if kind is dict else loaders)).batch_size for loaders in made[:2]]
+    assert trained == [trial.params["batch_size"] for trial in result.study.trials]
+    assert result.validation["val_loss"] == result.value
+
+
+def test_a_single_loader_is_for_training():
+    module = data_of(loaders_of(8, DataLoader))
+    assert module.train_dataloader().batch_size == 8
+    assert not is_overridden("val_dataloader", module)
+
+
+@pytest.mark.parametrize("made", [[1, 2], (), (1, 2, 3, 4), {"val": 1}, {"train": 1, "valid": 2}, None])
+def test_a_function_that_makes_something_else_is_refused(made, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"`datamodule` must make a LightningDataModule, or loaders as \(train, val\)"
+    ):
+        tune(toy.Toy, lambda: made, RATE, folder=tmp_path / "s", trials=1, max_epochs=1, trainer=TRAINER)
 
 
 @pytest.mark.parametrize(

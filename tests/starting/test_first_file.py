@@ -290,7 +290,14 @@ def test_a_class_that_is_none_of_lightning_s_is_refused():
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [("a/digits.yaml", "digits"), ("nets/config.yaml", "nets"), ("x y/train.yaml", "x-y"), ("a/é.yaml", "study")],
+    [
+        ("a/digits.yaml", "digits"),
+        ("nets/config.yaml", "nets"),
+        ("x y/train.yaml", "x-y"),
+        ("a/é.yaml", "study"),
+        ("nets/configs/base.yaml", "nets"),
+        ("nets/conf/small.yaml", "small"),
+    ],
 )
 def test_a_study_is_named_after_the_file_or_its_folder(file, name):
     assert study_name(Path(file)) == name
