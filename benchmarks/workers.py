@@ -1,15 +1,14 @@
-"""Workers that are killed, frozen and cut off from their storage; how they scale, and what they cost.
+"""Workers that are killed, frozen and cut off from their storage; and how they scale.
 
     python benchmarks/workers.py chaos --storage journal
     python benchmarks/workers.py chaos --storage postgresql
     python benchmarks/workers.py scaling
-    python benchmarks/workers.py overhead --trials 1000 10000
 
 ``chaos``: four workers run short trials; every second one is killed (SIGKILL) and another takes its place; one is
 stopped (SIGSTOP) for longer than its lease and goes on; PostgreSQL is stopped for ten seconds twice. At the end every
 trial must have ended once, and none may run. ``scaling``: the same study by one and by two workers, whose trials
 either compute (``--trial compute``, on two free cores) or wait (``wait``, as for a GPU: what is left is what workers
-cost each other). ``overhead``: asking, leasing and telling a trial in a study that has so many already.
+cost each other). What a study of many trials costs: ``benchmarks/scale.py``.
 
 PostgreSQL is a server of the benchmark's own (``apt-get install postgresql``), in a folder of its own.
 """
@@ -20,7 +19,6 @@ import argparse
 import contextlib
 import os
 import random
-import resource
 import signal
 import statistics
 import sys
@@ -28,7 +26,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +34,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 import lightning.pytorch as pl
 import optuna
 import torch
-from optuna.trial import TrialState
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hp.project.build import PythonBuilder
-from lightning_hp.space.space import SearchSpace
-from lightning_hp.study.at_work import picture
 from lightning_hp.study.leases import lease_of
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import load_study, open_storage
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.listener import SilentListener
-from lightning_hp.tuning.objective import Outcome
-from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.workers.joining import join
 
 SPACE = {
@@ -252,72 +244,6 @@ def scaling(options: argparse.Namespace, root: Path) -> None:
     print(f"  {options.trial}: 2 workers are {min(walls[1]) / min(walls[2]):.2f} times as fast as 1")
 
 
-def overhead(options: argparse.Namespace, root: Path) -> None:
-    """See the top of this file."""
-    for kind in ("journal", "postgresql"):
-        with server(kind) as postgres:
-            url = "journal" if postgres is None else postgres.url
-            for size in options.trials:
-                folder = root / f"{kind}-{size}"
-                folder.mkdir()
-                config, builder = study_of(folder, url, size + 100, 6, 60.0)
-                runner = StudyRunner(config, builder)
-                fill(runner.study, config.space, size)
-                asks, tells = [], []
-                for _ in range(options.repeats):
-                    with contextlib.ExitStack() as leases:
-                        begun = time.perf_counter()
-                        trial, _arguments = runner.ask(leases)  # type: ignore[misc]
-                        asks.append(time.perf_counter() - begun)
-                        trial.report(1.0, 1)
-                        begun = time.perf_counter()
-                        runner.tell(trial, Outcome("complete", 1.0, attributes={"seconds": 1.0, "seed": 1}))
-                        tells.append(time.perf_counter() - begun)
-                renewals, looks = [], []
-                with contextlib.ExitStack() as leases:
-                    runner.ask(leases)
-                    for _ in range(options.repeats):
-                        begun = time.perf_counter()
-                        runner.leases.renew()
-                        renewals.append(time.perf_counter() - begun)
-                        begun = time.perf_counter()
-                        picture(runner.study, datetime.now(UTC))
-                        looks.append(time.perf_counter() - begun)
-                runner.close()
-                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-                row = [f"{statistics.median(part) * 1000:.1f}" for part in (asks, tells, renewals, looks)]
-                print(
-                    f"  {kind} {size} trials: ask {row[0]} ms, tell {row[1]} ms, renew {row[2]} ms, watch {row[3]} ms"
-                )
-                print(f"    memory of the process at most {memory:.0f} MiB; load {os.getloadavg()[0]:.1f}")
-
-
-def fill(study: optuna.Study, space: SearchSpace, size: int) -> None:
-    """Give a study so many finished trials, with curves."""
-    sampler = optuna.samplers.RandomSampler(seed=0)
-    drawn = optuna.create_study(sampler=sampler)
-    trials = []
-    for number in range(size):
-        trial = drawn.ask()
-        space.suggest(trial)
-        value = abs(float(torch.tensor(trial.params["learning_rate"]).log10()) + 2) + 0.01 * (number % 7)
-        trials.append(
-            optuna.trial.create_trial(
-                state=TrialState.COMPLETE,
-                value=value,
-                params=trial.params,
-                distributions=trial.distributions,
-                intermediate_values={step: value + 1 / step for step in range(1, 7)},
-                user_attrs={"seconds": 1.0, "seed": number, "stage": "1 coarse A", "stage_index": 1},
-            )
-        )
-    from lightning_hp.study.journal import in_one_go
-    from lightning_hp.study.upstream import storage_of
-
-    with in_one_go(storage_of(study)):
-        study.add_trials(trials)
-
-
 @contextlib.contextmanager
 def server(kind: str) -> Any:
     """A PostgreSQL server, or None for a journal."""
@@ -359,10 +285,6 @@ def main() -> None:
     two.add_argument("--epoch", type=float, default=0.5, help="seconds that an epoch waits; five make a trial")
     two.add_argument("--work", type=int, default=600, help="products of matrices in an epoch")
     two.set_defaults(run=scaling)
-    three = sections.add_parser("overhead")
-    three.add_argument("--trials", type=int, nargs="+", default=[1000])
-    three.add_argument("--repeats", type=int, default=20)
-    three.set_defaults(run=overhead)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         options.run(options, Path(root))

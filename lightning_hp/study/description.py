@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,14 +14,17 @@ from optuna.trial import TrialState
 
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.space.space import SearchSpace
-from lightning_hp.study.leases import is_alive, lease_of
+from lightning_hp.study.leases import Lease, Worker, is_alive, lease_of
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import StudyError, quiet_optuna
 from lightning_hp.study.trials import ATTRIBUTE as ATTRIBUTE
 from lightning_hp.study.trials import ranked_since
+from lightning_hp.study.upstream import storage_of, study_number
 
 #: schema number of a description
 SCHEMA = 1
+#: system attributes of a study that has no trial yet: the workers that have opened it
+_AT_WORK = "lightning_hp:opened:"
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,17 @@ class Description:
 
 
 def open_study(
-    name: str, storage: BaseStorage, wanted: Description, paths: StudyPaths, accept_changes: bool = False
+    name: str,
+    storage: BaseStorage,
+    wanted: Description,
+    paths: StudyPaths,
+    accept_changes: bool = False,
+    worker: Worker | None = None,
 ) -> optuna.Study:
     """Create a study, or continue it if nothing has changed that its result depends on.
 
-    An existing study without finished trials is deleted and begun anew, so that a mistake that the first trial showed
-    can be mended and the command given again. The study's ask lock must be held.
+    An existing study without finished trials that nobody works on is deleted and begun anew, so that a mistake that the
+    first trial showed can be mended and the command given again. The study's ask lock must be held.
 
     Args:
         name: Study name.
@@ -113,10 +121,21 @@ def open_study(
         paths: The study folder, where workers of this machine hold their locks.
         accept_changes: Continue although the fixed part or the length of a training differs; what is wanted now is
             kept with the study from then on, and the best values so far are trained again first.
+        worker: Who is about to work on it; None for nobody.
 
     Raises:
         StudyError: If a study of this name exists with another space, metric, seed, plan, fixed part or length.
     """
+    study = _opened(name, storage, wanted, paths, accept_changes)
+    if worker is not None and not study.get_trials(deepcopy=False):
+        presence = asdict(worker.presence(datetime.now(UTC)))
+        storage.set_study_system_attr(study_number(study), f"{_AT_WORK}{worker.name}", presence)
+    return study
+
+
+def _opened(
+    name: str, storage: BaseStorage, wanted: Description, paths: StudyPaths, accept_changes: bool
+) -> optuna.Study:
     direction = StudyDirection.MINIMIZE if wanted.mode == "min" else StudyDirection.MAXIMIZE
     with quiet_optuna():
         try:  # Optuna's load_if_exists would write to the journal at every opening
@@ -143,7 +162,7 @@ def open_study(
     if (changed or moved) and not (accept_changes and not changed):
         if _nothing_to_lose(study, paths):
             optuna.delete_study(study_name=name, storage=storage)
-            return open_study(name, storage, wanted, paths)
+            return _opened(name, storage, wanted, paths, accept_changes)
         if changed:
             raise StudyError(f"study {name!r} exists with another configuration: {'; '.join(changed)}; {advice}")
         raise StudyError(
@@ -209,13 +228,18 @@ def _length_text(length: Mapping[str, int]) -> str:
 
 
 def _nothing_to_lose(study: optuna.Study, paths: StudyPaths) -> bool:
-    """Whether a study has no finished trial, and no process that works on one."""
+    """Whether a study has no finished trial, and no process that works on one, or is about to."""
+    now = datetime.now(UTC)
+    kept = storage_of(study).get_study_system_attrs(study_number(study))
+    present = [Lease(**presence) for key, presence in kept.items() if key.startswith(_AT_WORK)]
+    if any(is_alive(lease, paths.root, now) for lease in present):
+        return False
     for trial in study.get_trials(deepcopy=False):
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             return False
         if trial.state is TrialState.RUNNING:
             lease = lease_of(trial)
-            if lease is not None and is_alive(lease, paths.root, datetime.now(UTC)):
+            if lease is not None and is_alive(lease, paths.root, now):
                 return False
     return True
 

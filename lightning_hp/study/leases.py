@@ -131,6 +131,10 @@ class Worker:
             self.place = ""
         self._close = weakref.finalize(self, _release, self._lock, os.getpid())
 
+    def presence(self, now: datetime) -> Lease:
+        """That this worker is at work, for :func:`is_alive`, before it has a trial."""
+        return Lease(self.name, self.place, 0, 0, LEASE_SECONDS, now.isoformat(timespec="seconds"))
+
     def is_dead(self, lease: Lease) -> bool:
         """Whether the owner of a lease was a process of this place that has ended."""
         same = bool(self.place) and lease.place == self.place and lease.worker != self.name

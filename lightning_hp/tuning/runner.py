@@ -104,7 +104,8 @@ class StudyRunner:
         self.callbacks: list[pl.Callback] = []  # further ones for every trial
         self.only = OnlyProcess.of(config.storage)
         self._storage = storage = open_storage(config.storage, self.paths, say=self.say)
-        self.description = describe(patiently(self._opened, say=self.say))
+        worker = Worker(self.paths.root)
+        self.description = describe(patiently(lambda: self._opened(worker), say=self.say))
         self.sampler = self.description.plan.sampler(base_sampler(config.sampler))
         self.study = optuna.load_study(
             study_name=config.name,
@@ -112,17 +113,18 @@ class StudyRunner:
             sampler=self.sampler,
             pruner=pruner_of(config, self.sampler, self.max_steps, pruner),
         )
-        self.leases = Leases(self.study, Worker(self.paths.root), config.caviar.lease)
+        self.leases = Leases(self.study, worker, config.caviar.lease)
         patiently(self._take_up, say=self.say)
         self.together = Together(self) if config.caviar.stacks else None
         self.gate: StageGate | None = None
         if config.gate is not None:
             self.gate = StageGate(self.study, self.sampler, self.paths, config.gate, self.say, self.stopping)
 
-    def _opened(self) -> optuna.Study:
+    def _opened(self, worker: Worker) -> optuna.Study:
+        name, changes = self.config.name, self.config.accept_changes
         with self.lock():
-            study = open_study(self.config.name, self._storage, self.wanted, self.paths, self.config.accept_changes)
-            write_study_pointer(self.paths, self.config.name, self.config.storage, self.config.source)
+            study = open_study(name, self._storage, self.wanted, self.paths, changes, worker)
+            write_study_pointer(self.paths, name, self.config.storage, self.config.source)
         return study
 
     def _take_up(self) -> None:
@@ -365,8 +367,6 @@ class StudyRunner:
             seeds = "fresh seeds" if at_once else "a fresh seed"
             self.say(f"training the best again on {seeds}: trials {', '.join(map(str, numbers))}")
         return bool(numbers)
-
-    # --- when others are still at work ---
 
     def wait_for_others(self, poll: float = 0.5) -> bool:
         """Wait until no process runs a trial of this study; False if orphans are left, or a stop is asked for.

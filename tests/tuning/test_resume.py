@@ -5,12 +5,16 @@ import random
 import signal
 
 import pytest
+import toy_project as toy
 from optuna.trial import TrialState
 
 from lightning_hp.ledger import records
+from lightning_hp.project.build import PythonBuilder
 from lightning_hp.study.leases import Leases, Worker
 from lightning_hp.study.storage import StudyError
+from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.objective import trial_seed
+from lightning_hp.tuning.runner import StudyRunner
 
 COMPLETE, RUNNING = TrialState.COMPLETE, TrialState.RUNNING
 
@@ -130,6 +134,41 @@ def test_a_study_without_a_result_does_not_make_way_while_somebody_works_on_it(s
         assert child.wait() == 1
     assert "StudyError: study 'toy' exists with another configuration: mode was 'min', is 'max'" in child.output
     assert len(studies.trials()) == 1
+
+
+def test_a_study_without_a_trial_does_not_make_way_while_somebody_is_about_to_begin_it(studies):
+    """Between opening a study and asking for its first trial nothing but this shows who is at work."""
+    builder = PythonBuilder(toy.Toy, toy.ToyData, {"accelerator": "cpu", "devices": 1})
+    settings = {"name": "toy", "folder": str(studies.paths().root)}
+    config = TuneConfig.from_arguments(toy.SPACE, {"trials": 2, "max_epochs": 2}, settings, builder)
+    first = StudyRunner(config, builder)
+    with pytest.raises(StudyError, match="exists with another configuration: mode was 'min', is 'max'"):
+        studies.run(mode="max", trials=2)
+    first.close()
+    studies.run(mode="max", trials=2)
+    assert studies.open().direction.name == "MAXIMIZE"
+
+
+def test_of_two_studies_of_one_name_begun_at_once_one_is_refused_and_the_other_untouched(studies, fork):
+    reading, writing = os.pipe()
+
+    def begin(**options):
+        os.close(writing)
+        os.read(reading, 1)  # both wait for the pipe to be closed
+        studies.run(trials=3, **options)
+
+    other = {"learning_rate": {"low": 1e-3, "high": 0.1, "tier": "A", "scale": "log", "default": 0.05}}
+    children = [fork(lambda: begin()), fork(lambda: begin(space=other))]
+    os.close(writing)
+    codes = [child.wait() for child in children]
+    os.close(reading)
+    assert sorted(codes) == [0, 1], [child.output for child in children]
+    refused = children[codes.index(1)].output.splitlines()[-1]
+    assert "StudyError: study 'toy' exists with another configuration: " in refused
+    trials = studies.trials()
+    assert [(t.number, t.state) for t in trials] == [(n, COMPLETE) for n in range(3)]
+    names = set(toy.SPACE) if codes[0] == 0 else set(other)
+    assert len(trials[0].params) == len(names)
 
 
 # --- Ctrl-C ---
