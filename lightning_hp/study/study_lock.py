@@ -24,6 +24,8 @@ from lightning_hp.study.paths import StudyPaths
 
 #: seconds after which the ticket of one who is silent is ended
 PATIENCE = 30.0
+#: seconds after which MySQL is asked for its lock again
+LOCK_SECONDS = 60
 #: seconds between two looks at the tickets
 LOOK_EVERY = 0.05
 
@@ -57,11 +59,14 @@ def _database_lock(engine: Any, study: str) -> Iterator[None]:
         lock, unlock = "SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)"
         key: dict[str, Any] = {"key": int.from_bytes(digest[:8], "big", signed=True)}
     else:
-        lock, unlock = "SELECT GET_LOCK(:key, -1)", "SELECT RELEASE_LOCK(:key)"
+        lock, unlock = f"SELECT GET_LOCK(:key, {LOCK_SECONDS})", "SELECT RELEASE_LOCK(:key)"
         key = {"key": f"lightning_hp {digest.hex()[:40]}"}
     connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     try:
-        connection.execute(text(lock), key)
+        while (answer := connection.execute(text(lock), key).scalar()) == 0:
+            pass  # MySQL: somebody else has it; MariaDB knows no wait without an end
+        if answer is None:
+            raise ConnectionError("the database has not granted its lock")
         try:
             yield
         finally:

@@ -1,7 +1,8 @@
 """Workers that died with a trial: each is counted once, and after too many of them the trial is given up.
 
-A trial may well be what kills its workers (memory, a driver). One that gets further with every worker is not: where
-workers are killed all the time, whatever they run, a trial may lose many and still come to its end.
+A trial may well be what kills its workers (memory, a driver). One that gets further with every worker is not, and
+neither is one whose neighbours lose as many: where workers are killed all the time, whatever they run, a trial may lose
+many and still come to its end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from lightning_hp.study.upstream import storage_of, trial_number
 
 #: a trial that so many workers died with in a row, none of which brought it further, is given up
 MOST_DEATHS = 5
-#: system attribute of a trial: the turn of the owner that died last, how far the trial was, and how many died there
+#: so many where as many workers have died with other trials meanwhile
+MOST_AMONG_OTHERS = 25
+#: system attribute of a trial: the turn of the owner that died last, how far the trial was, how many died there, and
+#: how many had died with other trials when the first of them did
 _KEY = "lightning_hp:deaths"
 
 
@@ -38,11 +42,32 @@ def count_death(study: optuna.Study, trial: FrozenTrial, worker: str) -> int:
     if last["turn"] == lease.turn:
         return int(last["deaths"])
     step = max(trial.intermediate_values, default=0)
-    deaths = last["deaths"] + 1 if step <= last["step"] else 1
-    number, storage = trial_number(trial), storage_of(study)
+    if step > last["step"] or not last["deaths"]:
+        last = {**last, "deaths": 0, "others": _of_others(study, trial)}
+    number, storage, deaths = trial_number(trial), storage_of(study), int(last["deaths"]) + 1
     storage.set_trial_user_attr(number, "deaths", trial.user_attrs.get("deaths", 0) + 1)
-    storage.set_trial_system_attr(number, _KEY, {"turn": lease.turn, "step": step, "deaths": deaths})
-    return int(deaths)
+    storage.set_trial_system_attr(number, _KEY, {**last, "turn": lease.turn, "step": step, "deaths": deaths})
+    return deaths
+
+
+def is_to_blame(study: optuna.Study, trial: FrozenTrial, deaths: int) -> bool:
+    """Whether a trial is given up, since it seems to be what kills its workers.
+
+    Args:
+        study: The study.
+        trial: A trial of it.
+        deaths: See :func:`count_death`.
+    """
+    if deaths < MOST_DEATHS:
+        return False
+    stored = storage_of(study).get_trial(trial_number(trial))
+    meanwhile = _of_others(study, trial) - int(_last(stored)["others"])
+    return deaths >= MOST_AMONG_OTHERS or deaths > meanwhile
+
+
+def _of_others(study: optuna.Study, trial: FrozenTrial) -> int:
+    trials = study.get_trials(deepcopy=False)
+    return sum(int(t.user_attrs.get("deaths", 0)) for t in trials if t.number != trial.number)
 
 
 def forget_deaths(study: optuna.Study, trial: optuna.Trial) -> None:
@@ -54,5 +79,5 @@ def forget_deaths(study: optuna.Study, trial: optuna.Trial) -> None:
 
 
 def _last(trial: FrozenTrial) -> dict[str, Any]:
-    last: dict[str, Any] = trial.system_attrs.get(_KEY, {"turn": -1, "step": 0, "deaths": 0})
+    last: dict[str, Any] = trial.system_attrs.get(_KEY, {"turn": -1, "step": 0, "deaths": 0, "others": 0})
     return last

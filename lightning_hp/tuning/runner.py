@@ -40,7 +40,7 @@ from lightning_hp.study.upstream import stored_trial, trial_number
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.confirmation import enqueue_round, is_settled, reserved
-from lightning_hp.tuning.deaths import MOST_DEATHS, count_death, forget_deaths
+from lightning_hp.tuning.deaths import count_death, forget_deaths, is_to_blame
 from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, out_of_memory, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.listener import SilentListener, StudyListener
@@ -244,7 +244,7 @@ class StudyRunner:
     def _given_up(self, found: FrozenTrial) -> bool:
         """Count the death of a trial's worker; fail the trial when there were too many."""
         deaths = count_death(self.study, found, self.leases.worker.name)
-        if deaths < MOST_DEATHS:
+        if not is_to_blame(self.study, found, deaths):
             return False
         trial = optuna.Trial(self.study, trial_number(found))
         trial.set_user_attr("failure", f"its process died {deaths} times")

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 from lightning_hp.study.leases import Leases, Worker
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import open_storage
-from lightning_hp.tuning.deaths import MOST_DEATHS, count_death, forget_deaths
+from lightning_hp.tuning.deaths import MOST_AMONG_OTHERS, MOST_DEATHS, count_death, forget_deaths, is_to_blame
 
 
 class Party:
@@ -53,6 +53,31 @@ def test_a_trial_that_gets_further_with_every_worker_is_not_to_blame(party):
     for number in range(2, MOST_DEATHS + 1):
         party.lose(f"stuck {number}")
         assert party.count() == number
+
+
+def test_a_trial_is_to_blame_only_if_its_neighbours_fare_better(party):
+    neighbour = party.study.ask()
+    storage = party.study._storage
+    for number in range(1, MOST_DEATHS + 1):
+        party.lose(f"worker {number}")
+        deaths = party.count()
+        assert is_to_blame(party.study, party.stored, deaths) == (number == MOST_DEATHS)
+    storage.set_trial_user_attr(neighbour._trial_id, "deaths", MOST_DEATHS)
+    assert not is_to_blame(party.study, party.stored, party.count()), "as many died with others meanwhile"
+    party.lose("one more")
+    assert is_to_blame(party.study, party.stored, party.count())
+    storage.set_trial_user_attr(neighbour._trial_id, "deaths", 100)
+    for number in range(MOST_DEATHS + 2, MOST_AMONG_OTHERS + 1):
+        party.lose(f"more {number}")
+        assert is_to_blame(party.study, party.stored, party.count()) == (number == MOST_AMONG_OTHERS)
+
+
+def test_what_happened_to_neighbours_before_does_not_count(party):
+    neighbour = party.study.ask()
+    party.study._storage.set_trial_user_attr(neighbour._trial_id, "deaths", 100)
+    for number in range(1, MOST_DEATHS + 1):
+        party.lose(f"worker {number}")
+        assert is_to_blame(party.study, party.stored, party.count()) == (number == MOST_DEATHS)
 
 
 def test_who_lives_is_no_death(party):
