@@ -3,7 +3,8 @@
 It works where a few trials of the space pass the stack's own checks, and where nothing of the project's needs a Trainer
 in every trial: a logger of its own is told every step by a Trainer only, a checkpoint callback of its own writes only
 there. It pays where a step in the stack costs less than PAYS of what a Trainer's step costs, measured on the project
-itself. One line says what was chosen and why.
+itself; the smallest cohort that pays is taken, since trials of one cohort share their structure and learn nothing from
+each other. One line says what was chosen and why.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_hp.project.build import Built, CliBuilder
+from lightning_hp.project.cli_repeat import RepeatingBuilder
 from lightning_hp.project.trial_outputs import MetricsLog
 from lightning_hp.study.storage import one_line
 from lightning_hp.training.stacked import Member, NotStackable, Stack
@@ -32,13 +34,14 @@ from lightning_hp.tuning.together import Together
 if TYPE_CHECKING:
     from lightning_hp.tuning.runner import StudyRunner
 
-#: a step in a stack costs at most this part of a Trainer's, or it does not pay: more trials are needed than of single
-#: ones, since those of a cohort learn nothing from each other
+#: a step in a stack costs at most this part of a Trainer's, or it does not pay
 PAYS = 0.5
 #: seconds that a Trainer's loop adds to a step, a low estimate (0.8 to 1.2 ms were measured)
 LOOP_SECONDS = 5e-4
-#: members that are tried; and bytes of weights from which on a model keeps a machine busy alone
-_TRIED, _LARGE = 4, 100_000_000
+#: sizes of a cohort that are tried, the largest first: the smallest that pays learns most from its trials
+_SIZES = (8, 4, 2)
+#: bytes of weights from which on a model keeps a machine busy alone
+_LARGE = 100_000_000
 
 
 def settle_engine(runner: StudyRunner) -> None:
@@ -52,13 +55,13 @@ def settle_engine(runner: StudyRunner) -> None:
         return
     workers = config.caviar.workers
     alone = "local" if workers > 1 else "in_process"
-    engine = alone
+    engine, size = alone, config.caviar.cohort
     if _has_more(runner):
         random_state = RandomState.capture()
         try:
-            together, single = _measured(runner)
+            few, together, single = _measured(runner)
             engine = "stacked"
-            size = cohort_size(config.search.n_trials, config.caviar.cohort)
+            size = cohort_size(config.search.n_trials, size, few)
             costs = f"{1e3 * together:.2g} ms a step instead of {1e3 * single:.2g} ms"
             runner.say(f"engine stacked: up to {size} trials of one structure are trained together ({costs})")
         except NotStackable as refusal:
@@ -67,7 +70,7 @@ def settle_engine(runner: StudyRunner) -> None:
             runner.say(f"engine {alone}: trials could not be tried together ({one_line(error)})")
         finally:
             random_state.restore()
-    runner.config = replace(config, caviar=replace(config.caviar, engine=engine))
+    runner.config = replace(config, caviar=replace(config.caviar, engine=engine, cohort=size))
     runner.together = Together(runner) if runner.config.caviar.stacks else None
 
 
@@ -78,21 +81,25 @@ def _has_more(runner: StudyRunner) -> bool:
     return unfinished or counted(trials, runner.study) < runner.config.search.n_trials - reserved(runner.config)
 
 
-def _measured(runner: StudyRunner) -> tuple[float, float]:
-    """Seconds of a step in a stack, and of a Trainer's step.
+def _measured(runner: StudyRunner) -> tuple[int, float, float]:
+    """The smallest cohort that pays, and seconds of a step in it and of a Trainer's step.
 
     Raises:
         NotStackable: If trials cannot be stacked, or it does not pay; with the reason.
     """
     _refuse_own_outputs(runner)
-    space = runner.description.space
+    config, space = runner.config, runner.description.space
+    if config.caviar.cohort is not None:
+        sizes = [min(config.caviar.cohort, max(_SIZES))]
+    else:
+        sizes = [size for size in _SIZES if size <= cohort_size(config.search.n_trials, None, max(_SIZES))]
     defaults = space.unit([space.defaults()])[0]
-    build = runner.builder.build
+    build = RepeatingBuilder(runner.builder).build if isinstance(runner.builder, CliBuilder) else runner.builder.build
     with tempfile.TemporaryDirectory() as folder:
         members: list[Member] = []
-        for number in range(_TRIED):
+        for number in range(sizes[0]):
             stored = {
-                p.stored_name: p.at(float(at)) if p.cardinality is not None else p.at((number + 0.5) / _TRIED)
+                p.stored_name: p.at(float(at)) if p.cardinality is not None else p.at((number + 0.5) / sizes[0])
                 for p, at in zip(space.parameters, defaults, strict=True)
             }
             built = build(space.arguments(stored), Path(folder, str(number)), number, [], runner.length)
@@ -104,13 +111,22 @@ def _measured(runner: StudyRunner) -> tuple[float, float]:
             members.append(Member(built.model, built.trainer, built.data, stood_in_for=(MetricsLog,)))
         stack = Stack([seat(member) for member in members])
         check_stack(stack)
-        together, single = step_seconds(stack)
-    single += LOOP_SECONDS
-    if together > PAYS * single:
-        raise NotStackable(
-            f"a step of one model costs {1e3 * together:.2g} ms in a stack, and {1e3 * single:.2g} ms alone"
-        )
-    return together, single
+        pays: tuple[int, float, float] | None = None
+        for size in sizes:
+            if size < len(stack):
+                stack.keep(range(size))
+            together, single = step_seconds(stack)
+            single += LOOP_SECONDS
+            if together <= PAYS * single:
+                pays = size, together, single
+            elif pays is None:
+                raise NotStackable(
+                    f"a step of one model costs {1e3 * together:.2g} ms in a stack, and {1e3 * single:.2g} ms alone"
+                )
+            else:
+                break
+    assert pays is not None
+    return pays
 
 
 def _refuse_own_outputs(runner: StudyRunner) -> None:

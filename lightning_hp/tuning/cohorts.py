@@ -40,23 +40,24 @@ from lightning_hp.tuning.objective import is_out_of_memory
 
 #: A study is divided into so many cohorts, each of which learns from those before; a short one into fewer, so that
 #: FEW members share what a step costs whoever is in it; but never into fewer than LEAST_ROUNDS.
-ROUNDS, FEW, LEAST_ROUNDS = 24, 8, 5
+ROUNDS, FEW, LEAST_ROUNDS = 24, 4, 5
 #: seconds after which the points of learning curves are written while members train
 WRITE_EVERY = 2.0
 #: members of a cohort, unless the study says otherwise: at most
 MOST_MEMBERS = 64
 
 
-def cohort_size(n_trials: int, asked: int | None) -> int:
+def cohort_size(n_trials: int, asked: int | None, few: int = FEW) -> int:
     """How many members a cohort has.
 
     Args:
         n_trials: Planned trials of the study.
         asked: What the study says, None where it says nothing.
+        few: How many it takes for stacking to pay.
     """
     if asked is not None:
         return asked
-    return max(2, min(MOST_MEMBERS, max(FEW, n_trials // ROUNDS), n_trials // LEAST_ROUNDS))
+    return max(2, min(MOST_MEMBERS, max(few, n_trials // ROUNDS), n_trials // LEAST_ROUNDS))
 
 
 @contextlib.contextmanager

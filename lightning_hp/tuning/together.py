@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: a cohort trains at most so many times the trials that it has places for; then another structure has its turn
 TURNS = 2
+#: and free places are left empty where a study would come to fewer structures than this
+STRUCTURES = 12
 
 
 class Together:
@@ -65,11 +67,12 @@ class Together:
             runner.run_alone(trial, arguments)
             return
         size = cohort_size(runner.config.search.n_trials, runner.config.caviar.cohort)
+        further = min(size * (TURNS - 1), max(0, runner.config.search.n_trials // STRUCTURES - size))
         first = self._candidate(trial, arguments)
         waiting = self._by_structure([first, *self._companions([first], size - 1, claims)])
         while waiting:
             group = waiting.pop(0)
-            waiting += self._train(group, size * (TURNS - 1), claims)
+            waiting += self._train(group, further, claims)
 
     def _by_structure(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """Group candidates: one that was enqueued, or left by a process that died, has its own structure."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
-from lightning_hp.training.stacked import Member, NotStackable, stack, train_stacked
+from lightning_hp.training.stacked import Member, NotStackable, check, stack, train_stacked
 
 
 class Manual(Plain):
@@ -144,3 +144,26 @@ def test_a_wrong_optimizer_step_is_found_before_training(monkeypatch):
     )
     members = [build(seed, partial(Plain, sgd(0.1)), TableData) for seed in (0, 1)]
     assert "the stacked SGD step of net.0.weight differs" in train_stacked(members)[0].refused
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_a_difference_on_one_mini_batch_may_be_a_kink_that_rounding_crosses_but_not_on_all(monkeypatch, batches):
+    single, rows = check._single, []
+
+    def differs(stack, row, batch, loss, gradients, buffers):
+        if not row:
+            rows.append(batch[0])
+        wrong = {name: gradient + (len(rows) <= batches) for name, gradient in gradients.items()}
+        return single(stack, row, batch, loss, wrong, buffers)
+
+    monkeypatch.setattr(check, "_single", differs)
+    module, data = partial(BatchNormClassifier, hidden_units=8), partial(DigitsDataModule, batch_size=64)
+    (first, second) = (build(seed, module, data) for seed in (0, 1))
+    outcomes = train_stacked([first, second])
+    if batches == 3:
+        assert "gradient of" in outcomes[0].refused
+        assert "differs from that of the member alone by 1" in outcomes[0].refused
+    else:
+        assert_equal(outcomes, alone([build(seed, module, data) for seed in (0, 1)]))
+    assert len(rows) == min(batches + 1, 3)
+    assert not any(torch.equal(rows[0], other) for other in rows[1:])

@@ -8,15 +8,16 @@ import pytest
 from cohort_studies import assert_as_alone, study
 from optuna.trial import TrialState
 
-from lightning_hp.tuning import together
+from lightning_hp.tuning import runner, together
 from lightning_hp.tuning.runner import StudyRunner
 
 
 @pytest.fixture
 def stops_many(monkeypatch):
-    """A pruner that stops every trial that is not good after two epochs."""
+    """A pruner that stops every trial that is not good after two epochs; and few structures will do."""
+    monkeypatch.setattr(together, "STRUCTURES", 3)
     pruner = optuna.pruners.ThresholdPruner(upper=1.8, n_warmup_steps=2)
-    monkeypatch.setattr(StudyRunner, "_pruner", lambda self, own: pruner)
+    monkeypatch.setattr(runner, "pruner_of", lambda *of: pruner)
 
 
 def cohorts_of(trials):

@@ -18,7 +18,7 @@ from lightning_hp.project.build import PythonBuilder
 from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.training import BatchNormClassifier
-from lightning_hp.tuning import cohorts
+from lightning_hp.tuning import cohorts, runner
 from lightning_hp.tuning.cohorts import cohort_size
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
@@ -168,11 +168,8 @@ def test_a_cohort_is_stopped_by_one_model_and_its_curves_are_whole(studies, monk
 
 
 def test_another_pruner_is_asked_about_each_member(studies, monkeypatch):
-    from lightning_hp.tuning.runner import StudyRunner
-
-    monkeypatch.setattr(
-        StudyRunner, "_pruner", lambda self, own: optuna.pruners.ThresholdPruner(upper=1.6, n_warmup_steps=2)
-    )
+    pruner = optuna.pruners.ThresholdPruner(upper=1.6, n_warmup_steps=2)
+    monkeypatch.setattr(runner, "pruner_of", lambda *of: pruner)
     study(studies, prune=True, trials=12, max_epochs=8)
     trials = studies.trials("digits")
     assert any(t.state is TrialState.PRUNED for t in trials)
@@ -298,7 +295,8 @@ def test_a_killed_cohort_is_run_again_with_the_same_values(studies, fork, monkey
 
 
 def test_the_size_of_a_cohort():
-    assert [cohort_size(n, None) for n in (1, 6, 24, 60, 600, 6000)] == [2, 2, 4, 8, 25, 64]
+    assert [cohort_size(n, None) for n in (1, 6, 24, 60, 600, 6000)] == [2, 2, 4, 4, 25, 64]
+    assert [cohort_size(n, None, few=2) for n in (6, 24, 60, 600)] == [2, 2, 2, 25]
     assert cohort_size(60, 7) == 7
 
 
