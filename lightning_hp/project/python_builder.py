@@ -129,7 +129,7 @@ class PythonBuilder:
             module, data = (", ".join(sorted(takers[p].names)) or "nothing" for p in ("module", "data"))
             raise ConfigError(
                 f"`space.{key}` must be an argument of the module ({module}), of the data module ({data}) or, as "
-                "`trainer.NAME`, of the Trainer"
+                "`trainer.NAME`, of the Trainer; a function that takes it and makes the module or the data will do too"
             )
         return fits
 

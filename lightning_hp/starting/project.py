@@ -72,6 +72,7 @@ def file_for_classes(model: str, data: str | None, max_epochs: int | None) -> st
     if model.endswith(".py"):
         raise ConfigError(_instead_of_script(Path(model)))
     module = _class(model, pl.LightningModule, "project")
+    _check_makeable(module, model)
     if max_epochs is None:
         raise ConfigError(f"`--max_epochs` is missing: nothing says how long a training of {model} is")
     lines = ["# Train it with: lightning-hp fit THIS_FILE", f"model: {{class_path: {_path(module)}}}"]
@@ -83,6 +84,18 @@ def file_for_classes(model: str, data: str | None, max_epochs: int | None) -> st
             raise ConfigError(_no_data(model, module, beside))
         lines.append(f"data: {{class_path: {_path(beside[0])}}}")
     return "\n".join([*lines, f"trainer: {{max_epochs: {max_epochs}}}"]) + "\n"
+
+
+def _check_makeable(kind: type, path: str) -> None:
+    """Refuse a class that needs arguments: the file that is written has none to give."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        raise ConfigError(
+            f"`project` must be a class whose arguments have defaults, got {path}, which needs {', '.join(needed)}; "
+            "give them in a LightningCLI file and run init on that, or tune from Python, where a function makes the "
+            f"module: lightning_hp.tune(lambda lr, ...: {kind.__name__}(...), ...)"
+        )
 
 
 def _no_data(model: str, module: type, beside: list[type]) -> str:

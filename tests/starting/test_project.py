@@ -64,3 +64,18 @@ def test_several_data_modules_are_named(project):
 def test_the_only_data_module_is_taken(project):
     name = project(MODULE + DATA.format("One"))
     assert f"data: {{class_path: {name}.One}}" in file_for_classes(f"{name}:Net", None, 3)
+
+
+@pytest.mark.parametrize("argument", ["hparams", "width: int", "*, config: dict"])
+def test_a_module_that_needs_arguments_is_told_the_two_ways(project, argument):
+    name = project(MODULE.replace("lr: float = 0.1", argument))
+    needed = argument.removeprefix("*, ").partition(":")[0]
+    with pytest.raises(
+        ConfigError, match=rf"defaults, got {name}:Net, which needs {needed}; .* lightning_hp.tune\(lambda"
+    ):
+        file_for_classes(f"{name}:Net", None, 3)
+
+
+def test_keyword_arguments_of_any_name_are_not_needed(project):
+    name = project(MODULE.replace("lr: float = 0.1", "*args, lr: float = 0.1, **kwargs") + DATA.format("One"))
+    assert "One" in file_for_classes(f"{name}:Net", None, 3)
