@@ -31,6 +31,7 @@ from lightning.pytorch.tuner import Tuner
 from panda_tasks import EPOCHS, TASKS, TUNED, Data, Module, Start, bad_starts, good_starts, quiet_trainer
 
 from lightning_hp import PandaBabysitter
+from lightning_hp.callbacks.panda.probes import FORK
 
 FILE = Path(__file__).parent / "results" / "panda.csv"
 FIELDS = ["seed", "task", "kind", "number", "start", "method", "loss", "interventions", "checks", "by_noise"]
@@ -127,18 +128,19 @@ def train(task: str, start: Start, seed: int, method: str) -> dict[str, object]:
         row["checks"] = len(panda.history.windows)
         # rules and probes decide "beyond noise"; the wind-down is planned, and what a person can plan is no alarm
         alarms = ("divergence", "plateau", "overfitting", "too_fast", "slow_start", "raise")
-        row["by_noise"] = sum(
-            one.what.rule in alarms
-            or (one.what.rule == "probe_end" and one.before != {**one.before, **one.what.values})
-            for one in done
-        )
+        row["by_noise"] = sum(one.what.rule in alarms for one in done) + changed_by_probes(done)
     return row
 
 
-def changes(done) -> bool:
-    """Whether an intervention set a value, or took training back."""
-    new = {**done.before, **done.what.values} != done.before
-    return new or (done.back_to is not None and done.what.by == "rule")
+def changed_by_probes(done) -> int:
+    """Number of probes that ended with another value than they began with."""
+    changed, begun = 0, {}
+    for one in done:
+        if FORK in one.what.save:
+            begun = one.before
+        elif one.what.rule == "probe_end":
+            changed += {**begun, **one.what.values} != begun
+    return changed
 
 
 def rows_of(kind: str, methods: list[str], seed: int, number: int) -> None:

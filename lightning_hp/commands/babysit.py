@@ -50,7 +50,10 @@ def babysit_verb(arguments: Sequence[str]) -> int:
 
     def add(trainer: dict[str, Any]) -> None:
         callbacks = trainer.get("callbacks") or []
-        trainer["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), panda]
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if any(isinstance(callback, PandaBabysitter) for callback in callbacks):
+            raise ValueError("`config` must have no PandaBabysitter, got one: `lightning-hp fit` trains with it")
+        trainer["callbacks"] = [*callbacks, panda]
 
     project = ProjectCLI(options.model_class, options.data_class, options.cli_class)
     project.call(["--config", options.config, *rest], "built", instantiated=add).train()

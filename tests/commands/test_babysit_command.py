@@ -163,6 +163,13 @@ def test_babysit_refuses_the_folder_of_a_living_run(tmp_path, monkeypatch, capsy
     assert "`folder` must hold no run that is alive" in capsys.readouterr().err
 
 
+def test_babysit_refuses_a_file_that_has_a_babysitter(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = [*SHORT, "--trainer.callbacks+=lightning_hp.PandaBabysitter"]
+    assert main(["babysit", str(ROOT / "configs/digits/train.yaml"), *own]) == 1
+    assert "`config` must have no PandaBabysitter, got one: `lightning-hp fit`" in capsys.readouterr().err
+
+
 def test_babysit_without_a_scheduler_word_leaves_it_and_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match="leaves the learning rate to LambdaLR"):
