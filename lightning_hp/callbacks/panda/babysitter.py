@@ -212,7 +212,7 @@ class PandaBabysitter(Callback):
                 f"PandaBabysitter finds no metric {self.monitor!r} (logged: {names}) and does not watch for"
                 " overfitting; `monitor` names another"
             )
-        value = math.nan if metric is None else trainer.strategy.broadcast(float(metric))
+        value = trainer.strategy.broadcast(math.nan if metric is None else float(metric))  # some log on one rank only
         if not math.isfinite(value):
             return
         history = self.history

@@ -36,7 +36,9 @@ class Module(pl.LightningModule):
         # one rank alone sees the loss break: all must go back
         return loss * float("nan") if self.batches == 63 and self.global_rank == 1 else loss
     def validation_step(self, batch, index):
-        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        if self.global_rank == 0:  # the other rank has no such metric
+            self.log("val_loss", loss, rank_zero_only=True)
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 1e-3, momentum=0.9)
 
@@ -62,7 +64,8 @@ def main(folder, mode):
     Path(folder, f"rank{trainer.global_rank}.json").write_text(json.dumps({
         "done": done, "values": panda.history.values, "levels": [w.level for w in panda.history.windows],
         "optimizer": read_values(trainer.optimizers[0]), "files": panda.journal.folder is not None,
-        "weights": [p.flatten().tolist() for p in module.parameters()]}))
+        "weights": [p.flatten().tolist() for p in module.parameters()],
+        "validations": [one.value for one in panda.history.validations]}))
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2])
@@ -78,7 +81,8 @@ def test_both_ranks_do_the_same(tmp_path: Path, mode: str) -> None:
     subprocess.run([sys.executable, str(script), str(tmp_path), mode], check=True, timeout=280, env=environment)
     ranks: list[dict[str, Any]] = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["files"] for rank in ranks] == [True, False]
-    for key in ("done", "values", "optimizer", "weights"):
+    assert len(ranks[0]["validations"]) == 8
+    for key in ("done", "values", "optimizer", "weights", "validations"):
         assert ranks[0][key] == ranks[1][key], key
     rules = [rule for _, rule, _, _ in ranks[0]["done"]]
     assert {"slow_start", "nudge"} <= set(rules)
