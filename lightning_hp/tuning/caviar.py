@@ -29,7 +29,7 @@ class Caviar:
             on a Ray cluster) or ``auto`` (``stacked`` where it works and pays, see :mod:`.choose_engine`).
         workers: Number of workers; with 1 all but ``local`` and ``ray`` run here.
         cohort: Most trials that ``stacked`` trains together; None for as many as the study's length and
-            :func:`.cohorts.cohort_size` say.
+            :func:`.cohort_plan.cohort_size` say.
         lease: A worker that is not heard of for so many seconds loses its trial to another one.
         cpus: CPUs of a worker on Ray.
         gpus: GPUs of a worker on Ray, a part of one below 1; None for one where the cluster has any, else none.

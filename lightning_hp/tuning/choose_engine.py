@@ -26,7 +26,8 @@ from lightning_hp.training.stacked.cost import step_seconds
 from lightning_hp.training.stacked.randomness import RandomState
 from lightning_hp.training.stacked.seat import seat
 from lightning_hp.tuning.caviar import AUTO
-from lightning_hp.tuning.cohorts import cohort_size, refuse_own_start
+from lightning_hp.tuning.cohort_plan import cohort_size
+from lightning_hp.tuning.cohorts import refuse_own_start
 from lightning_hp.tuning.confirmation import reserved
 from lightning_hp.tuning.failures import counted
 from lightning_hp.tuning.together import Together

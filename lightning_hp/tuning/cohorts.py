@@ -9,12 +9,10 @@ caller trains it by a Trainer of its own, whose errors are then those of any seq
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,44 +36,8 @@ from lightning_hp.tuning.curve_store import ThinCurve
 from lightning_hp.tuning.objective import Outcome as TrialOutcome
 from lightning_hp.tuning.objective import is_out_of_memory
 
-#: A study is divided into so many cohorts, each of which learns from those before; a short one into fewer, so that
-#: FEW members share what a step costs whoever is in it; but never into fewer than LEAST_ROUNDS.
-ROUNDS, FEW, LEAST_ROUNDS = 24, 4, 5
 #: seconds after which the points of learning curves are written while members train
 WRITE_EVERY = 2.0
-#: members of a cohort, unless the study says otherwise: at most
-MOST_MEMBERS = 64
-
-
-def cohort_size(n_trials: int, asked: int | None, few: int = FEW) -> int:
-    """How many members a cohort has.
-
-    Args:
-        n_trials: Planned trials of the study.
-        asked: What the study says, None where it says nothing.
-        few: How many it takes for stacking to pay.
-    """
-    if asked is not None:
-        return asked
-    return max(2, min(MOST_MEMBERS, max(few, n_trials // ROUNDS), n_trials // LEAST_ROUNDS))
-
-
-@contextlib.contextmanager
-def fixed_parameters(study: optuna.Study, fixed: Mapping[str, Any], n: int) -> Iterator[None]:
-    """Have a study ask ``n`` times with these values; its sampler proposes the others."""
-    sampler: Any = study.sampler
-    if sampler.base is None:
-        with sampler.together(fixed, n):
-            yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = optuna.samplers.PartialFixedSampler(dict(fixed), sampler)
-    vars(study.sampler)["describe"] = sampler.describe  # by which a space stores the stage of a trial
-    try:
-        yield
-    finally:
-        study.sampler = sampler
 
 
 @dataclass(eq=False)

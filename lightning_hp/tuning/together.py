@@ -20,16 +20,12 @@ from lightning_hp.study.journal import in_one_go
 from lightning_hp.study.trials import best_trials
 from lightning_hp.study.upstream import storage_of
 from lightning_hp.tuning.checkpoints import drop_checkpoints
-from lightning_hp.tuning.cohorts import Candidate, Cohort, Trained, cohort_size, fixed_parameters
+from lightning_hp.tuning.cohort_plan import cohort_size, fixed_parameters, newcomers
+from lightning_hp.tuning.cohorts import Candidate, Cohort, Trained
 from lightning_hp.tuning.objective import structure
 
 if TYPE_CHECKING:
     from lightning_hp.tuning.runner import StudyRunner
-
-#: a cohort trains at most so many times the trials that it has places for; then another structure has its turn
-TURNS = 2
-#: and free places are left empty where a study would come to fewer structures than this
-STRUCTURES = 12
 
 
 class Together:
@@ -67,7 +63,7 @@ class Together:
             runner.run_alone(trial, arguments)
             return
         size = cohort_size(runner.config.search.n_trials, runner.config.caviar.cohort)
-        further = min(size * (TURNS - 1), max(0, runner.config.search.n_trials // STRUCTURES - size))
+        further = newcomers(runner.config.search.n_trials, size)
         first = self._candidate(trial, arguments)
         waiting = self._by_structure([first, *self._companions([first], size - 1, claims)])
         while waiting:
@@ -107,10 +103,10 @@ class Together:
                 self._tell(ended)  # what comes next is proposed with all results so far
                 if others or errors or len(cohort) >= most:
                     return []
-                newcomers = self._companions(cohort, min(free, most - len(cohort)), claims)
-                if not newcomers:
+                joining = self._companions(cohort, min(free, most - len(cohort)), claims)
+                if not joining:
                     most = 0  # the study is at its end, or the stage
-                for one in self._by_structure([group[0], *newcomers]):
+                for one in self._by_structure([group[0], *joining]):
                     if one[0] is group[0]:
                         mine = one[1:]
                     else:

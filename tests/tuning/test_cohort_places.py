@@ -8,14 +8,14 @@ import pytest
 from cohort_studies import assert_as_alone, study
 from optuna.trial import TrialState
 
-from lightning_hp.tuning import runner, together
+from lightning_hp.tuning import cohort_plan, runner, together
 from lightning_hp.tuning.runner import StudyRunner
 
 
 @pytest.fixture
 def stops_many(monkeypatch):
     """A pruner that stops every trial that is not good after two epochs; and few structures will do."""
-    monkeypatch.setattr(together, "STRUCTURES", 3)
+    monkeypatch.setattr(cohort_plan, "STRUCTURES", 3)
     pruner = optuna.pruners.ThresholdPruner(upper=1.8, n_warmup_steps=2)
     monkeypatch.setattr(runner, "pruner_of", lambda *of: pruner)
 
@@ -35,7 +35,7 @@ def test_free_places_are_taken_by_trials_that_know_what_became_of_the_others(stu
     for cohort in cohorts_of(trials):
         assert len({t.params["hidden_units"] for t in cohort}) == 1
         assert len({t.user_attrs.get("stage") for t in cohort}) == 1
-        assert len(cohort) <= 4 * together.TURNS
+        assert len(cohort) <= 4 * cohort_plan.TURNS
         for place, late in enumerate(cohort[4:], start=4):
             newcomers.append(late)
             assert sum(t.datetime_complete <= late.datetime_start for t in cohort) > place - 4, "told before"

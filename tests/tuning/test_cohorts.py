@@ -18,8 +18,8 @@ from lightning_hp.project.build import PythonBuilder
 from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.training import BatchNormClassifier
-from lightning_hp.tuning import cohorts, runner
-from lightning_hp.tuning.cohorts import cohort_size
+from lightning_hp.tuning import cohort_plan, cohorts, runner
+from lightning_hp.tuning.cohort_plan import cohort_size, newcomers
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.engines import run
 
@@ -242,7 +242,7 @@ def test_a_cohort_that_runs_out_of_memory_is_split(studies, monkeypatch, said):
         return train(members, **options)
 
     monkeypatch.setattr(cohorts, "train_stacked", small)
-    monkeypatch.setattr(cohorts, "LEAST_ROUNDS", 1)
+    monkeypatch.setattr(cohort_plan, "LEAST_ROUNDS", 1)
     study(studies, trials=10)
     assert max(sizes) > 3, "else nothing was split twice"
     split = [line for line in said if line.startswith("out of memory with ")]
@@ -298,6 +298,7 @@ def test_the_size_of_a_cohort():
     assert [cohort_size(n, None) for n in (1, 6, 24, 60, 600, 6000)] == [2, 2, 4, 4, 25, 64]
     assert [cohort_size(n, None, few=2) for n in (6, 24, 60, 600)] == [2, 2, 2, 25]
     assert cohort_size(60, 7) == 7
+    assert [newcomers(n, cohort_size(n, None)) for n in (24, 60, 600, 6000)] == [0, 1, 25, 64]
 
 
 @pytest.mark.parametrize(

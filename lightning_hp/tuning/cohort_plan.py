@@ -1,0 +1,65 @@
+"""How the trials of a study are divided into cohorts: how many have places, who takes free ones, what they share.
+
+Trials of one cohort share their structure, and those that are asked for at once learn nothing from each other: large
+cohorts cost less a training and find less a trial. See :mod:`.cohorts`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+
+#: A study is divided into so many cohorts, each of which learns from those before; a short one into fewer, so that
+#: FEW members share what a step costs whoever is in it; but never into fewer than LEAST_ROUNDS.
+ROUNDS, FEW, LEAST_ROUNDS = 24, 4, 5
+#: a cohort trains at most so many times the trials that it has places for; then another structure has its turn
+TURNS = 2
+#: and free places are left empty where a study would come to fewer structures than this
+STRUCTURES = 12
+#: members of a cohort, unless the study says otherwise: at most
+MOST_MEMBERS = 64
+
+
+def cohort_size(n_trials: int, asked: int | None, few: int = FEW) -> int:
+    """How many members a cohort has.
+
+    Args:
+        n_trials: Planned trials of the study.
+        asked: What the study says, None where it says nothing.
+        few: How many it takes for stacking to pay.
+    """
+    if asked is not None:
+        return asked
+    return max(2, min(MOST_MEMBERS, max(few, n_trials // ROUNDS), n_trials // LEAST_ROUNDS))
+
+
+def newcomers(n_trials: int, size: int) -> int:
+    """How many trials may take free places of a cohort.
+
+    Args:
+        n_trials: Planned trials of the study.
+        size: Members of the cohort.
+    """
+    return min(size * (TURNS - 1), max(0, n_trials // STRUCTURES - size))
+
+
+@contextlib.contextmanager
+def fixed_parameters(study: optuna.Study, fixed: Mapping[str, Any], n: int) -> Iterator[None]:
+    """Have a study ask ``n`` times with these values; its sampler proposes the others."""
+    sampler: Any = study.sampler
+    if sampler.base is None:
+        with sampler.together(fixed, n):
+            yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = optuna.samplers.PartialFixedSampler(dict(fixed), sampler)
+    vars(study.sampler)["describe"] = sampler.describe  # by which a space stores the stage of a trial
+    try:
+        yield
+    finally:
+        study.sampler = sampler
