@@ -20,6 +20,7 @@ import optuna
 import torch
 from torch import Tensor
 
+from lightning_hp.callbacks.trackers import give_values
 from lightning_hp.project.build import Built, CliBuilder, PythonBuilder
 from lightning_hp.project.cli_repeat import RepeatingBuilder
 from lightning_hp.project.length import TrainingLength
@@ -267,12 +268,11 @@ class _CohortRun:
             if isinstance(callback, MetricsLog) and curve.rows:
                 callback.write(curve.rows)
         for logger in trainer.loggers:
-            hparams = outcome.member.module.hparams
-            if hparams:
+            if hparams := outcome.member.module.hparams:
                 logger.log_hyperparams(hparams)
+            give_values([logger], outcome.member.tag.arguments)
             for row in curve.rows:
-                metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
-                logger.log_metrics({**metrics, "epoch": row["epoch"]}, step=row["step"])
+                logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=row["step"])
             logger.save()
             logger.finalize("success")
         built = self.results[outcome.member.tag]._built

@@ -85,6 +85,20 @@ def test_a_study_leaves_values_audits_and_its_winner_in_mlflow(tmp_path, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_trials_of_a_stack_have_their_values_in_mlflow_too(tmp_path, monkeypatch, mlflow_store):
+    monkeypatch.chdir(tmp_path)
+    trainer = {"accelerator": "cpu", "logger": MLFlowLogger(tracking_uri=mlflow_store), "log_every_n_steps": 1}
+    space = {"learning_rate": {"low": 0.01, "high": 1.0}}
+    result = tune(Norm, Rows, space, name="norm", trials=2, max_epochs=2, trainer=trainer, engine="stacked")
+    client, runs = runs_of(mlflow_store, "norm")
+    assert all("cohort" in trial.user_attrs for trial in result.study.trials), "the case that is meant"
+    values = [float(runs[f"norm-{number:04d}"].data.params["tuned/learning_rate"]) for number in range(2)]
+    assert values == [trial.params["learning_rate"] for trial in result.study.trials]
+    assert artefacts(client, runs["norm-best"], "audit") == ["audit.json", "audit.md"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_study_leaves_its_winner_with_wandb(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
