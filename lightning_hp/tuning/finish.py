@@ -42,6 +42,7 @@ from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.study.trials import best_trials, count_states, no_best_message
 from lightning_hp.tuning.checkpoints import classes_of
 from lightning_hp.tuning.runner import StudyRunner
+from lightning_hp.tuning.winner_again import train_winner_again
 from lightning_hp.tuning.workers.ranks import build_on_one_device
 
 #: the folder in which the winner is evaluated; runs of loggers are named after it
@@ -93,6 +94,9 @@ def finish(runner: StudyRunner, now: datetime | None = None) -> Result:
         StudyError: If no trial is complete.
     """
     now = datetime.now(UTC) if now is None else as_utc(now)
+    for winner in best_trials(runner.study, 1):  # before the lock, which a training may outlast
+        if (read_result(runner.paths) or {}).get("trial") != winner.number:
+            train_winner_again(runner, winner)
     with runner.paths.finish_lock():
         best = best_trials(runner.study, 1)
         if not best:

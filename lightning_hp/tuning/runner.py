@@ -274,7 +274,7 @@ class StudyRunner:
 
     def run_alone(self, trial: optuna.Trial, arguments: dict[str, Any]) -> None:
         """Train one trial by its own Trainer, and tell the study."""
-        auditor = self._auditor(trial.number) if self.config.audit else None
+        auditor = self.auditor(trial.number) if self.config.audit else None
         guard = LeaseGuard(lambda: self.leases.is_lost(trial))
         try:
             outcome = run_trial(
@@ -313,7 +313,7 @@ class StudyRunner:
         own = 0 if self.config.same_seed else trial.number
         return trial_seed(self.description.plan.seed, trial.user_attrs.get("seed_number", own))
 
-    def _auditor(self, number: int) -> BatchNormAuditor:
+    def auditor(self, number: int) -> BatchNormAuditor:
         """Looks at the BatchNorm layers once, at the end of a trial; writes ``audit.json`` into its folder."""
         return BatchNormAuditor(on_finding="log", history=False, dirpath=self.paths.trial(number).root)
 
