@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_hp.project.build import Built, CliBuilder
 from lightning_hp.project.cli_repeat import RepeatingBuilder
-from lightning_hp.project.trial_outputs import MetricsLog
 from lightning_hp.study.storage import one_line
 from lightning_hp.training.stacked import Member, NotStackable, Stack
 from lightning_hp.training.stacked.check import check_stack
@@ -27,7 +26,7 @@ from lightning_hp.training.stacked.randomness import RandomState
 from lightning_hp.training.stacked.seat import seat
 from lightning_hp.tuning.caviar import AUTO
 from lightning_hp.tuning.cohort_plan import cohort_size
-from lightning_hp.tuning.cohorts import refuse_own_start
+from lightning_hp.tuning.cohorts import refuse_own_start, stood_in_for
 from lightning_hp.tuning.confirmation import reserved
 from lightning_hp.tuning.failures import counted
 from lightning_hp.tuning.together import Together
@@ -109,7 +108,7 @@ def _measured(runner: StudyRunner) -> tuple[int, float, float]:
             weights = sum(p.numel() * p.element_size() for p in built.model.parameters())
             if weights > _LARGE:
                 raise NotStackable(f"a model of {weights / 1e6:.0f} MB keeps the machine busy by itself")
-            members.append(Member(built.model, built.trainer, built.data, stood_in_for=(MetricsLog,)))
+            members.append(Member(built.model, built.trainer, built.data, stood_in_for=stood_in_for(config.audit)))
         stack = Stack([seat(member) for member in members])
         check_stack(stack)
         pays: tuple[int, float, float] | None = None

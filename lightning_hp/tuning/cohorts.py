@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import lightning.pytorch as pl
 import optuna
 import torch
 from torch import Tensor
 
+from lightning_hp.callbacks.audit.environment import EnvironmentAuditor
 from lightning_hp.callbacks.trackers import give_values
 from lightning_hp.project.build import Built, CliBuilder, PythonBuilder
 from lightning_hp.project.cli_repeat import RepeatingBuilder
@@ -116,6 +118,7 @@ class Cohort:
         grace: The pruner is not asked before this part of the training.
         curve_points: How many points of a curve are stored, see :mod:`.curve_store`.
         say: Is told, in one line, what a user should know.
+        audited: Whether the study audits its winner itself.
     """
 
     builder: CliBuilder | PythonBuilder
@@ -127,6 +130,7 @@ class Cohort:
     grace: float
     curve_points: int
     say: Callable[[str], None]
+    audited: bool = True
 
     def __post_init__(self) -> None:
         """Build as the builder does; what several trials have in common is parsed once."""
@@ -188,7 +192,8 @@ class _CohortRun:
         cohort, began = self.cohort, time.monotonic()
         built = cohort.build(candidate.arguments, candidate.paths.root, candidate.seed, [], cohort.length)
         refuse_own_start(built)
-        member = Member(built.model, built.trainer, built.data, tag=candidate, stood_in_for=(MetricsLog,))
+        idle = stood_in_for(cohort.audited)
+        member = Member(built.model, built.trainer, built.data, tag=candidate, stood_in_for=idle)
         self.members.append(member)
         self.curves[member] = _MemberCurve(cohort, candidate.trial)
         self.results[candidate]._built = built
@@ -331,6 +336,15 @@ class _MemberCurve:
         if self.best() is None:
             raise NotStackable(f"{self.cohort.monitor} was not logged before training ended")
         return TrialOutcome("pruned" if self.pruned else "complete", self.best())
+
+
+def stood_in_for(audited: bool) -> tuple[type[pl.Callback], ...]:
+    """Callbacks of a trial's Trainer that a stack may leave out, since the study does their work.
+
+    Args:
+        audited: Whether the study audits its winner, so that ``LIGHTNING_HP_AUDIT`` need not.
+    """
+    return (MetricsLog, EnvironmentAuditor) if audited else (MetricsLog,)
 
 
 def refuse_own_start(built: Built) -> None:

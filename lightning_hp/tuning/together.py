@@ -48,6 +48,7 @@ class Together:
             grace=config.grace,
             curve_points=config.curve_points,
             say=runner.say,
+            audited=config.audit,
         )
 
     def run(self, trial: optuna.Trial, arguments: dict[str, Any], claims: contextlib.ExitStack) -> None:

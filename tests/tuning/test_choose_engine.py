@@ -9,9 +9,14 @@ from optuna.trial import TrialState
 from torch import nn
 from torch.nn import functional
 
+from lightning_hp.project.build import PythonBuilder
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
 from lightning_hp.tuning import choose_engine
+from lightning_hp.tuning.config import TuneConfig
+from lightning_hp.tuning.engines import run
+from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.tune import tune
+from lightning_hp.tuning.workers.joining import join
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, "logger": False, "enable_progress_bar": False}
 SPACE = {
@@ -62,10 +67,10 @@ def said(monkeypatch):
     return lines
 
 
-def study(studies, name="digits", module=Plain, trainer=None, **options):
+def study(studies, name="digits", module=Plain, trainer=None, data=Digits, **options):
     given = {"trials": 6, "max_epochs": 2, "prune": False, "engine": "auto", "progress": False, **options}
     where = {"name": name, "folder": studies.folder / name, "trainer": {**TRAINER, **(trainer or {})}}
-    return tune(module, Digits, SPACE, **where, **given)
+    return tune(module, data, SPACE, **where, **given)
 
 
 @pytest.fixture
@@ -168,3 +173,45 @@ def test_the_processes_generators_are_as_before(studies, fast):
     assert runner.config.caviar.engine == "stacked"
     assert torch.equal(torch.rand(3), expected)
     runner.close()
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_a_worker_that_joins_chooses_for_itself_and_with_a_limit_of_trials_trains_them_one_by_one(
+    studies, said, fast, most
+):
+    settings = {
+        "name": "digits",
+        "folder": str(studies.folder / "digits"),
+        "prune": False,
+        "caviar": {"engine": "auto"},
+    }
+    config = TuneConfig.from_arguments(SPACE, {"trials": 6, "max_epochs": 2}, settings)
+    ended = join(config, PythonBuilder(Plain, Digits, TRAINER), SilentListener(), most)
+    trials = studies.trials("digits")
+    assert ended == len(trials) == (most or 6)
+    assert all(("cohort" in t.user_attrs) == (most is None) for t in trials)
+    assert any(line.startswith("engine stacked: ") for line in said) == (most is None)
+
+
+@pytest.mark.parametrize("audit", [True, False])
+def test_an_auditor_of_the_environment_leaves_the_winner_to_the_study_where_that_audits(
+    studies, said, fast, monkeypatch, audit
+):
+    monkeypatch.setenv("LIGHTNING_HP_AUDIT", "1")
+    settings = {"name": "digits", "folder": str(studies.folder / "digits"), "prune": False, "audit": audit}
+    config = TuneConfig.from_arguments(SPACE, {"trials": 6, "max_epochs": 2}, settings | {"caviar": {"engine": "auto"}})
+    result = run(config, PythonBuilder(BatchNormClassifier if audit else Plain, Digits, TRAINER))
+    assert all(("cohort" in t.user_attrs) == audit for t in studies.trials("digits"))
+    if audit:
+        assert (studies.paths("digits").trial(result.trial).root / "audit.json").exists()
+    else:
+        assert said[0] == "engine in_process: the callback EnvironmentAuditor needs a Trainer"
+
+
+@pytest.mark.slow
+def test_two_worker_processes_train_cohorts_of_their_own(studies):
+    study(studies, module=BatchNormClassifier, data=DigitsDataModule, engine="stacked", workers=2, trials=12)
+    trials = studies.trials("digits")
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 12
+    cohort_of = [t.user_attrs["cohort"] for t in trials]
+    assert max(cohort_of.count(cohort) for cohort in cohort_of) == 2

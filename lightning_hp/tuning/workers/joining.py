@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 from lightning_hp.project.build import CliBuilder
 from lightning_hp.study.description import describe
 from lightning_hp.study.recipe import read_recipe
+from lightning_hp.tuning.choose_engine import settle_engine
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.listener import StudyListener
 from lightning_hp.tuning.runner import StudyRunner
@@ -61,7 +62,7 @@ def join(
         config: See :func:`config_of`.
         builder: Makes the objects of a trial.
         listener: Is told what happens.
-        most_trials: So many at most; None for no limit.
+        most_trials: So many at most, one after the other; None for no limit.
         seconds: No new one after so long; None for no limit.
         on_term: What SIGTERM does: ``hand-back`` the running trial, whoever takes it goes on from its last checkpoint;
             or ``finish`` it first.
@@ -83,6 +84,10 @@ def join(
     try:
         with _told_to_end(runner, finish=on_term == "finish"):
             runner.catch_up()
+            if most_trials is None:
+                settle_engine(runner)
+            else:
+                runner.together = None
             while not runner.stopping.is_set():
                 runner.work()
                 if not runner.stopping.is_set() and runner.wait_for_others() and not runner.confirm():
