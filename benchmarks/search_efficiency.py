@@ -12,7 +12,9 @@ one. The result after b full trainings is the best final value of the configurat
 times 52 epochs, as regret: 0 is the best of 100,000 random configurations, 1 their median (1 where none is finished).
 
 ``--space dummies`` adds four parameters without any effect. ``--space taskset`` is a second family (``taskset.py`` in
-the same folder: Metz et al. 2020, six tasks, Adam's eight hyperparameters, 51 steps). A run that is already in the CSV
+the same folder: Metz et al. 2020, six tasks, Adam's eight hyperparameters, 51 steps). ``--noise 0.06`` does what a seed
+does: every trial's whole curve is moved by a normal draw of 0.06 of regret, and each of its points by 0.3 of that
+besides; the result is the true regret of the configuration with the best value seen. A run that is already in the CSV
 is not repeated, unless ``--fresh``.
 """
 
@@ -48,6 +50,8 @@ DUMMIES = {
 }
 #: Trials planned: the budget is in epochs, and about half of the trials are stopped early.
 PLANNED = 80
+#: Of a seed's luck: what differs from point to point, in parts of what the whole curve has in common.
+FROM_POINT_TO_POINT = 0.3
 Pair = tuple[optuna.samplers.BaseSampler, optuna.pruners.BasePruner]
 
 
@@ -124,7 +128,9 @@ TUNERS: dict[str, Callable[[SearchSpace, int, int], Pair]] = {
 DEFAULT_TUNERS = [name for name in TUNERS if not name.startswith("ours")]
 
 
-def run(bench: ModuleType, tuner: str, kind: str, task: str, seed: int, budget: int = max(GRID)) -> dict[str, Any]:
+def run(
+    bench: ModuleType, tuner: str, kind: str, task: str, seed: int, budget: int = max(GRID), noise: float = 0.0
+) -> dict[str, Any]:
     """One tuner on one task: its regret after each number of full trainings in ``GRID``."""
     space = make_space(bench, kind)
     problem = bench.TaskSet(task) if kind == "taskset" else bench.LCBench(task)
@@ -133,13 +139,15 @@ def run(bench: ModuleType, tuner: str, kind: str, task: str, seed: int, budget: 
     study = optuna.create_study(sampler=sampler, pruner=pruner)
     study.enqueue_trial(space.defaults())
     spent, finished, asks, trials = 0, [], [], 0
+    scatter, luck = noise * (problem.median - problem.best), np.random.default_rng([seed, *task.encode()])
     while spent < budget * steps:
         start = time.perf_counter()
         trial = study.ask()
         natural = space.suggest(trial)
         asks.append(1000 * (time.perf_counter() - start))
         trials += 1
-        curve = problem.curve({name: natural[name] for name in bench.RANGES})
+        true = problem.curve({name: natural[name] for name in bench.RANGES})
+        curve = true + scatter * (luck.standard_normal() + FROM_POINT_TO_POINT * luck.standard_normal(len(true)))
         state = None
         for step, value in enumerate(curve[: budget * steps - spent], start=1):
             spent += 1
@@ -149,15 +157,15 @@ def run(bench: ModuleType, tuner: str, kind: str, task: str, seed: int, budget: 
                 break
         else:
             if step == steps:
-                finished.append((spent, float(value)))
+                finished.append((spent, float(value), float(true[-1])))
         if state is None and step == steps:
             study.tell(trial, float(value))
         else:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     row: dict[str, Any] = {"tuner": tuner, "space": kind, "task": task, "seed": seed}
     for b in GRID:
-        values = [value for at, value in finished if at <= b * steps]
-        row[f"after_{b}"] = f"{problem.regret(min(values)) if values else 1.0:.5f}"
+        ends = [(value, end) for at, value, end in finished if at <= b * steps]
+        row[f"after_{b}"] = f"{problem.regret(min(ends)[1]) if ends else 1.0:.5f}"
     return row | {"trials": trials, "completed": len(finished), "ask_ms": f"{statistics.median(asks):.2f}"}
 
 
@@ -200,6 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="folder with lcbench.py and lcbench/")
     parser.add_argument("--tuners", nargs="+", default=DEFAULT_TUNERS, choices=list(TUNERS), metavar="TUNER")
     parser.add_argument("--space", choices=("plain", "dummies", "taskset"), default="plain")
+    parser.add_argument("--noise", type=float, default=0.0, help="of one training, in parts of the unit of regret")
     parser.add_argument("--tasks", default="dev", help="dev, held-out, or task ids joined by commas")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -212,7 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
     bench = load_bench(given.data, "taskset" if given.space == "taskset" else "lcbench")
     tasks = _tasks(bench, given.data, given.tasks)
     given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / f"{given.name}_{given.space}.csv"
+    stem = f"{given.name}_{given.space}" + (f"_noise_{given.noise:g}" if given.noise else "")
+    path = given.out / f"{stem}.csv"
     rows = list(csv.DictReader(path.open())) if path.is_file() else []
     rows = [row for row in rows if row["tuner"] not in given.fresh]
     seen = {(row["tuner"], row["task"], int(row["seed"])) for row in rows}
@@ -220,12 +230,12 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             for task in tasks:
                 if (tuner, task, seed) not in seen:
-                    rows.append(run(bench, tuner, given.space, task, seed))
+                    rows.append(run(bench, tuner, given.space, task, seed, noise=given.noise))
                     _write(path, rows)
     chosen = [r for r in rows if r["task"] in tasks and r["tuner"] in given.tuners]
     print(table(chosen, given.tuners))
     title = f"{len(tasks)} LCBench tasks, {given.seeds} seeds, space {given.space}"
-    plot(chosen, given.tuners, given.out / f"{given.name}_{given.space}.html", title)
+    plot(chosen, given.tuners, given.out / f"{stem}.html", title)
     return 0
 
 
