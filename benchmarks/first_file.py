@@ -1,11 +1,12 @@
 """What `lightning-hp init` knows of projects, and whether 20 trials with the file it writes beat the file's own values.
 
-Run:  OMP_NUM_THREADS=1 python benchmarks/first_file.py [--projects digits_cli moons_gan] [--trials 20] [--seeds 5]
+Run:  OMP_NUM_THREADS=1 python benchmarks/first_file.py [--projects moons_gan] [--trials 20] [--seeds 5] [--studies 1]
 
 For each project, in a copy: `init` writes `tune.yaml` (where it asks a person for the metric, the one named below is
 written in), a study of 20 trials runs, and then the project's own values and the winner's are trained on fresh seeds,
 complete trainings both. A value is the best of its learning curve, as in a study. "Better beyond noise" is a
-difference of the means of more than two standard errors (Welch). `searched` counts the values that `init` takes,
+difference of the means of more than two standard errors (Welch; of several studies, which have seeds 0, 1, ..., the
+scatter of their winners' means counts). `searched` counts the values that `init` takes,
 `listed` those that it lists with a range, commented out; whether a guess was wrong is for a person to say, so `keys`
 holds what was taken. Writes benchmarks/results/first_file.csv.
 """
@@ -101,7 +102,7 @@ def prepare(project: dict[str, Any]) -> None:
         subprocess.run([sys.executable, "-W", "ignore", project["before"]], check=True, capture_output=True)
 
 
-def measure(name: str, trials: int, seeds: int) -> dict[str, Any]:
+def measure(name: str, trials: int, seeds: int, studies: int) -> dict[str, Any]:
     """One project, in a process of its own, in the working directory."""
     from lightning_hp import cli
     from lightning_hp.project.cli_builder import CliBuilder
@@ -123,7 +124,9 @@ def measure(name: str, trials: int, seeds: int) -> dict[str, Any]:
         Path("tune.yaml").write_text(text.replace("monitor:  #", f"monitor: {project['monitor']}  #"))
     tuned = yaml.safe_load(Path("tune.yaml").read_text())
     listed = sum(line.startswith("  # ") and "{" in line for line in text.splitlines())
-    assert cli.main(["tune", "tune.yaml", "--trials", str(trials)]) == 0
+    names = [name, *(f"{name}-{seed}" for seed in range(1, studies))]
+    for seed, study in enumerate(names):
+        assert cli.main(["tune", "tune.yaml", "--trials", str(trials), "--seed", str(seed), "--name", study]) == 0
 
     def values(builder: CliBuilder) -> list[float]:
         results = []
@@ -135,9 +138,10 @@ def measure(name: str, trials: int, seeds: int) -> dict[str, Any]:
         return results
 
     own = values(CliBuilder(tuple(map(Path, files)), None, None, project.get("cli")))
-    best = values(CliBuilder(Path(f"runs/{name}/best.yaml"), None, None, project.get("cli")))
+    winners = [values(CliBuilder(Path(f"runs/{study}/best.yaml"), None, None, project.get("cli"))) for study in names]
+    best = winners[0] if studies == 1 else [mean(winner) for winner in winners]
     gain = (mean(own) - mean(best)) * (1 if tuned["mode"] == "min" else -1)
-    error = ((stdev(own) ** 2 + stdev(best) ** 2) / seeds) ** 0.5
+    error = (stdev(own) ** 2 / len(own) + stdev(best) ** 2 / len(best)) ** 0.5
     numbers = (mean(own), stdev(own), mean(best), stdev(best), gain, error)
     keys = " ".join(tuned["space"])
     row = [name, len(tuned["space"]), listed, tuned["monitor"], tuned["mode"], *(f"{n:.5g}" for n in numbers)]
@@ -149,19 +153,20 @@ def main() -> None:
     options.add_argument("--projects", nargs="*", default=list(PROJECTS))
     options.add_argument("--trials", type=int, default=20)
     options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--studies", type=int, default=1)
     options.add_argument("--one", action="store_true", help="one project, here, as a row of CSV")
     given = options.parse_args()
     if given.one:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            row = measure(given.projects[0], given.trials, given.seeds)
+            row = measure(given.projects[0], given.trials, given.seeds, given.studies)
         Path("row.csv").write_text(",".join(map(str, row.values())))
         return
     rows = []
     for name in given.projects:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, __file__, "--one", "--projects", name]
-            command += ["--trials", str(given.trials), "--seeds", str(given.seeds)]
+            command += ["--trials", str(given.trials), "--seeds", str(given.seeds), "--studies", str(given.studies)]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
             if done.returncode:

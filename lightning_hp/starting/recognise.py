@@ -160,8 +160,9 @@ def _refused(
 
 def _reason(error: Exception) -> str:
     """What a class said, without what a parser that tried several types puts around it."""
-    text = str(error).partition("Errors:\n")[2].partition("\n")[0] or str(error)
-    return " ".join(text.strip(" -").split())[:120]
+    tried = [line.strip(" -") for line in str(error).partition("Errors:\n")[2].splitlines()]
+    reasons = [line for line in tried if not line.startswith("Expected a <class 'NoneType'>")]  # in any order
+    return " ".join((reasons[0] if reasons else str(error)).strip(" -").split())[:120]
 
 
 def _words(name: str) -> str:

@@ -79,7 +79,10 @@ def _read_ragged(file: Path, separator: str, how: dict[str, Any]) -> pd.DataFram
             return values[:width]
 
         how = {key: value for key, value in how.items() if key != "low_memory"}
-        return pd.read_csv(file, **{**how, "engine": "python"}, on_bad_lines=shorten)
+        frame, longer = _warned(file, **{**how, "engine": "python"}, on_bad_lines=shorten)
+        if longer and (line := _longer_line(file, separator, width)):  # pandas 2 cuts rows itself, and never asks
+            raise ValueError(line) from error
+        return frame
     if not longer:
         return frame
     names = list(frame.columns)
@@ -102,6 +105,11 @@ def _warned(file: Path, **how: Any) -> tuple[pd.DataFrame, bool]:
 
 def _too_long(file: Path, separator: str, width: int) -> str:
     """Name the first line with values beyond the header, where the file is plain text."""
+    return _longer_line(file, separator, width) or _longer_row(width)
+
+
+def _longer_line(file: Path, separator: str, width: int) -> str:
+    """The same; empty if there is no such line."""
     try:
         with file.open(encoding="utf-8", newline="") as lines:
             reader = csv.reader(lines, delimiter=separator)
@@ -109,5 +117,9 @@ def _too_long(file: Path, separator: str, width: int) -> str:
                 if any(value.strip() for value in row[width:]):
                     return f"line {reader.line_num} has {len(row)} values, the header {width} names"
     except (UnicodeError, TypeError, csv.Error):
-        pass
+        return _longer_row(width)
+    return ""
+
+
+def _longer_row(width: int) -> str:
     return f"a row has more values than the header has names ({width})"
