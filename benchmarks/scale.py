@@ -29,10 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import optuna
 import torch
-from lightning_hp.search.space import SearchSpace
 from optuna.trial import TrialState
 from workers import server, study_of
 
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.at_work import picture
 from lightning_hp.study.journal import in_one_go
 from lightning_hp.study.upstream import storage_of

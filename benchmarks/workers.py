@@ -218,6 +218,10 @@ def show_chaos(config: TuneConfig, seconds: float, replaced: int, events: Counte
           f"{options.kill_every:g} s, epochs of {options.epoch:g} s, load {os.getloadavg()[0]:.1f}")  # fmt: skip
     print(f"  {seconds:.0f} s; {dict(events)}; workers replaced {replaced}, ended by an error: {dict(ended) or 'none'}")
     print(f"  trials by state: {dict(states)}; planned {options.trials}")
+    for trial in trials:
+        if trial.state.name == "FAIL":
+            print(f"  trial {trial.number} failed: {trial.user_attrs.get('failure', 'no reason stored')[:200]}; "
+                  f"deaths {trial.user_attrs.get('deaths', 0)}")  # fmt: skip
     print(f"  numbers 0 to {len(numbers) - 1}, each once: {numbers == list(range(options.trials))}")
     print(f"  results of late workers refused: {late}; deaths of trials: "
           f"{sum(t.user_attrs.get('deaths', 0) for t in trials)}; gone on from a checkpoint: "

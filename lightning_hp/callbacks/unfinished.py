@@ -7,7 +7,9 @@ restores (weights, optimizers, schedules, callbacks, loops), and the learning cu
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,19 +61,23 @@ class UnfinishedCheckpoint(Checkpoint):
             self._cost = self._since - begun
 
     def _write(self, trainer: pl.Trainer) -> None:
-        beside = self.file.with_name(f".part-{self.file.name}")
+        # a name of its own: a process that stood still, and has lost the trial, may be writing too
+        writer = trainer.strategy.broadcast(f"{socket.gethostname()}-{os.getpid()}")
+        beside = self.file.with_name(f".part-{writer}-{self.file.name}")
         self._writing = True
         try:
             trainer.save_checkpoint(beside)
         finally:
             self._writing = False
         if trainer.is_global_zero:
-            os.replace(beside, self.file)
+            with contextlib.suppress(FileNotFoundError):  # such a process has ended the training, and cleared up
+                os.replace(beside, self.file)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Delete the file: the training is finished."""
         if trainer.is_global_zero:
-            self.file.unlink(missing_ok=True)
+            for file in (self.file, *self.file.parent.glob(f".part-*-{self.file.name}")):
+                file.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The learning curve; nothing in the checkpoints of others."""
