@@ -82,7 +82,7 @@ class CoarseToFineSampler(BaseSampler):
         seed: A whole number of at least 0.
         plan: ``default``; ``opening`` for opening tiers one after the other (the default where a base is given); or
             ``tiers`` for zooming into each tier before the next opens. See :mod:`.stages`.
-        opens_from: Tier to the number of trials from which it opens, where it differs from ``stages.OPENS_FROM``.
+        opens_from: Tier to the number of trials from which it opens, where it differs from what the plan has.
         older: Curves of an older study of the same space (:func:`.curves_to_dicts`), its best trial first. The engine
             learns from them as far as they still hold, which it reads off the trials of this study; best if the first
             trial, the defaults, repeats the older study's best. Goes with the plan ``retune``.

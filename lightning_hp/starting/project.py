@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def _instead_of_script(script: Path) -> str:
     text = script.read_text(encoding="utf-8", errors="ignore") if script.is_file() else ""
     line = f"`project` must be a LightningCLI file or package.module:Module, got the script {str(script)!r}"
     if re.search(r"CLI\(", text):
-        return f"{line}; for its LightningCLI: lightning-hp init FILE.yaml --cli {script}"
+        return f"{line}; for its LightningCLI: lightning-hp init FILE.yaml --cli {shlex.quote(str(script))}"
     modules = re.findall(r"^class (\w+)\((?:\w+\.)*LightningModule\)", text, re.MULTILINE)
     package = ".".join(script.with_suffix("").parts)
     return f"{line}; it has {', '.join(f'{package}:{name}' for name in modules)}" if modules else line

@@ -498,7 +498,7 @@ def test_inside_partial_fixed_sampler():
 
 
 def test_a_mapping_will_do():
-    sampler = CoarseToFineSampler(preset("sgd"), opens_from={"C": 5}, n_trials=9, max_steps=None)
+    sampler = CoarseToFineSampler(preset("sgd"), opens_from={"B": 10}, n_trials=9, max_steps=None)
     assert sampler.space == SearchSpace.from_dict(preset("sgd"))
     assert sampler.planned[-1].tiers == ("A", "C")
     assert str(sampler) == "CoarseToFineSampler" or "CoarseToFineSampler" in str(sampler)

@@ -11,7 +11,7 @@ from scipy.stats import qmc
 
 from lightning_hp.search.boxes import AT_EDGE, LEAST_WIDTH, WIDEN_BY, box, loss, ranked, with_boxes
 from lightning_hp.search.sobol import sobol_point, to_stored_values
-from lightning_hp.search.stages import OPENS_FROM, Stage, plan_stages, stage_at
+from lightning_hp.search.stages import MODEL_OPENS_FROM, OPENS_FROM, Stage, plan_stages, stage_at
 from lightning_hp.space.presets import PRESETS, preset
 from lightning_hp.space.space import SearchSpace
 
@@ -87,7 +87,7 @@ def test_the_default_plan_covers_every_trial_once_with_all_tiers_open(name, n_tr
     assert [s.index for s in stages] == list(range(1, len(stages) + 1))
     assert [s.kind for s in stages] == ["coarse", "fine", "fine"][: len(stages)]
     assert [s.zoom for s in stages] == [False, False, True][: len(stages)]
-    expected = tuple(t for t in space.tiers if t == space.tiers[0] or n_trials >= OPENS_FROM[t])
+    expected = tuple(t for t in space.tiers if t == space.tiers[0] or n_trials >= MODEL_OPENS_FROM[t])
     assert [s.tiers for s in stages] == [expected] * len(stages)
     assert [s.new for s in stages] == [expected, (), ()][: len(stages)]
 
@@ -120,8 +120,10 @@ def test_half_of_the_opening_plan_explores():
 
 def test_tiers_open_by_budget():
     space = SearchSpace.from_dict(preset("playbook"))
-    opened = {n: "".join(plan_stages(space, n)[-1].tiers) for n in (9, 10, 24, 25, 99, 100)}
+    budgets = (9, 10, 24, 25, 99, 100)
+    opened = {n: "".join(plan_stages(space, n, plan="opening")[-1].tiers) for n in budgets}
     assert opened == {9: "A", 10: "AB", 24: "AB", 25: "ABC", 99: "ABC", 100: "ABCD"}
+    assert [len(plan_stages(space, n)[-1].tiers) for n in budgets] == [3, 3, 3, 3, 3, 4]
     assert plan_stages(space, 30, {"D": 30})[-1].tiers == ("A", "B", "C", "D")
     assert plan_stages(space, 30, {"B": 31})[-1].tiers == ("A", "C")
 

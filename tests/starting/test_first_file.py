@@ -215,7 +215,10 @@ def test_init_writes_a_file_that_tunes_and_replaces_nothing(capsys):
     assert Path("tune.yaml").read_text() == written
     assert cli.main(["tune", "tune.yaml"]) == 0
     name = study_name(Path("train.yaml"))
-    assert yaml.safe_load(Path(f"runs/{name}/best.yaml").read_text())["model"]["init_args"]["width"] == 4
+    best = yaml.safe_load(Path(f"runs/{name}/best.yaml").read_text())["model"]["init_args"]
+    ranges = {key.rpartition(".")[2]: fields for key, fields in yaml.safe_load(written)["space"].items()}
+    assert {"lr", "width"} <= set(ranges)
+    assert all(ranges[key]["low"] <= best[key] <= ranges[key]["high"] for key in ("lr", "width"))
 
 
 def test_tune_takes_a_training_file_alone_and_keeps_what_it_chose(capsys):

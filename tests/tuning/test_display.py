@@ -175,12 +175,12 @@ def test_the_end_of_a_study_of_names_with_brackets(terminal, tmp_path):
 
 
 def test_the_evidence_of_a_study_that_is_too_young(reported):
-    result = reported.run(trials=3)
+    result = reported.run(trials=3, space={**toy.SPACE, "momentum": {**toy.SPACE["momentum"], "tier": "D"}})
     measured = json.loads(reported.paths().evidence.read_text())
     out = io.StringIO()
     show_evidence(measured, Console(file=out, width=120))
     assert "learning_rate" in out.getvalue()
-    assert "closed" in out.getvalue(), "momentum does not open within three trials"
+    assert "closed" in out.getvalue(), "tier D does not open within three trials"
     assert result.report.is_file()
 
 

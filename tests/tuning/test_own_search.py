@@ -5,6 +5,7 @@ import pytest
 from optuna.trial import TrialState
 
 from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.tuning import optuna_objects
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.optuna_objects import base_pruner, base_sampler
 
@@ -21,9 +22,7 @@ def settings(**changes):
 
 @pytest.mark.parametrize(("grace", "steps"), [(0.0, 1), (0.5, 5), (0.51, 6), (1.0, 10)])
 def test_no_trial_is_stopped_before_its_grace(studies, monkeypatch, grace, steps):
-    import lightning_hp.tuning.runner as module
-
-    monkeypatch.setattr(module, "base_pruner", lambda block: PruneAll())
+    monkeypatch.setattr(optuna_objects, "base_pruner", lambda block: PruneAll())
     read = TuneConfig.from_arguments.__func__
 
     def with_grace(cls, space, budget, given, project=None):

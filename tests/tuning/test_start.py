@@ -105,7 +105,7 @@ def test_a_study_starts_from_the_winner_of_another(tmp_path, monkeypatch):
     """Trial 0 of the second study has the values of the first one's winner."""
     monkeypatch.chdir(tmp_path)
     common = {"space": TOY_SPACE, "progress": False, "max_epochs": 1}
-    first = lightning_hp.tune(Toy, ToyData, name="first", trials=4, **common)
+    first = lightning_hp.tune(Toy, ToyData, name="first", trials=8, **common)
     assert first.trial > 0, "else the defaults have won, and the next lines would show nothing"
     second = lightning_hp.tune(Toy, ToyData, name="second", trials=1, start="runs/first", **common)
     assert second.natural == pytest.approx(first.natural)
