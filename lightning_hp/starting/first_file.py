@@ -68,7 +68,7 @@ class FirstFile:
             batches = length.max_steps * int(settings.get("accumulate_grad_batches") or 1)
             validations = batches / epoch.batches if epoch.batches else 1.0
             seconds.append(batches * epoch.batch_seconds + validations * epoch.validation_seconds)
-        return min(seconds, default=None)
+        return epoch.setup_seconds + min(seconds) if seconds else None
 
     def cost(self) -> str:
         """One sentence about what the trials cost."""
@@ -77,8 +77,9 @@ class FirstFile:
             return f"what {self.trials} trials cost is not known"
         length = self.length.with_limits(self.limits)
         return (
-            f"a training is {length} and takes about {duration(seconds)} here: {self.trials} trials take at most "
-            f"{duration(self.trials * seconds)}, less with hopeless ones stopped"
+            f"a training is {length} and takes about {duration(seconds)} here with your values: "
+            f"{self.trials} trials take about {duration(self.trials * seconds)} in one process, "
+            "less with hopeless ones stopped"
         )
 
     def text(self, folder: Path, when: str) -> str:

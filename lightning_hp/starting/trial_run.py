@@ -55,6 +55,7 @@ class ShortRun:
         batches: Batches of an epoch; None where the data have no length.
         batch_seconds: Seconds of training a batch.
         validation_seconds: Seconds of one validation.
+        setup_seconds: Seconds of a training beside its batches and validations: what is built, begun and written.
         shapes: Shape of every weight and buffer of the model, by its name.
         settings: What groups of optimizers, and dropout layers, held when training began: what it is called here, and
             the number.
@@ -66,6 +67,7 @@ class ShortRun:
     batches: int | None
     batch_seconds: float
     validation_seconds: float
+    setup_seconds: float
     shapes: Mapping[str, tuple[int, ...]]
     settings: tuple[tuple[str, float], ...]
 
@@ -85,9 +87,11 @@ def run_shortly(builder: CliBuilder, values: Mapping[str, Any], seconds: float =
     watch = _Watch(seconds)
     with tempfile.TemporaryDirectory() as folder, suppress_repeated_warnings(), _without_wandb():
         replaced = {**_on_one_device(builder.trainer_settings()), **values}
+        began = time.monotonic()
         built = builder.build(replaced, Path(folder), 0, [watch], TrainingLength(max_epochs=1))
         callbacks = list(built.trainer.callbacks)  # type: ignore[attr-defined]
         built.fit()
+        whole = time.monotonic() - began
         shapes = {name: tuple(value.shape) for name, value in built.model.state_dict().items()}
         metrics = tuple(dict.fromkeys(map(str, built.trainer.callback_metrics)))
     watched = sorted(
@@ -102,6 +106,7 @@ def run_shortly(builder: CliBuilder, values: Mapping[str, Any], seconds: float =
         watch.batches,
         watch.batch_seconds,
         watch.validation_seconds,
+        max(whole - watch.batches_done * watch.batch_seconds - watch.validation_seconds, 0.0),
         shapes,
         tuple(watch.settings),
     )
@@ -115,7 +120,7 @@ class _Watch(pl.Callback):
         self.batch_seconds = self.validation_seconds = 0.0
         self._began = self._first = self._validation = 0.0
         self._before: set[str] = set()
-        self._done = 0
+        self.batches_done = 0
         self.settings: list[tuple[str, float]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -129,12 +134,12 @@ class _Watch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        self._done += 1
-        if self._done == 1:
+        self.batches_done += 1
+        if self.batches_done == 1:
             self._first = now
             self.batch_seconds = now - self._began
         else:  # the first batch starts workers and warms up
-            self.batch_seconds = (now - self._first) / (self._done - 1)
+            self.batch_seconds = (now - self._first) / (self.batches_done - 1)
         if now - self._began > self.seconds:
             trainer.should_stop = True
 

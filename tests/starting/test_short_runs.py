@@ -10,12 +10,12 @@ from lightning_hp.starting.trial_run import ShortRun, _on_one_device, _without_w
 
 
 def shown(metrics=(), validated=(), watched=()):
-    return ShortRun(tuple(metrics), tuple(validated), tuple(watched), 4, 0.1, 0.2, {}, ())
+    return ShortRun(tuple(metrics), tuple(validated), tuple(watched), 4, 0.1, 0.2, 0.3, {}, ())
 
 
 def test_an_epoch_is_its_batches_and_one_validation():
     assert shown().epoch_seconds() == pytest.approx(4 * 0.1 + 0.2)
-    endless = ShortRun((), (), (), None, 0.1, 0.2, {}, ())
+    endless = ShortRun((), (), (), None, 0.1, 0.2, 0.3, {}, ())
     assert endless.epoch_seconds() is None
 
 
