@@ -1,16 +1,16 @@
 """TrialPruning in objectives of plain Optuna: what users of optuna-integration's callback rely on, and more."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 import optuna
 import pytest
 import torch
+from distributed_script import run_distributed
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hp.callbacks.pruning import TrialPruning
@@ -69,9 +69,17 @@ def objective_of(folder, monitor="accuracy", **options):
 
 
 def one_trial(folder, verdict, storage=None, **options):
-    study = optuna.create_study(storage=storage, pruner=Verdict(verdict), direction="maximize")
-    study.optimize(objective_of(folder, **options), n_trials=1)
-    return study.trials[0]
+    """The trial of a study of one; again where gloo aborted a rank that had ended (see ``distributed_script``)."""
+    for attempt in range(3):
+        study = optuna.create_study(storage=storage, pruner=Verdict(verdict), direction="maximize")
+        try:
+            study.optimize(objective_of(folder, **options), n_trials=1)
+        except ProcessExitedException as error:
+            if attempt == 2 or error.signal_name != "SIGABRT":
+                raise
+        else:
+            return study.trials[0]
+    raise AssertionError("not reached")
 
 
 def test_a_trial_is_pruned_at_its_first_validation_or_is_complete(tmp_path):
@@ -161,7 +169,7 @@ study.optimize(objective, n_trials=1)
 def test_a_script_that_ddp_runs_again_in_each_rank_is_refused_before_it_trains(tmp_path):
     script = tmp_path / "study.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200)
+    ran = run_distributed(script)
     assert ran.returncode != 0
     assert "ValueError: `trial` must be the same in all ranks" in ran.stderr
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")

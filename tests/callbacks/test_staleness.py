@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from distributed_script import run_distributed
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -306,8 +306,7 @@ def test_two_processes_write_one_record_and_both_raise(tmp_path: Path, ledger: P
     script.write_text(DISTRIBUTED)
 
     def run(day: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(script), str(Path(__file__).parent), str(ledger), str(day)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+        return run_distributed(script, Path(__file__).parent, ledger, day)
 
     done = run(1)
     assert done.returncode == 0, done.stderr

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from distributed_script import run_distributed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -231,9 +229,7 @@ def test_two_processes_enter_each_check_once_and_act_on_one_verdict(tmp_path: Pa
     ledger = tune(tmp_path)
     script = tmp_path / "run.py"
     script.write_text(DISTRIBUTED)
-    command = [sys.executable, str(script), str(Path(__file__).parent), str(ledger), str(checkpoint)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250, env=environment)
+    done = run_distributed(script, Path(__file__).parent, ledger, checkpoint)
     assert checks(ledger) == ["drifted", "checked", "drifted", "drifted"], done.stderr
     told = [Path(f"{ledger}.{rank}").read_text() for rank in (0, 1)]
     assert told[0] == told[1]

@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from distributed_script import run_distributed
 
 SCRIPT = """
 import json, logging, os, sys, warnings
@@ -57,16 +56,8 @@ def test_two_processes_share_the_rows_and_agree_with_one_on_the_metrics(tmp_path
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "LOCAL_RANK", "NODE_RANK"))}
-    environment["OMP_NUM_THREADS"] = "1"
     for devices in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, str(script), devices, str(tmp_path)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        done = run_distributed(script, devices, tmp_path, environment=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     for epoch in "012":

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from distributed_script import run_distributed
 from torch import nn
 
 WORKER = """
@@ -60,8 +58,8 @@ if __name__ == "__main__":
 def test_both_ranks_give_one_verdict_on_all_rows_and_the_same_repair(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, timeout=280, env=environment)
+    done = run_distributed(script, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
     ranks: list[dict[str, Any]] = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1)]
     assert ranks[0]["result"]["findings"] == ranks[1]["result"]["findings"]
     assert ranks[0]["result"]["findings"][0]["id"] == "BN10"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed_script import run_distributed
 
 WORKER = """
 import json, logging, sys, warnings
@@ -77,8 +75,8 @@ if __name__ == "__main__":
 def test_both_ranks_do_the_same(tmp_path: Path, mode: str) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(script), str(tmp_path), mode], check=True, timeout=280, env=environment)
+    done = run_distributed(script, tmp_path, mode)
+    assert done.returncode == 0, done.stderr[-3000:]
     ranks: list[dict[str, Any]] = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["files"] for rank in ranks] == [True, False]
     assert len(ranks[0]["validations"]) == 8
