@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-#: What the C++ runtime says when a process ends while a thread of gloo is still at work: Lightning 2.6 leaves the process
-#: group to the end of the process. A rank that has done all of its work is then aborted; on two busy cores it was seen
-#: once in about ten starts (torch 2.13).
+#: What the C++ runtime says when a process ends while a thread of gloo is still at work: Lightning 2.6 leaves the
+#: process group to the end of the process. A rank that has done all of its work is then aborted; on two busy cores it
+#: was seen once in about ten starts (torch 2.13).
 GLOO_ABORT = "terminate called without an active exception"
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from lightning_hp.callbacks.audit.auditor import BatchNormAuditor
@@ -252,6 +253,9 @@ def run_rank() -> int:
                 ("failed", ("out of memory" if is_memory else one_line(error), text, getattr(error, "errno", None)))
             )
         return 1
+    # Lightning leaves the group to the end of the process, where a thread of gloo that still runs aborts it
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if first:
         pipe.send(("ended", ended))
     return 0
