@@ -24,16 +24,16 @@ STRUCTURES = 12
 MOST_MEMBERS = 64
 
 
-def cohort_size(n_trials: int, asked: int | None, few: int = FEW) -> int:
+def cohort_size(n_trials: int, wanted: int | None, few: int = FEW) -> int:
     """How many members a cohort has.
 
     Args:
         n_trials: Planned trials of the study.
-        asked: What the study says, None where it says nothing.
+        wanted: What the study says, None where it says nothing.
         few: How many it takes for stacking to pay.
     """
-    if asked is not None:
-        return asked
+    if wanted is not None:
+        return wanted
     return max(2, min(MOST_MEMBERS, max(few, n_trials // ROUNDS), n_trials // LEAST_ROUNDS))
 
 

@@ -166,15 +166,15 @@ class StudyRunner:
             while not self.stopping.is_set() and time.monotonic() < self.deadline and skipped < MOST_SKIPPED:
                 self.catch_up()
                 with contextlib.ExitStack() as leases:
-                    asked = self.ask(leases)
-                    if asked is None:
+                    next_up = self.ask(leases)
+                    if next_up is None:
                         break
-                    if isinstance(asked, StageGate):
+                    if isinstance(next_up, StageGate):
                         before = time.monotonic()
-                        asked.wait()
+                        next_up.wait()
                         self.deadline += time.monotonic() - before  # a person's time is not the study's
                         continue
-                    trial, arguments = asked
+                    trial, arguments = next_up
                     skipped = skipped + 1 if self.skip_known(trial) else 0
                     if not skipped:
                         if self.together is not None:
@@ -200,26 +200,26 @@ class StudyRunner:
 
         def attempt() -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
             with contextlib.ExitStack() as taken:
-                asked = self._ask(taken)
+                next_up = self._ask(taken)
                 leases.push(taken.pop_all())  # that of an attempt that failed is handed back
-            return asked
+            return next_up
 
         # as a whole: who has lost the lock together with the storage must not ask for a trial in the middle
-        asked = patiently(attempt, say=self.say)
-        if isinstance(asked, tuple):
-            self.paths.trial(asked[0].number).root.mkdir(parents=True, exist_ok=True)
-        return asked
+        next_up = patiently(attempt, say=self.say)
+        if isinstance(next_up, tuple):
+            self.paths.trial(next_up[0].number).root.mkdir(parents=True, exist_ok=True)
+        return next_up
 
     def _ask(self, leases: contextlib.ExitStack) -> tuple[optuna.Trial, dict[str, Any]] | StageGate | None:
         with self.lock(), in_one_go(self._storage):
             trials = self.study.get_trials(deepcopy=False)
-            for found in trials:
-                if found.state is TrialState.RUNNING and self._orphaned(found):
-                    if self._given_up(found):
+            for frozen in trials:
+                if frozen.state is TrialState.RUNNING and self._orphaned(frozen):
+                    if self._given_up(frozen):
                         continue
-                    trial = optuna.Trial(self.study, trial_number(found))
+                    trial = optuna.Trial(self.study, trial_number(frozen))
                     leases.enter_context(self.leases.hold(trial))
-                    self.listener.trial_resumed(found)
+                    self.listener.trial_resumed(frozen)
                     return trial, self._suggest(trial)
             waiting = any(t.state is TrialState.WAITING for t in trials)
             if counted(trials, self.study) >= self.config.search.n_trials - reserved(self.config) and not waiting:
@@ -236,17 +236,17 @@ class StudyRunner:
             self.listener.trial_started(stored_trial(trial.study, trial))
             return trial, self._suggest(trial)
 
-    def _orphaned(self, found: FrozenTrial) -> bool:
+    def _orphaned(self, frozen: FrozenTrial) -> bool:
         """Whether a trial's worker has died, or has been silent for too long; the study's lock must be held."""
         # it may have ended, or its lease been renewed, since the list was read
-        return self.leases.is_free(found) and stored_trial(self.study, found).state is TrialState.RUNNING
+        return self.leases.is_free(frozen) and stored_trial(self.study, frozen).state is TrialState.RUNNING
 
-    def _given_up(self, found: FrozenTrial) -> bool:
+    def _given_up(self, frozen: FrozenTrial) -> bool:
         """Count the death of a trial's worker; fail the trial when there were too many."""
-        deaths = count_death(self.study, found, self.leases.worker.name)
-        if not is_to_blame(self.study, found, deaths):
+        deaths = count_death(self.study, frozen, self.leases.worker.name)
+        if not is_to_blame(self.study, frozen, deaths):
             return False
-        trial = optuna.Trial(self.study, trial_number(found))
+        trial = optuna.Trial(self.study, trial_number(frozen))
         trial.set_user_attr("failure", f"its process died {deaths} times")
         self.study.tell(trial, state=TrialState.FAIL)
         self.announce(trial)

@@ -82,7 +82,7 @@ def test_a_stop_reaches_the_workers_which_finish_their_trials(ray, studies):
                 marker.touch()
                 os.kill(here, signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         studies.run("stopped", trials=2000, engine=RAY, model=Interrupting)
     states = [trial.state for trial in studies.trials("stopped")]
     assert 2 <= len(states) < 2000

@@ -126,10 +126,10 @@ def _follow(runner: StudyRunner, seats: Sequence[_Watched]) -> None:
     started: set[int] = set()
     finished = runner.catch_up()
     heard = None if runner.gate is None else runner.gate.last_message()
-    running, told = True, False
+    running, stop_sent = True, False
     while running:
-        if runner.stopping.is_set() and not told:
-            told = True
+        if runner.stopping.is_set() and not stop_sent:
+            stop_sent = True
             for watched in seats:
                 watched.seat.stop()
         for watched in seats:
