@@ -8,7 +8,8 @@ complete trainings both. A value is the best of its learning curve, as in a stud
 difference of the means of more than two standard errors (Welch; of several studies, which have seeds 0, 1, ..., the
 scatter of their winners' means counts). `searched` counts the values that `init` takes,
 `listed` those that it lists with a range, commented out; whether a guess was wrong is for a person to say, so `keys`
-holds what was taken. Writes benchmarks/results/first_file.csv.
+holds what was taken. Writes benchmarks/results/first_file.csv, after each project; rows of projects that are not
+measured now stay.
 """
 
 import argparse
@@ -61,7 +62,11 @@ PROJECTS: dict[str, dict[str, Any]] = {
         }
     },
 }
-COLUMNS = "project,searched,listed,metric,mode,own,own_sd,winner,winner_sd,better_by,standard_error,beyond_noise,keys"
+RESULTS = ROOT / "benchmarks/results/first_file.csv"
+COLUMNS = [
+    *["project", "searched", "listed", "metric", "mode", "own", "own_sd", "winner", "winner_sd", "better_by"],
+    *["standard_error", "beyond_noise", "studies", "winners", "keys"],
+]
 
 
 class BestOfCurve(pl.Callback):
@@ -143,9 +148,23 @@ def measure(name: str, trials: int, seeds: int, studies: int) -> dict[str, Any]:
     gain = (mean(own) - mean(best)) * (1 if tuned["mode"] == "min" else -1)
     error = (stdev(own) ** 2 / len(own) + stdev(best) ** 2 / len(best)) ** 0.5
     numbers = (mean(own), stdev(own), mean(best), stdev(best), gain, error)
-    keys = " ".join(tuned["space"])
+    means = " ".join(f"{mean(winner):.5g}" for winner in winners)
     row = [name, len(tuned["space"]), listed, tuned["monitor"], tuned["mode"], *(f"{n:.5g}" for n in numbers)]
-    return dict(zip(COLUMNS.split(","), [*row, gain > 2 * error, keys], strict=True))
+    return dict(zip(COLUMNS, [*row, gain > 2 * error, studies, means, " ".join(tuned["space"])], strict=True))
+
+
+def write(row: dict[str, str]) -> list[dict[str, str]]:
+    """Put one project's row into the results, in place of its old one; all rows."""
+    rows = {}
+    if RESULTS.exists():
+        with RESULTS.open(newline="") as file:
+            rows = {old["project"]: old for old in csv.DictReader(file)}
+    rows[row["project"]] = row
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows.values())
+    return list(rows.values())
 
 
 def main() -> None:
@@ -170,18 +189,12 @@ def main() -> None:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
             if done.returncode:
-                print(f"{name}: {done.stderr[-600:]}")
+                print(f"{name}: {done.stderr[-600:]}", flush=True)
                 continue
-            rows.append(next(csv.reader([Path(folder, "row.csv").read_text()])))
-            print(*rows[-1][:-1], sep="  ", flush=True)
-    results = ROOT / "benchmarks/results/first_file.csv"
-    if results.exists():  # rows of projects that were not measured now stay
-        with results.open(newline="") as file:
-            kept = {row[0]: row for row in list(csv.reader(file))[1:]}
-        rows = list({**kept, **{row[0]: row for row in rows}}.values())
-    with results.open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS.split(","), *rows])
-    better = sum(row[COLUMNS.split(",").index("beyond_noise")] == "True" for row in rows)
+            row = dict(zip(COLUMNS, next(csv.reader([Path(folder, "row.csv").read_text()])), strict=True))
+            rows = write(row)
+            print(*list(row.values())[:-1], sep="  ", flush=True)
+    better = sum(row["beyond_noise"] == "True" for row in rows)
     print(f"better beyond noise in {better} of {len(rows)}")
 
 

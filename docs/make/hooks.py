@@ -88,4 +88,4 @@ def _first_sentence(text: str) -> str:
     paragraphs = re.split(r"\n\s*\n", re.sub(r"<!--.*?-->|```.*?```", "", text, flags=re.DOTALL))
     prose = [p for p in paragraphs if p.strip() and not re.match(r"\s*(#|!|\||-|<|\d\.|:::)", p)]
     words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(prose[0].split())) if prose else ""
-    return words.partition(". ")[0].rstrip(".") + "." if words else ""
+    return words.partition(". ")[0].rstrip(".:") + "." if words else ""

@@ -2,7 +2,8 @@
 
 Run:  python docs/make/pictures.py            writes both to docs/images; a test compares them with what is there
 
-Each picture follows the reader's light or dark setting, and is also told in words on its page.
+Each picture follows the reader's light or dark setting, and is also told in words on its page. It has a ground of its
+own, since a page can be switched to dark where the reader's setting is light.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ IMAGES = Path(__file__).parents[1] / "images"
 _STYLE = """<style>
 text { font: 13px system-ui, sans-serif; fill: #222 } .dim { fill: #666; font-size: 12px } .bar { fill: #4a7ebb }
 .axis, .arrow { stroke: #888; fill: none } .box { fill: #eef3fa; stroke: #4a7ebb } .end { fill: #eef7ee; stroke: #4d9a5a }
-.code { font-family: ui-monospace, monospace }
-@media (prefers-color-scheme: dark) { text { fill: #ddd } .dim { fill: #aaa } .bar { fill: #7aa7dd }
+.code { font-family: ui-monospace, monospace } .paper { fill: #fff }
+@media (prefers-color-scheme: dark) { .paper { fill: #1e2129 } text { fill: #ddd } .dim { fill: #aaa } .bar { fill: #7aa7dd }
 .box { fill: #22303f; stroke: #7aa7dd } .end { fill: #22352a; stroke: #76c083 } }
 </style>"""
 DRAWS = 10_000
@@ -89,7 +90,8 @@ def engines_picture() -> str:
 
 
 def _open(width: int, height: int, title: str) -> str:
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"><title>{title}</title>{_STYLE}'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"><title>{title}</title>'
+    return f'{head}{_STYLE}<rect class="paper" width="{width}" height="{height}"/>'
 
 
 PICTURES = {"scales.svg": scales_picture, "engines.svg": engines_picture}

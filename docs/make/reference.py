@@ -11,6 +11,7 @@ from typing import Any
 os.environ.setdefault("COLUMNS", "100")
 
 from lightning_hp.commands.arguments import parser
+from lightning_hp.commands.babysit import _parser as babysit_parser
 from lightning_hp.commands.fit import _USAGE as FIT_USAGE
 from lightning_hp.project.length import TrainingLength
 from lightning_hp.tuning.caviar import ENGINES, Caviar
@@ -41,12 +42,28 @@ ELSEWHERE = {
     "caviar": "Where trials run; see the keys below.",
     "space": "A preset, or a mapping from paths to ranges; see [tune.yaml](../tune_yaml.md#a-parameter-of-the-space).",
     "seed": "Seed of the study; `fixed`: all trials are trained with one seed.",
+    "gate": "Whether a person is asked before each stage, and how long is waited: `true` (30 minutes) or `{timeout: 2h}`.",
+    "budget.time": "No new trial starts after so long in one run: `HH:MM:SS` or seconds.",
+    "budget.until": "`converged`: the study ends when the rest of the budget is expected to gain less than one training scatters.",
+    "caviar.lease": "A worker that is not heard of for so long loses its trial to another one: `90s`, `2m` or seconds.",
+    "confirm": "Whether, and how, the best configurations are trained again at the end: `true`, `false` or the keys below.",
     "plan": f"Stage plan: {', '.join(f'`{plan}`' for plan in PLANS)}.",
 }
+#: what a file gets that leaves the key out, where the field holds it in another form
 DEFAULTS = {
     "name": "required",
     "config": "required",
     "space": "required",
+    "start": "the file's own values",
+    "retune_after": "A monthly, B and C quarterly, D yearly",
+    "pruner": "ours",
+    "sampler": "ours",
+    "gate": "`false`",
+    "budget.max_epochs": "the file's `trainer.max_epochs`",
+    "budget.max_steps": "the file's `trainer.max_steps`",
+    "budget.until": "`spent`",
+    "caviar.workers": "2 for `local` and `ray`, else 1",
+    "caviar.lease": "`60s`",
     "seed": "0",
     "plan": "`default`",
     "folder": "`runs/NAME`",
@@ -65,8 +82,9 @@ def commands_page() -> str:
         "",
     ]
     for verb, of_verb in sorted(verbs.items()):
-        of_verb.prog = f"lightning-hp {verb}"
-        text = FIT_USAGE if verb == "fit" else of_verb.format_help()
+        shown = babysit_parser() if verb == "babysit" else of_verb
+        shown.prog = f"lightning-hp {verb}"
+        text = FIT_USAGE if verb == "fit" else shown.format_help()
         text = re.sub(r"\n{3,}", "\n\n", text.strip())
         about = (of_verb.description or "").strip()
         parts += [f"## {verb}", "", about, "", "```text", text, "```", ""]
@@ -78,8 +96,8 @@ def configuration_page() -> str:
     lines = [
         "# Keys and defaults of tune.yaml",
         "",
-        "Made from the classes that hold a checked `tune.yaml` (`lightning_hp.tuning.config`). [tune.yaml](../tune_yaml.md) explains",
-        "them with examples.",
+        "Every key, and what a file gets that leaves it out. This page is made from the code; [tune.yaml](../tune_yaml.md)",
+        "explains the same keys with examples.",
         "",
         f"Engines: {', '.join(f'`{engine}`' for engine in ENGINES)}.",
         "",
