@@ -42,6 +42,7 @@ from torch.utils.data import TensorDataset
 from lightning_hp.project.build import PythonBuilder
 from lightning_hp.project.length import TrainingLength
 from lightning_hp.project.trial_outputs import MetricsLog
+from lightning_hp.retests.retune import retune_study
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.space.space import SearchSpace
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
@@ -49,7 +50,6 @@ from lightning_hp.training.stacked import Member, train_stacked
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
-from lightning_hp.tuning.retune import retune_study
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIALS, EPOCHS = 40, 27

@@ -25,11 +25,11 @@ from lightning_hp.callbacks import BatchNormAuditor, StalenessTracker
 from lightning_hp.commands.status import status_command
 from lightning_hp.project.build import PythonBuilder
 from lightning_hp.project.length import TrainingLength
+from lightning_hp.retests.retune import retune_study
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.listener import SilentListener
-from lightning_hp.tuning.retune import retune_study
 
 FOLDER = Path("runs/life")
 START = datetime.now(UTC) - timedelta(days=4)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_hp.callbacks import PandaBabysitter as PandaBabysitter
     from lightning_hp.callbacks.pruning import TrialPruning as TrialPruning
     from lightning_hp.project.yaml_file import ConfigError as ConfigError
+    from lightning_hp.retests.from_python import retune as retune
     from lightning_hp.search.pruner import CurvePruner as CurvePruner
     from lightning_hp.search.sampler import CoarseToFineSampler as CoarseToFineSampler
     from lightning_hp.space.presets import preset as preset
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from lightning_hp.training import TabularDataModule as TabularDataModule
     from lightning_hp.tuning.config import TuneConfig as TuneConfig
     from lightning_hp.tuning.finish import Result as Result
-    from lightning_hp.tuning.tune import retune as retune
     from lightning_hp.tuning.tune import tune as tune
     from lightning_hp.tuning.tune import tune_file as tune_file
 
@@ -46,7 +46,7 @@ _HOMES = {
     "Result": "lightning_hp.tuning.finish",
     "StudyError": "lightning_hp.study.storage",
     "TrialPruning": "lightning_hp.callbacks.pruning",
-    "retune": "lightning_hp.tuning.tune",
+    "retune": "lightning_hp.retests.from_python",
     "tune": "lightning_hp.tuning.tune",
     "tune_file": "lightning_hp.tuning.tune",
 }

@@ -11,10 +11,10 @@ from jsonargparse import Namespace
 from lightning_hp.commands.output import write_line
 from lightning_hp.commands.tune import show_end
 from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.retests.retune import retune_study
 from lightning_hp.study.storage import find_study
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.progress import StudyDisplay
-from lightning_hp.tuning.retune import retune_study
 from lightning_hp.tuning.tune import cli_builder
 from lightning_hp.tuning.workers.processes import threads_of_worker
 

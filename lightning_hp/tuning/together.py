@@ -133,7 +133,8 @@ class Together:
         space, planned = runner.description.space, runner.sampler.planned
         fixed = {p.stored_name: trial.params[p.stored_name] for p in space.parameters if p.cardinality is not None}
         stage = stage_at(planned, trial.number)
-        is_free = stage is planned[-1] or CONFIRMS in trial.user_attrs  # a confirmation belongs to no stage
+        # a confirmation belongs to no stage, nor does a re-test, whose seed was given
+        is_free = stage is planned[-1] or not {CONFIRMS, "seed"}.isdisjoint(trial.user_attrs)
         end = math.inf if is_free else stage.last
         companions: list[Candidate] = []
         newest = max(one.trial.number for one in cohort)

@@ -16,10 +16,10 @@ from lightning_hp.commands.status import status_command
 from lightning_hp.ledger import records
 from lightning_hp.project.build import PythonBuilder
 from lightning_hp.project.length import TrainingLength
+from lightning_hp.retests.retune import retune_study
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
-from lightning_hp.tuning.retune import retune_study
 
 START = datetime(2031, 1, 31, 9, 30, tzinfo=UTC)
 DAY = timedelta(days=1)

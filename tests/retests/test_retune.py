@@ -18,6 +18,11 @@ from lightning_hp.ledger.dates import verdict
 from lightning_hp.project.build import PythonBuilder
 from lightning_hp.project.length import TrainingLength
 from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.retests.neighbours import neighbours
+from lightning_hp.retests.race import BehindPruner
+from lightning_hp.retests.refreshing import copy_retest_trials
+from lightning_hp.retests.retest import clearly_better
+from lightning_hp.retests.retune import retune_study
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import describe
@@ -27,8 +32,6 @@ from lightning_hp.tuning.config import Budget, Confirmation, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.listener import SilentListener
 from lightning_hp.tuning.objective import trial_seed
-from lightning_hp.tuning.retest import BehindPruner, clearly_better, neighbours
-from lightning_hp.tuning.retune import copy_retest_trials, retune_study
 from lightning_hp.tuning.runner import StudyRunner
 
 SPACE = SearchSpace.from_dict({k: toy_project.SPACE[k] for k in ("learning_rate", "momentum")})
@@ -300,7 +303,9 @@ def test_bringing_that_was_stopped_halfway_goes_on(tuned, monkeypatch):
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_what_is_behind_the_first_trial_at_a_look_is_stopped(direction):
     sign = 1 if direction == "minimize" else -1
-    study = optuna.create_study(direction=direction, pruner=BehindPruner(12))  # looks at 3, 6 and 9
+    study = optuna.create_study(
+        direction=direction, pruner=BehindPruner(12, dict.fromkeys(range(1, 5), 0))
+    )  # looks at 3, 6 and 9
     stopped = []
     first = [5, 4, 3, 3, 3, 2, 2, 2, 1, 1]
     for curve in (first, [9, 9, 2, 9, 9, 1, 9, 9, 1, 9], [1, 1, 3.1], [1, 1, 3, 1, 1, 2.1], [*first[:8], 1.5, 0]):

@@ -15,7 +15,6 @@ Both are linked: the older study's ledger gets the re-test and the new tuning, t
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,7 +24,6 @@ from typing import Any
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.trial import TrialState
 
 from lightning_hp.ledger import records
 from lightning_hp.ledger.changes import Change, summarise_changes
@@ -35,35 +33,36 @@ from lightning_hp.ledger.fingerprint import data_fingerprint
 from lightning_hp.project.build import CliBuilder, PythonBuilder
 from lightning_hp.project.length import TrainingLength
 from lightning_hp.project.quiet import suppress_repeated_warnings
-from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.report.write import write_reports
-from lightning_hp.search.curves import CurveReader, curves_to_dicts
+from lightning_hp.retests.race import engine_of
+from lightning_hp.retests.refreshing import (
+    ENDED,
+    begun_study,
+    copy_retest_trials,
+    latest_study,
+    new_study,
+    opening_at,
+    same_ranges,
+)
+from lightning_hp.retests.retest import Retest, retest
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.plan import SearchPlan
-from lightning_hp.space.space import SearchSpace, differences
+from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import Description, describe
 from lightning_hp.study.paths import StudyPaths, write_text
 from lightning_hp.study.storage import StudyError, find_study, one_line
 from lightning_hp.study.trials import best_trials, no_best_message
-from lightning_hp.tuning.caviar import Caviar
 from lightning_hp.tuning.config import Budget, Confirmation, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.objective import trial_seed
-from lightning_hp.tuning.retest import Retest, retest
 from lightning_hp.tuning.runner import StudyRunner
 
-#: What a refreshing study adds to the trials of the re-test, in parts of the first study's trials.
-SHARE = 1 / 4
-#: It adds at least so many.
-FEWEST = 6
 #: How its winner is confirmed: older curves and the re-test have said much about the best already.
 CONFIRMATION = Confirmation(candidates=3, seeds=1)
 #: The study attribute that says where the re-test is that a refreshing study begins with.
 RETESTED_IN = "retested_in"
-#: Trials that a later study learns from.
-_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -114,13 +113,13 @@ def retune_study(
     named, folder = find_study(study)
     previous = describe(named).previous
     root = folder if previous is None else StudyPaths(Path(previous))
-    latest = _latest(root)
+    latest = latest_study(root)
     older_study, _ = find_study(str(latest.root))
     description = describe(older_study)
     best = best_trials(older_study, 1)
     if not best:
         raise StudyError(no_best_message(older_study))
-    space = _with_best(config.space, description.space, best[0].params)
+    space = opening_at(config.space, description.space, best[0].params)
     recorded_values = space.stored(description.space.natural(best[0].params))
     # a re-test is as long as the trainings that it tests, unless told otherwise
     length = _length_of(description).with_limits(config.budget.length)
@@ -128,7 +127,7 @@ def retune_study(
     config = replace(config, budget=budget, accept_changes=True, confirm=config.confirm and CONFIRMATION)
     changes, fingerprint = _drift(root, builder, config.space, length, listener)
     drift = [change.sentence for change in changes]
-    begun = _begun(root, config, trials)
+    begun = begun_study(root, config, trials)
     if begun is not None:
         listener.message(f"continuing {begun.name}, which was stopped")
         return Retuned(None, drift, _refresh(older_study, begun, None, builder, listener, now))
@@ -142,7 +141,7 @@ def retune_study(
                 base,
                 search=SearchPlan(space=config.space, n_trials=1, seed=description.plan.seed),
                 budget=Budget(length),
-                caviar=Caviar(),
+                caviar=engine_of(config.caviar),
             ),
             builder,
             recorded_values,
@@ -162,7 +161,7 @@ def retune_study(
     if not search or outcome == "confirmed":
         return Retuned(tested, drift, None)
     opening = recorded_values if tested is None else tested.best
-    refreshing = _new_study(older_study, root, config, space, opening, tested, trials)
+    refreshing = new_study(older_study, root, config, space, opening, tested, trials)
     return Retuned(tested, drift, _refresh(older_study, refreshing, tested, builder, listener, now))
 
 
@@ -208,90 +207,6 @@ def _refresh(
     return result
 
 
-def copy_retest_trials(runner: StudyRunner, retested: optuna.Study, folder: Path) -> None:
-    """Copy the trials of a re-test into the new study, with their files; those that are there stay.
-
-    Their checkpoints come along, since one of them may stay the best; so do curves and seeds. They are trials of the
-    same parameters on the same data, so surrogate and pruner learn from them as from all others.
-
-    Args:
-        runner: Of the new study.
-        retested: The study of the re-test.
-        folder: Its folder.
-    """
-    with runner.lock():
-        there = runner.study.get_trials(deepcopy=False)
-        if any("retest" not in t.user_attrs for t in there):  # it has begun to search
-            return
-        ended = retested.get_trials(deepcopy=False, states=_ENDED)
-        for number, trial in list(enumerate(ended))[len(there) :]:
-            files = StudyPaths(folder).trial(trial.number).root
-            if files.is_dir():
-                ignored = shutil.ignore_patterns(".claim")
-                shutil.copytree(files, runner.paths.trial(number).root, dirs_exist_ok=True, ignore=ignored)
-            brought = optuna.trial.create_trial(
-                state=trial.state,
-                value=trial.value if trial.state is TrialState.COMPLETE else None,
-                params=trial.params,
-                distributions=trial.distributions,
-                intermediate_values=trial.intermediate_values,
-                user_attrs={**trial.user_attrs, "retest": trial.number},
-            )
-            brought.number = number
-            brought.user_attrs.update(runner.sampler.describe(brought))
-            runner.study.add_trial(brought)
-
-
-def _name(root: StudyPaths) -> str:
-    """Name of the next refreshing study: NAME-r2 after the first tuning."""
-    return f"{root.root.name}-r{2 + sum(r['event'] == 'retuned' for r in records.read(root.ledger).records)}"
-
-
-def _begun(root: StudyPaths, config: TuneConfig, trials: int | None) -> TuneConfig | None:
-    """The configuration of a refreshing study that was stopped before its end, None if there is none."""
-    folder = root.root.parent / _name(root)
-    if not StudyPaths(folder).study.is_file():
-        return None
-    study, _ = find_study(str(folder))
-    had = describe(study)
-    brought = sum("retest" in t.user_attrs for t in study.get_trials(deepcopy=False))
-    return replace(
-        config,
-        name=study.study_name,
-        folder=folder,
-        search=had.plan if trials is None else replace(had.plan, n_trials=brought + trials),
-        caviar=Caviar(),
-        previous=had.previous,
-    )
-
-
-def _latest(root: StudyPaths) -> StudyPaths:
-    """The study that now holds the recorded best: the last one of the ledger."""
-    tunings = [r for r in records.read(root.ledger).records if r["event"] in ("tuned", "retuned")]
-    if not tunings:
-        raise StudyError(f"{root.root} has not been tuned to its end: there is no record in {root.ledger.name}")
-    if tunings[-1]["event"] == "tuned":  # in this folder, also where it is a copy of the one that was tuned
-        return root
-    folder = Path(tunings[-1]["study"])
-    return StudyPaths(folder if folder.is_dir() else root.root.parent / folder.name)
-
-
-def _with_best(space: SearchSpace, older: SearchSpace, best: Mapping[str, Any]) -> SearchSpace:
-    """Today's space, opening at the older study's best.
-
-    Raises:
-        ConfigError: If the parameters are not those of the older study.
-    """
-    if [p.name for p in space.parameters] != [p.name for p in older.parameters]:
-        changed = "; ".join(differences(older.to_dict(), space.to_dict()))
-        raise ConfigError(f"`space` must have the parameters of the study that is refreshed; {changed}")
-    natural = older.natural(best)
-    return replace(
-        space,
-        parameters=tuple(replace(p, default=p.natural(p.store(natural[p.name]))) for p in space.parameters),  # type: ignore[arg-type]
-    )
-
-
 def _length_of(description: Description) -> TrainingLength:
     """How long a training of a study is; one that was written before that was kept counted epochs."""
     return TrainingLength(**description.length) if description.length else TrainingLength(description.plan.max_steps)
@@ -330,53 +245,9 @@ def _expected(
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
     """What the older study's curves say of unit positions of ``space``; None where its ranges are other ones."""
     description = describe(older_study)
-    if not _same_ranges(description.space, space):
+    if not same_ranges(description.space, space):
         return None
     engine = Engine(description.space, description.plan.max_steps)
-    trials = older_study.get_trials(deepcopy=False, states=_ENDED)
+    trials = older_study.get_trials(deepcopy=False, states=ENDED)
     model = engine.model(engine.curves(older_study, trials))
     return None if model is None else lambda units: model.final(units)[0]
-
-
-def _same_ranges(older: SearchSpace, space: SearchSpace) -> bool:
-    """Whether a position on the unit axes means the same value in both; defaults may differ."""
-    pairs = zip(older.parameters, space.parameters, strict=True)
-    return all(replace(p, default=q.default) == q for p, q in pairs)  # type: ignore[arg-type]
-
-
-def _new_study(
-    older_study: optuna.Study,
-    root: StudyPaths,
-    config: TuneConfig,
-    space: SearchSpace,
-    opening: Mapping[str, Any],
-    tested: Retest | None,
-    trials: int | None,
-) -> TuneConfig:
-    """The configuration of the study that refreshes ``found``."""
-    description = describe(older_study)
-    first = describe(find_study(str(root.root))[0])
-    reader = CurveReader(description.space, description.plan.max_steps, description.mode == "max")
-    older = older_study.get_trials(deepcopy=False, states=_ENDED)
-    natural = space.natural(opening)
-    opened = description.plan.sampler().planned[-1].tiers
-    brought = 0
-    if tested is not None:
-        brought = len(tested.study.get_trials(deepcopy=False, states=_ENDED))
-    length = brought + (trials or max(FEWEST, round(SHARE * first.plan.n_trials)))
-    name = _name(root)
-    return replace(
-        config,
-        name=name,
-        folder=root.root.parent / name,
-        search=SearchPlan(
-            space=replace(space, parameters=tuple(replace(p, default=natural[p.name]) for p in space.parameters)),
-            n_trials=length,
-            seed=config.search.seed,
-            plan="retune",
-            older=curves_to_dicts(reader.read(older)) if _same_ranges(description.space, space) else (),
-            opens_from={tier: 0 if tier in opened else length + 1 for tier in space.tiers},
-        ),
-        caviar=Caviar(),
-        previous=str(root.root),
-    )
