@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_hp.commands.fit import add_class_options, classes_of_options
 from lightning_hp.commands.output import write_line
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def babysit_verb(arguments: Sequence[str]) -> int:
             raise ValueError("`config` must have no PandaBabysitter, got one: `lightning-hp fit` trains with it")
         trainer["callbacks"] = [*callbacks, panda]
 
-    project = ProjectCLI(options.model_class, options.data_class, options.cli_class)
+    project = ProjectCLI(*classes_of_options(options, Path(options.config)))
     project.call(["--config", options.config, *rest], "built", instantiated=add).train()
     for row in panda.rows:
         if row["id"] and row["rule"] not in ("wind_down", "probe"):
@@ -94,8 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--monitor", default="val_loss", help="validation metric, for overfitting")
     parser.add_argument("--monitor_mode", choices=("min", "max"), default="min")
     parser.add_argument("--scheduler", choices=("take_over", "leave"), help="what becomes of the module's scheduler")
-    for option in ("model_class", "data_class", "cli_class"):
-        parser.add_argument(f"--{option}", help="as for `fit`")
+    add_class_options(parser)
     return parser
 
 

@@ -24,6 +24,7 @@ from lightning_hp.callbacks.audit.offline import EvaluationRecorder, record_eval
 from lightning_hp.project.build import Built, CliBuilder
 from lightning_hp.project.quiet import quiet_lightning
 from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.study.results import stored_classes
 
 FAILED, USAGE = 1, 2
 
@@ -84,7 +85,8 @@ def open_project(
         config: The project's LightningCLI file.
         ckpt: A checkpoint of it.
         replacements: KEY=VALUE in place of the file's values.
-        classes: ``model``, ``data`` and ``cli``, as :class:`.CliBuilder` takes them.
+        classes: ``model``, ``data`` and ``cli``, as :class:`.CliBuilder` takes them; with none of them a study's
+            ``best.yaml`` has its project's.
         folder: ``default_root_dir`` of its Trainer.
 
     Raises:
@@ -100,6 +102,8 @@ def open_project(
         if not equals:
             raise UsageError(f"`data` must hold key=value, got {replacement!r}")
         values[key.removeprefix("--")] = value
+    if not any(classes.values()):
+        classes = {option.removesuffix("_class"): path for option, path in stored_classes(config).items()}
     built = CliBuilder(config, **classes).build(values, folder, seed=0)
     checkpoint = torch.load(ckpt, map_location="cpu", weights_only=True)
     if "state_dict" not in checkpoint:

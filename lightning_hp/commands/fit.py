@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,15 @@ from lightning_hp.commands.output import write_line
 _USAGE = (
     "usage: lightning-hp fit FILE [--model_class PATH] [--data_class PATH] [--cli_class PATH] [options]\n\n"
     "Train a LightningCLI file such as best.yaml. The paths are for files that name no classes, and for projects\n"
-    "with a LightningCLI of their own (a class, a function that makes the call, or a script); further options go\n"
-    "to LightningCLI, such as --trainer.max_epochs 5."
+    "with a LightningCLI of their own (a class, a function that makes the call, or a script); the best.yaml of a\n"
+    "study needs none. Further options go to LightningCLI, such as --trainer.max_epochs 5."
 )
-_CLASSES = ("model_class", "data_class", "cli_class")
+#: option -> what it is
+_CLASSES = {
+    "model_class": "class path, for files that name no model",
+    "data_class": "class path, for files that name no data",
+    "cli_class": "the project's own LightningCLI: class, function, script",
+}
 
 
 def fit_verb(arguments: Sequence[str]) -> int:
@@ -29,15 +35,35 @@ def fit_verb(arguments: Sequence[str]) -> int:
     from lightning_hp.project.project_cli import ProjectCLI
     from lightning_hp.project.yaml_file import ConfigError, read_yaml
 
-    file, *rest = arguments
+    file, *rest = arguments[1:] if arguments[0] == "--config" and len(arguments) > 1 else arguments
     read_yaml(Path(file), "config")
-    paths: dict[str, str] = {}
-    for option in _CLASSES:
-        if f"--{option}" in rest:
-            at = rest.index(f"--{option}")
-            if at + 1 == len(rest):
-                raise ConfigError(f"`--{option}` must be followed by a class path")
-            paths[option] = rest[at + 1]
-            del rest[at : at + 2]
-    ProjectCLI(*(paths.get(option) for option in _CLASSES)).run(["--config", file, *rest])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_class_options(parser)
+    try:
+        options, rest = parser.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"`{error.argument_name}` must be followed by a class path") from None
+    ProjectCLI(*classes_of_options(options, Path(file))).run(["--config", file, *rest])
     return 0
+
+
+def add_class_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a project calls LightningCLI."""
+    for option, about in _CLASSES.items():
+        names = [f"--{option}", "--cli"] if option == "cli_class" else [f"--{option}"]
+        parser.add_argument(*names, metavar="PATH", help=f"{about}; a study's best.yaml needs none")
+
+
+def classes_of_options(options: argparse.Namespace, file: Path) -> list[str | None]:
+    """Model, data and CLI of a project, as the options name them; with none of them as the file's study has them.
+
+    Args:
+        options: Parsed by :func:`add_class_options`.
+        file: The LightningCLI file.
+    """
+    from lightning_hp.study.results import stored_classes
+
+    paths = {option: getattr(options, option) for option in _CLASSES}
+    if not any(paths.values()):
+        paths |= stored_classes(file)
+    return [paths[option] for option in _CLASSES]

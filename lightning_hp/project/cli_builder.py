@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from lightning_hp.project import key_paths
 from lightning_hp.project.build_facts import optimizers
 from lightning_hp.project.built import Built, refuse_keys_of_the_study
 from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.parser_errors import parser_error
 from lightning_hp.project.project_cli import Call, Place, ProjectCLI, import_path
 from lightning_hp.project.quiet import quiet_lightning
 from lightning_hp.project.resolved import Resolved, differences, resolve
@@ -329,7 +329,7 @@ class CliBuilder:
             with quiet_lightning():
                 return self.project.call(arguments, until, **changes)
         except ArgumentError as error:
-            raise ConfigError(_parser_error(str(error))) from error
+            raise ConfigError(parser_error(str(error))) from error
 
 
 def limits(length: TrainingLength) -> dict[str, int]:
@@ -386,11 +386,3 @@ def _in_namespace(hooked: Any, resolved: Mapping[str, Any], key: str) -> Any:
         if value is None:
             break
     return value.as_dict() if hasattr(value, "as_dict") else value
-
-
-def _parser_error(text: str) -> str:
-    """What an argument parser says, as one line, without what does not help."""
-    line = " ".join(text.split())
-    # a class_path that may also be null is reported as a union: only the class's own complaint is of use
-    line = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: - ", "", line)
-    return re.sub(r"\s*(- Expected a <class 'NoneType'>.*|Given value type: .*)$", "", line)

@@ -31,6 +31,7 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+from lightning_hp.project.parser_errors import as_raised
 from lightning_hp.project.yaml_file import ConfigError
 
 Place = Literal["parsed", "hooked", "built"]
@@ -123,7 +124,7 @@ class ProjectCLI:
         """Run the project's command to its end: ``fit`` with these arguments."""
         start = self.target()
         setup_parser = _with_arguments(arguments, _save_no_config)
-        with _replaced(LightningCLI, setup_parser=setup_parser), _own_arguments():
+        with _replaced(LightningCLI, setup_parser=setup_parser), _own_arguments(), as_raised():
             start()
 
     def call(
@@ -143,10 +144,11 @@ class ProjectCLI:
 
         Raises:
             ConfigError: If the project makes no LightningCLI, or leaves before it comes to the place.
+            Exception: Of the project's classes, as they raise it.
         """
         visit = _Visit(arguments, until, configured, instantiated)
         start = self.target()
-        with visit.in_place(), contextlib.suppress(_Left):
+        with visit.in_place(), contextlib.suppress(_Left), as_raised():
             try:
                 start()
             except SystemExit as error:
@@ -171,7 +173,7 @@ class ProjectCLI:
             # its parser gives the classes what stands in this very object
             call.cli.config = Namespace({FIT: config, "subcommand": FIT}) if FIT in attributes["config"] else config
             call.cli.config_dump = dump
-            with visit.in_place():
+            with visit.in_place(), as_raised():
                 call.cli._set_seed()
                 call.cli.instantiate_classes()
             vars(cli).update(vars(call.cli))

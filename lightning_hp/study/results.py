@@ -6,6 +6,7 @@ import json
 import shlex
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -35,6 +36,19 @@ def stored_fit_command(result: Mapping[str, Any], paths: StudyPaths | None = Non
     if not file:
         return ""
     return str(result.get("fit_command") or f"lightning-hp fit {shlex.quote(str(file))}")
+
+
+def stored_classes(file: Path) -> dict[str, str]:
+    """How the project of a study's ``best.yaml`` calls LightningCLI, by option of ``lightning-hp fit``.
+
+    Args:
+        file: A LightningCLI file; of one that is no study's ``best.yaml`` nothing is known.
+    """
+    paths = StudyPaths(file.parent)
+    if file.name != paths.best.name:
+        return {}
+    classes = (read_result(paths) or {}).get("classes")
+    return {str(option): str(path) for option, path in classes.items()} if isinstance(classes, dict) else {}
 
 
 def compute_evidence(study: optuna.Study) -> dict[str, Any]:

@@ -169,6 +169,7 @@ def _write(
         }
     if isinstance(runner.builder, CliBuilder):
         result_dict["fit_command"] = fit_command(runner.builder, paths.best)
+        result_dict["classes"] = runner.builder.classes
         if _write_best(runner, runner.builder, best, result_dict):
             result_dict["best_yaml"] = str(paths.best)
     lineage = paths if runner.description.previous is None else StudyPaths(Path(runner.description.previous))

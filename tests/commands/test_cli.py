@@ -9,6 +9,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import cli_projects as projects
 import numpy as np
 import pytest
 import toy_project as toy
@@ -484,3 +485,20 @@ def test_two_commands_at_once_and_kill_minus_nine(project):
     bests = {line for out, _ in said for line in out.splitlines() if line.startswith("best  ")}
     assert len(bests) == 1, "both tell the same best"
     assert len(Path("runs/toy/ledger.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("file_option", [(), ("--config",)])
+def test_a_studys_best_yaml_is_trained_without_naming_its_command(tmp_path, monkeypatch, run, file_option):
+    """`fit` takes the project's own command from the study; an option that is given wins."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(projects, "EVENTS", events := [])
+    folder = Path("runs/study")
+    folder.mkdir(parents=True)
+    (folder / "best.yaml").write_text("trainer: {max_epochs: 1, logger: false}\n")
+    (folder / "result.json").write_text(json.dumps({"classes": {"cli_class": "cli_projects.main"}}))
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=1"]
+    assert run("fit", *file_option, str(folder / "best.yaml"), *quiet)[0] == 0
+    assert events, "the project's own function was called"
+    code, _, error = run("fit", str(folder / "best.yaml"), "--cli", "cli_projects.nobody")
+    assert code == 1
+    assert "cli_projects.nobody" in error
