@@ -29,6 +29,7 @@ FIELDS: dict[str, tuple[type, str]] = {
     "caviar.engine": (Caviar, "engine"),
     "caviar.workers": (Caviar, "workers"),
     "caviar.cohort": (Caviar, "cohort"),
+    "caviar.structures": (Caviar, "structures"),
     "caviar.lease": (Caviar, "lease"),
     "caviar.cpus": (Caviar, "cpus"),
     "caviar.gpus": (Caviar, "gpus"),

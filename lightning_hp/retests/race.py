@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial
 
 from lightning_hp.project.build import CliBuilder, PythonBuilder
 from lightning_hp.study.aside import move_aside
+from lightning_hp.study.confirmed import RIVAL
 from lightning_hp.study.storage import StudyError
 from lightning_hp.tuning.caviar import AUTO, STACKING, Caviar
 from lightning_hp.tuning.choose_engine import settle_engine
@@ -115,11 +116,8 @@ class Race:
             first = len(self._plan)
             self._plan += heat
             self._rivals |= dict.fromkeys(range(first + 1, len(self._plan)), first)
-        config = self._planned(len(self._plan))
-        if self.together and config.caviar.cohort is None:
-            config = replace(config, caviar=replace(config.caviar, cohort=len(self._plan)))
         try:
-            self._run(config, looks)
+            self._run(self._planned(len(self._plan)), looks)
         except StudyError:  # a fault of the configuration: once it is mended the same command tests anew
             move_aside(self._config.folder, self._config.name, "journal")
             raise
@@ -136,8 +134,9 @@ class Race:
         with contextlib.closing(StudyRunner(config, self._builder, self._listener, pruner)) as runner:
             self.study = runner.study
             there = len(self.study.get_trials(deepcopy=False))
-            for params, seed in self._plan[there:]:
-                self.study.enqueue_trial(dict(params), user_attrs={"seed": seed})
+            for number, (params, seed) in list(enumerate(self._plan))[there:]:
+                rival = self._rivals.get(number, number)
+                self.study.enqueue_trial(dict(params), user_attrs={"seed": seed, RIVAL: rival})
             self._listener.study_planned(len(self._plan))
             runner.catch_up()
             runner.work()

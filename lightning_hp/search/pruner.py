@@ -11,10 +11,11 @@ trial would end, from its curve so far and from all others. Rules, in order:
 * ``rung``: while fewer than START_UP trials are finished, stop what is outside the best third at this look;
 * ``predicted``: later, stop where the predicted final mean, less SURE standard deviations (SURE_LATE once SETTLED
   trials are complete, and more for each trial stopped in a row), is worse than what the surrogate expects of the best
-  complete trial;
-* ``chance``: of trials that are trained together, stop those that are not needed to hold the best final loss with the
-  chance HELD; see :meth:`CurvePruner.cull`.
+  complete trial.
 
+Trials that are trained together are judged by the same rules, all by one model (:meth:`CurvePruner.cull`). To let as
+many go on as hold the best final loss with 97 % chance, luck included, cost cohorts of 2 .083 ± .020 and .080 ± .024 of
+regret after 10 and 20 trainings' worth of time, and cohorts of 4 .049 and .016 (26 runs, ``benchmarks/cohorts.py``).
 The thresholds were measured on the development tasks of ``benchmarks/search_efficiency.py``.
 """
 
@@ -47,8 +48,6 @@ SETTLED, SURE_LATE = 10, 1.5
 PATIENCE = 0.125
 #: While fewer trials than this are finished, predictions are worth less than a comparison.
 START_UP = 6
-#: Of trials that are trained together, as many go on as hold the best final loss with this chance; so many drawings.
-HELD, DRAWINGS = 0.97, 512
 _RUNG_PART = 1 / 3
 #: A study that is planned with fewer trials than this stops only what is slower than the best by this factor.
 FEW, BEHIND = 20, 4.0
@@ -134,15 +133,13 @@ class CurvePruner(BasePruner):
         maximize = study.directions[0] is StudyDirection.MAXIMIZE
         curves = [] if engine is None else engine.curves(study, trials)
         step = max(reported)
-        decided = _decide(engine, curves, trial.number, float(reported[step]), maximize, self._few)
-        return {**decided, "step": step}
+        decided = _decide(engine, curves, {trial.number: float(reported[step])}, maximize, self._few)
+        return {**decided[trial.number], "step": step}
 
     def cull(self, study: Study, trials: Sequence[FrozenTrial]) -> list[bool]:
-        """Which of several trials that are trained together stop now: decided at once, by one model.
+        """Which of several trials that are trained together stop now: by the rules of :meth:`prune`, and one model.
 
-        At a look the fewest trials go on that, with those that are complete, hold the best final loss with the chance
-        HELD, as drawings from the model have it; and the one that leads, if no complete trial was better at this look.
-        What was decided is stored as by :meth:`prune`, under the rule ``chance``: ``chance`` is that of the trial.
+        What was decided is stored with those that stop, as by :meth:`prune`.
 
         Args:
             study: The study.
@@ -165,7 +162,9 @@ class CurvePruner(BasePruner):
             return [False] * len(trials)
         curves = engine.curves(study, every)
         maximize = study.directions[0] is StudyDirection.MAXIMIZE
-        stopped = _culled(engine, curves, {t.number for t in at}, maximize, self._few)
+        latest = {t.number: float(t.intermediate_values[max(t.intermediate_values)]) for t in at}
+        decided = _decide(engine, curves, latest, maximize, self._few)
+        stopped = {number: verdict for number, verdict in decided.items() if verdict.pop("stop")}
         for trial in at:
             if trial.number in stopped:
                 reason = {**stopped[trial.number], "step": max(trial.intermediate_values)}
@@ -195,76 +194,57 @@ def at_look(reported: Mapping[int, float], length: int) -> bool:
 
 
 def _decide(
-    engine: Engine | None, curves: list[Curve], number: int, latest: float, maximize: bool, few: bool
-) -> dict[str, Any]:
-    """The rule that holds, see the module's docstring."""
-    complete = [c for c in curves if c.final < math.inf and c.number != number]
+    engine: Engine | None, curves: list[Curve], latest: Mapping[int, float], maximize: bool, few: bool
+) -> dict[int, dict[str, Any]]:
+    """The rule that holds for each of some trials, see the module's docstring; ``latest`` is their latest loss."""
+    complete = [c for c in curves if c.final < math.inf and c.number not in latest]
     if engine is None or not complete:
-        return {"stop": False, "rule": "none complete"}
-    if not math.isfinite(latest):
-        return {"stop": True, "rule": "diverged"}
-    this = next((c for c in curves if c.number == number), None)
-    if this is None:  # it lacks a parameter of the space
-        return {"stop": False, "rule": "unknown parameters"}
+        return {number: {"stop": False, "rule": "none complete"} for number in latest}
+    verdicts: dict[int, dict[str, Any]] = {}
+    asked: list[Curve] = []
+    known = {c.number: c for c in curves}
+    for number, loss in latest.items():
+        if not math.isfinite(loss):
+            verdicts[number] = {"stop": True, "rule": "diverged"}
+        elif number not in known:  # it lacks a parameter of the space
+            verdicts[number] = {"stop": False, "rule": "unknown parameters"}
+        else:
+            asked.append(known[number])
     if few and len(complete) < SETTLED:
-        return {"stop": _is_behind(this, min(complete, key=lambda c: c.final)), "rule": "behind"}
+        best_of = min(complete, key=lambda c: c.final)
+        return verdicts | {c.number: {"stop": _is_behind(c, best_of), "rule": "behind"} for c in asked}
     finished = [c for c in curves if c.state is not TrialState.RUNNING and len(c.losses)]
     if len(finished) < START_UP:
-        rivals = [_at(c, float(this.fractions[-1])) for c in curves if c.number != number]
-        losses = sorted([v for v in rivals if v is not None] + [float(this.losses[-1])])
-        allowed = losses[math.ceil(_RUNG_PART * len(losses)) - 1]
-        return {"stop": bool(this.losses[-1] > allowed), "rule": "rung"}
+        return verdicts | {c.number: {"stop": _is_outside(c, curves), "rule": "rung"} for c in asked}
+    if not asked:
+        return verdicts
     model = engine.model(curves)
     assert model is not None
-    means, deviations = model.final(np.stack([this.unit, *(c.unit for c in complete)]))
+    means, deviations = model.final(np.stack([c.unit for c in (*asked, *complete)]))
     sure = (SURE if len(complete) < SETTLED else SURE_LATE) + PATIENCE * _stopped_in_a_row(curves)
-    mean, deviation, best = float(means[0]), WIDER * float(deviations[0]), float(means[1:].min())
-    sign = -1.0 if maximize else 1.0
-    ends = sign * model.compression.inverse(np.array([mean, best, mean - deviation, mean + deviation]))
-    predicted = dict(zip(("mean", "best", "low", "high"), (float(v) for v in ends), strict=True))
-    if maximize:
-        predicted["low"], predicted["high"] = predicted["high"], predicted["low"]
-    return {"stop": mean - sure * deviation > best, "rule": "predicted", **predicted}
+    best, sign = float(means[len(asked) :].min()), -1.0 if maximize else 1.0
+    for curve, mean, deviation in zip(asked, map(float, means), WIDER * deviations, strict=False):
+        ends = sign * model.compression.inverse(np.array([mean, best, mean - deviation, mean + deviation]))
+        predicted = dict(zip(("mean", "best", "low", "high"), (float(v) for v in ends), strict=True))
+        if maximize:
+            predicted["low"], predicted["high"] = predicted["high"], predicted["low"]
+        stop = bool(mean - sure * float(deviation) > best)
+        verdicts[curve.number] = {"stop": stop, "rule": "predicted", **predicted}
+    return verdicts
+
+
+def _is_outside(this: Curve, curves: Sequence[Curve]) -> bool:
+    """Whether a curve's latest loss is outside the best part of all at its point of the training."""
+    rivals = [_at(c, float(this.fractions[-1])) for c in curves if c.number != this.number]
+    losses = sorted([v for v in rivals if v is not None] + [float(this.losses[-1])])
+    allowed = losses[math.ceil(_RUNG_PART * len(losses)) - 1]
+    return bool(this.losses[-1] > allowed)
 
 
 def _is_behind(curve: Curve, best: Curve) -> bool:
     """Whether a curve's latest loss is worse than the best trial's was after a BEHIND-th part of that training."""
     earlier = best.fractions <= curve.fractions[-1] - math.log(BEHIND) / math.log(SHORTEST) + 1e-9
     return bool(earlier.any() and curve.losses[-1] > best.losses[earlier][-1])
-
-
-def _culled(
-    engine: Engine, curves: list[Curve], numbers: set[int], maximize: bool, few: bool
-) -> dict[int, dict[str, Any]]:
-    """Which of these trials have too little chance of ending as the best of all, and what is known of each."""
-    members = [c for c in curves if c.number in numbers and len(c.losses)]
-    complete = [c for c in curves if c.final < math.inf]
-    if few and len(complete) < SETTLED:
-        best = min(complete, key=lambda c: c.final, default=None)
-        return {c.number: {"rule": "behind"} for c in members if best is not None and _is_behind(c, best)}
-    model = engine.model(curves) if members else None
-    if model is None:
-        return {}
-    units = np.stack([c.unit for c in (*members, *complete)])
-    rng = np.random.default_rng([len(curves), *sorted(numbers)])  # the same again after a resume
-    expected, _ = model.final(units)
-    drawn = expected + WIDER * (model.draws(units, rng, DRAWINGS) - expected)
-    drawn += model.noise * rng.standard_normal(drawn.shape)  # what a training ends at, not what is expected of it
-    drawn[:, len(members) :] = model.compression(np.array([c.final for c in complete]))
-    chances = np.bincount(drawn.argmin(axis=1), minlength=len(units)) / len(drawn)
-    n, held = len(members), float(chances[len(members) :].sum())
-    leader = min(range(n), key=lambda i: (members[i].losses[-1], members[i].number))
-    rivals = [_at(c, float(members[leader].fractions[-1])) for c in complete]
-    leads = all(rival is None or members[leader].losses[-1] < rival for rival in rivals)
-    stopped: dict[int, dict[str, Any]] = {}
-    ends = (-1.0 if maximize else 1.0) * model.compression.inverse(expected)
-    for i in np.argsort(-chances[:n], kind="stable"):
-        if held >= HELD and not (leads and i == leader):
-            prediction = {"mean": float(ends[i]), "chance": round(float(chances[i]), 4)}
-            rival = {"best": float(ends[n:].max() if maximize else ends[n:].min())} if complete else {}
-            stopped[members[i].number] = {"rule": "chance", **prediction, **rival}
-        held += float(chances[i])
-    return stopped
 
 
 def _stopped_in_a_row(curves: list[Curve]) -> int:

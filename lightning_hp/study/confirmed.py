@@ -24,6 +24,8 @@ from scipy.stats import t as student
 
 #: the attribute of a trial that trains another one's values on a fresh seed: that one's number
 CONFIRMS = "confirms"
+#: The attribute of a re-test's trial that holds the number of the trial that it is compared with, perhaps its own.
+RIVAL = "rival"
 #: how sure the interval around a mean is
 LEVEL = 0.9
 

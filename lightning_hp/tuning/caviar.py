@@ -30,6 +30,9 @@ class Caviar:
         workers: Number of workers; with 1 all but ``local`` and ``ray`` run here.
         cohort: Most trials that ``stacked`` trains together; None for as many as the study's length and
             :func:`.cohort_plan.cohort_size` say.
+        structures: The share of trials that bring a structure (whole numbers and choices) of their own with
+            ``stacked``: with 0.25 four trials share one, and cohorts have at most four members. None for one structure
+            a cohort, and in studies whose cohorts have more than four members one for two cohorts' trials.
         lease: A worker that is not heard of for so many seconds loses its trial to another one.
         cpus: CPUs of a worker on Ray.
         gpus: GPUs of a worker on Ray, a part of one below 1; None for one where the cluster has any, else none.
@@ -40,6 +43,7 @@ class Caviar:
     engine: str = "in_process"
     workers: int = 1
     cohort: int | None = None
+    structures: float | None = None
     lease: float = LEASE_SECONDS
     cpus: float = 1
     gpus: float | None = None
@@ -57,7 +61,7 @@ def caviar_of(mapping: Any) -> Caviar:
     Raises:
         ConfigError: Naming the key, what was expected and what was given.
     """
-    check_keys(mapping, ("engine", "workers", "cohort", "lease", *_ON_RAY), "caviar")
+    check_keys(mapping, ("engine", "workers", "cohort", "structures", "lease", *_ON_RAY), "caviar")
     engine = mapping.get("engine", "in_process")
     if engine not in ENGINES:
         raise ConfigError(f"`caviar.engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
@@ -65,8 +69,9 @@ def caviar_of(mapping: Any) -> Caviar:
     if engine == "in_process" and workers > 1:
         raise ConfigError(f"`caviar.workers` must be 1 for the engine {engine} (use local), got {workers}")
     cohort = whole(mapping, "cohort", 1, 1, "caviar.cohort") if "cohort" in mapping else None
-    if cohort is not None and engine not in (*STACKING, AUTO):
-        raise ConfigError(f"`caviar.cohort` goes with the engine stacked, got {engine!r}")
+    for key in ("cohort", "structures"):
+        if key in mapping and engine not in (*STACKING, AUTO):
+            raise ConfigError(f"`caviar.{key}` goes with the engine stacked, got {engine!r}")
     lease = duration(mapping.get("lease", LEASE_SECONDS), "caviar.lease")
     for key in _ON_RAY:
         if key in mapping and engine != RAY:
@@ -75,11 +80,24 @@ def caviar_of(mapping: Any) -> Caviar:
         engine,
         workers,
         cohort,
+        _part(mapping["structures"]) if "structures" in mapping else None,
         lease,
         cpus=_share(mapping, "cpus"),
         gpus=_share(mapping, "gpus") if "gpus" in mapping else None,
         address=text_of(mapping, "address", "") or None,
     )
+
+
+def _part(value: Any) -> float:
+    """The share of structures: a part of all trials.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not 0 < value <= 1:
+        raise ConfigError(f"`caviar.structures` must be a number above 0 and at most 1, got {value!r}")
+    return float(value)
 
 
 def _share(mapping: Mapping[str, Any], key: str) -> float:

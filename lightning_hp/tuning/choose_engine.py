@@ -61,7 +61,7 @@ def settle_engine(runner: StudyRunner) -> None:
         try:
             few, together, single = _measured(runner)
             engine = "stacked"
-            size = cohort_size(config.search.n_trials, size, few)
+            size = cohort_size(config.search.n_trials, size, few, config.caviar.structures)
             costs = f"{1e3 * together:.2g} ms a step instead of {1e3 * single:.2g} ms"
             runner.say(f"engine stacked: up to {size} trials of one structure are trained together ({costs})")
         except NotStackable as refusal:
@@ -89,10 +89,12 @@ def _measured(runner: StudyRunner) -> tuple[int, float, float]:
     """
     _refuse_own_outputs(runner)
     config, space = runner.config, runner.description.space
-    if config.caviar.cohort is not None:
-        sizes = [min(config.caviar.cohort, max(_SIZES))]
-    else:
-        sizes = [size for size in _SIZES if size <= cohort_size(config.search.n_trials, None, max(_SIZES))]
+    largest = cohort_size(config.search.n_trials, config.caviar.cohort, max(_SIZES), config.caviar.structures)
+    if config.caviar.structures is not None and largest < 2:
+        raise NotStackable("`caviar.structures` has every trial bring a structure of its own")
+    sizes = (
+        [size for size in _SIZES if size <= largest] if config.caviar.cohort is None else [min(largest, *_SIZES[:1])]
+    )
     defaults = space.unit([space.defaults()])[0]
     build = RepeatingBuilder(runner.builder).build if isinstance(runner.builder, CliBuilder) else runner.builder.build
     with tempfile.TemporaryDirectory() as folder:

@@ -7,44 +7,64 @@ cohorts cost less a training and find less a trial. See :mod:`.cohorts`.
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
+
+from lightning_hp.study.confirmed import CONFIRMS, RIVAL
 
 #: A study is divided into so many cohorts, each of which learns from those before; a short one into fewer, so that
 #: FEW members share what a step costs whoever is in it; but never into fewer than LEAST_ROUNDS.
 ROUNDS, FEW, LEAST_ROUNDS = 24, 4, 5
-#: a cohort trains at most so many times the trials that it has places for; then another structure has its turn
-TURNS = 2
-#: and free places are left empty where a study would come to fewer structures than this
-STRUCTURES = 12
+#: Who leaves a cohort of more than FEW members early gives its place to another trial of the structure: a cohort trains
+#: at most so many times the trials that it has places for, and free places are left empty where a study would come to
+#: fewer structures than this. In small cohorts that costs more than it saves (benchmarks/cohorts.py).
+TURNS, STRUCTURES = 2, 12
 #: members of a cohort, unless the study says otherwise: at most
 MOST_MEMBERS = 64
 
 
-def cohort_size(n_trials: int, wanted: int | None, few: int = FEW) -> int:
+def cohort_size(n_trials: int, wanted: int | None, few: int = FEW, structures: float | None = None) -> int:
     """How many members a cohort has.
 
     Args:
         n_trials: Planned trials of the study.
         wanted: What the study says, None where it says nothing.
         few: How many it takes for stacking to pay.
+        structures: The share of trials with a structure of their own, None where the study says nothing.
     """
+    most = MOST_MEMBERS if structures is None else round(1 / structures)
     if wanted is not None:
-        return wanted
-    return max(2, min(MOST_MEMBERS, max(few, n_trials // ROUNDS), n_trials // LEAST_ROUNDS))
+        return min(wanted, most)
+    return min(most, max(2, min(MOST_MEMBERS, max(few, n_trials // ROUNDS), n_trials // LEAST_ROUNDS)))
 
 
-def newcomers(n_trials: int, size: int) -> int:
+def newcomers(n_trials: int, size: int, structures: float | None = None) -> int:
     """How many trials may take free places of a cohort.
 
     Args:
         n_trials: Planned trials of the study.
         size: Members of the cohort.
+        structures: As for :func:`cohort_size`.
     """
-    return min(size * (TURNS - 1), max(0, n_trials // STRUCTURES - size))
+    if structures is not None:
+        return max(0, round(1 / structures) - size)
+    return min(size * (TURNS - 1), max(0, n_trials // STRUCTURES - size)) if size > FEW else 0
+
+
+def repeats(trial: optuna.Trial) -> bool:
+    """Whether a trial trains known values again: to confirm a winner, or in a re-test."""
+    return not {CONFIRMS, RIVAL}.isdisjoint(trial.user_attrs)
+
+
+def together_with(study: optuna.Study, workers: int) -> int:
+    """How many trainings of known values are run at once: a worker's part of those that wait, and the one it has."""
+    waiting = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+    return math.ceil((1 + waiting) / workers)
 
 
 @contextlib.contextmanager

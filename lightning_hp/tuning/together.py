@@ -20,7 +20,7 @@ from lightning_hp.study.journal import in_one_go
 from lightning_hp.study.trials import best_trials
 from lightning_hp.study.upstream import storage_of
 from lightning_hp.tuning.checkpoints import drop_checkpoints
-from lightning_hp.tuning.cohort_plan import cohort_size, fixed_parameters, newcomers
+from lightning_hp.tuning.cohort_plan import cohort_size, fixed_parameters, newcomers, repeats, together_with
 from lightning_hp.tuning.cohorts import Candidate, Cohort, Trained
 from lightning_hp.tuning.objective import structure
 
@@ -63,11 +63,14 @@ class Together:
         if self.cohort is None:
             runner.run_alone(trial, arguments)
             return
-        size = cohort_size(runner.config.search.n_trials, runner.config.caviar.cohort)
-        further = newcomers(runner.config.search.n_trials, size)
+        n_trials, caviar = runner.config.search.n_trials, runner.config.caviar
+        size = cohort_size(n_trials, caviar.cohort, structures=caviar.structures)
+        further = newcomers(n_trials, size, caviar.structures)
+        if repeats(trial):
+            size, further = together_with(runner.study, caviar.workers), 0
         first = self._candidate(trial, arguments)
         waiting = self._by_structure([first, *self._companions([first], size - 1, claims)])
-        while waiting:
+        while waiting and not runner.stopping.is_set():  # what is left keeps its values for whoever goes on
             group = waiting.pop(0)
             waiting += self._train(group, further, claims)
 
@@ -133,8 +136,7 @@ class Together:
         space, planned = runner.description.space, runner.sampler.planned
         fixed = {p.stored_name: trial.params[p.stored_name] for p in space.parameters if p.cardinality is not None}
         stage = stage_at(planned, trial.number)
-        # a confirmation belongs to no stage, nor does a re-test, whose seed was given
-        is_free = stage is planned[-1] or not {CONFIRMS, "seed"}.isdisjoint(trial.user_attrs)
+        is_free = stage is planned[-1] or repeats(trial)  # which belongs to no stage
         end = math.inf if is_free else stage.last
         companions: list[Candidate] = []
         newest = max(one.trial.number for one in cohort)

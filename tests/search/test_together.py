@@ -12,7 +12,7 @@ from lightning_hp.search import CoarseToFineSampler, SearchSpace
 from lightning_hp.search.boxes import EXPLORED, OPENED, WIDENED
 from lightning_hp.search.curves import Curve, looks
 from lightning_hp.search.engine import BARREN, EXHAUSTED, Engine
-from lightning_hp.search.pruner import ATTRIBUTE, HELD
+from lightning_hp.search.pruner import ATTRIBUTE
 
 STEPS = 16
 SPACE = SearchSpace.from_dict(
@@ -203,15 +203,14 @@ def test_who_cannot_become_the_best_stops_and_who_may_goes_on():
     study, sampler = study_of(20)
     best = study.best_value
     look = looks(STEPS)[-1]
-    members = running(study, [best + 3.0, best - 0.05, best + 2.0, best + 4.0], look)
+    members = running(study, [best + 3.0, best - 1.0, best + 2.0, best + 4.0], look)
     assert sampler.pruner().cull(study, members) == [True, False, True, True]
     reasons = [t.user_attrs.get(ATTRIBUTE) for t in study.get_trials()[20:]]
     assert reasons[1] is None
     for reason, member in zip(reasons, members, strict=True):
         if reason is not None:
-            assert reason["rule"] == "chance"
+            assert reason["rule"] == "predicted"
             assert reason["step"] == look
-            assert reason["chance"] <= 1 - HELD
             assert reason["mean"] > reason["best"]
             assert not member.intermediate_values.keys() - set(range(1, look + 1))
 
@@ -222,12 +221,22 @@ def test_a_whole_group_may_be_stopped_where_a_complete_trial_is_better():
     assert sampler.pruner().cull(study, members) == [True] * 4
 
 
-def test_before_any_trial_is_complete_the_best_of_the_group_goes_on():
-    study, sampler = study_of(0)
-    members = running(study, [0.1, 5.0, 5.1, 5.2, 5.3], looks(STEPS)[-1])
-    verdicts = sampler.pruner().cull(study, members)
-    assert not verdicts[0]
-    assert any(verdicts[1:])
+@pytest.mark.parametrize("complete", [0, 2, 8, 20])
+def test_a_group_is_judged_as_each_would_be_alone(complete):
+    study, sampler = study_of(complete)
+    look, best = looks(STEPS)[-2], study.best_value if complete else 0.0
+    values = [best + gap for gap in (-0.1, 0.0, 0.02, 0.1, 0.3, 1.0, 4.0)]
+    members = running(study, values, look)
+    for member in members:
+        for step, value in member.intermediate_values.items():
+            study._storage.set_trial_intermediate_value(member._trial_id, step, value)
+    alone = [sampler.pruner().verdict(study, member) for member in members]
+    assert sampler.pruner().cull(study, members) == [verdict["stop"] for verdict in alone]
+    stopped = {verdict["stop"] for verdict in alone}
+    assert stopped == ({False, True} if complete else {False}), "before any is complete there is nothing to beat"
+    for verdict, stored in zip(alone, study.get_trials()[complete:], strict=True):
+        if verdict.pop("stop"):
+            assert stored.user_attrs[ATTRIBUTE] == pytest.approx(verdict)
 
 
 def test_nothing_is_decided_between_looks():

@@ -8,14 +8,16 @@ import pytest
 from cohort_studies import assert_as_alone, study
 from optuna.trial import TrialState
 
-from lightning_hp.tuning import cohort_plan, runner, together
+from lightning_hp.tuning import runner, together
 from lightning_hp.tuning.runner import StudyRunner
+
+#: eight trials share a structure, and four have places
+PLACES = {"engine": "stacked", "structures": 1 / 8, "cohort": 4}
 
 
 @pytest.fixture
 def stops_many(monkeypatch):
-    """A pruner that stops every trial that is not good after two epochs; and few structures will do."""
-    monkeypatch.setattr(cohort_plan, "STRUCTURES", 3)
+    """A pruner that stops every trial that is not good after two epochs."""
     pruner = optuna.pruners.ThresholdPruner(upper=1.8, n_warmup_steps=2)
     monkeypatch.setattr(runner, "pruner_of", lambda *of: pruner)
 
@@ -28,14 +30,14 @@ def cohorts_of(trials):
 
 
 def test_free_places_are_taken_by_trials_that_know_what_became_of_the_others(studies, stops_many, tmp_path):
-    study(studies, prune=True, trials=24, max_epochs=6)
+    study(studies, prune=True, trials=24, max_epochs=6, engine=PLACES)
     trials = studies.trials("digits")
     assert len(trials) == 24
     newcomers = []
     for cohort in cohorts_of(trials):
         assert len({t.params["hidden_units"] for t in cohort}) == 1
         assert len({t.user_attrs.get("stage") for t in cohort}) == 1
-        assert len(cohort) <= 4 * cohort_plan.TURNS
+        assert len(cohort) <= 8
         for place, late in enumerate(cohort[4:], start=4):
             newcomers.append(late)
             assert sum(t.datetime_complete <= late.datetime_start for t in cohort) > place - 4, "told before"
@@ -54,7 +56,7 @@ def test_an_enqueued_trial_that_comes_for_a_free_place_is_trained_after_the_coho
         return ask(runner, leases)
 
     monkeypatch.setattr(StudyRunner, "ask", with_guest)
-    study(studies, prune=True, trials=24, max_epochs=6)
+    study(studies, prune=True, trials=24, max_epochs=6, engine=PLACES)
     trials = studies.trials("digits")
     (guest,) = [t for t in trials if t.params["hidden_units"] == 11 and t.params["learning_rate"] == 0.07]
     assert guest.state in (TrialState.COMPLETE, TrialState.PRUNED)
@@ -74,7 +76,7 @@ def test_a_storage_that_fails_while_free_places_are_given_away_ends_the_study_af
         return companions(own, cohort, most, claims)
 
     monkeypatch.setattr(together.Together, "_companions", fails)
-    options = {"prune": True, "trials": 24, "max_epochs": 6}
+    options = {"prune": True, "trials": 24, "max_epochs": 6, "engine": PLACES}
     with pytest.raises(OSError, match="the storage is gone"):
         study(studies, **options)
     trials = studies.trials("digits")
@@ -85,7 +87,7 @@ def test_a_storage_that_fails_while_free_places_are_given_away_ends_the_study_af
 
 
 def test_a_study_that_is_killed_when_places_are_taken_goes_on(studies, fork, stops_many, monkeypatch):
-    options = {"prune": True, "trials": 24, "max_epochs": 6}
+    options = {"prune": True, "trials": 24, "max_epochs": 6, "engine": PLACES}
     companions = together.Together._companions
 
     def killed(own, cohort, most, claims):

@@ -85,6 +85,19 @@ def test_a_winner_by_its_mean_has_the_checkpoint_of_one_of_its_trainings(studies
     assert all(len(numbers) == 1 for numbers in together.values()), "the seeds of a configuration are one stack"
 
 
+def test_all_seeds_of_a_confirmation_are_one_stack_however_small_a_cohort_is(studies, said):
+    study(studies, trials=20, confirm={"candidates": 2, "seeds": 3}, engine={"engine": "stacked", "cohort": 2})
+    confirming = [t for t in studies.trials("digits") if CONFIRMS in t.user_attrs]
+    assert len(confirming) == 3 * len({t.user_attrs[CONFIRMS] for t in confirming}) > 0
+    for root in {t.user_attrs[CONFIRMS] for t in confirming}:
+        assert len({t.user_attrs["cohort"] for t in confirming if t.user_attrs[CONFIRMS] == root}) == 1
+
+
+def test_every_trial_may_bring_a_structure_of_its_own(studies):
+    study(studies, trials=6, confirm=False, engine={"engine": "stacked", "structures": 1.0})
+    assert [t.user_attrs["cohort"] for t in studies.trials("digits")] == list("012345")
+
+
 def test_the_winner_is_audited_and_leaves_the_moments_of_its_validation_data(studies):
     result = study(studies)
     paths = studies.paths("digits")
@@ -298,7 +311,17 @@ def test_the_size_of_a_cohort():
     assert [cohort_size(n, None) for n in (1, 6, 24, 60, 600, 6000)] == [2, 2, 4, 4, 25, 64]
     assert [cohort_size(n, None, few=2) for n in (6, 24, 60, 600)] == [2, 2, 2, 25]
     assert cohort_size(60, 7) == 7
-    assert [newcomers(n, cohort_size(n, None)) for n in (24, 60, 600, 6000)] == [0, 1, 25, 64]
+    assert [newcomers(n, cohort_size(n, None)) for n in (24, 60, 600, 6000)] == [0, 0, 25, 64]
+    assert [newcomers(240, size) for size in (2, 4, 5, 8)] == [0, 0, 5, 8], "few members leave their places empty"
+
+
+@pytest.mark.parametrize(
+    ("share", "wanted", "size", "further"),
+    [(0.25, None, 4, 0), (0.1, None, 4, 6), (0.5, None, 2, 0), (1.0, None, 1, 0), (0.25, 2, 2, 2), (0.25, 8, 4, 0)],
+)
+def test_the_share_of_structures_says_how_many_trials_share_one(share, wanted, size, further):
+    assert cohort_size(60, wanted, structures=share) == size
+    assert newcomers(60, size, share) == further
 
 
 @pytest.mark.parametrize(
@@ -308,6 +331,14 @@ def test_the_size_of_a_cohort():
         ({"engine": "in_process", "workers": 2}, r"`caviar.workers` must be 1 for the engine in_process .*, got 2"),
         ({"engine": "stacked", "cohort": 0}, r"`caviar.cohort` must be a whole number of at least 1, got 0"),
         ({"engine": "local", "cohort": 8}, r"`caviar.cohort` goes with the engine stacked, got 'local'"),
+        ({"engine": "local", "structures": 0.5}, r"`caviar.structures` goes with the engine stacked, got 'local'"),
+        *(
+            (
+                {"engine": "auto", "structures": share},
+                rf"`caviar.structures` must be a number above 0 and at most 1, got {shown}",
+            )
+            for share, shown in [(0, "0"), (1.5, r"1\.5"), ("all", "'all'"), (True, "True"), (float("nan"), "nan")]
+        ),
     ],
 )
 def test_what_the_file_may_say_about_cohorts(tmp_path, caviar, message):
