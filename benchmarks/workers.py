@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import importlib
+import json
 import os
 import random
 import signal
@@ -116,6 +119,25 @@ class Quiet(SilentListener):
             file.write(f"{os.getpid()} {text}\n")
 
 
+def import_all(folder: Path, url: str) -> None:
+    """Import what a worker's first trial imports, so that forked workers are past that; a child finds it out."""
+    folder.mkdir()
+    config, builder = study_of(folder, url, 1, 1, 60.0)
+    child = os.fork()
+    if not child:
+        try:
+            join(config, builder, Quiet(folder / "messages.log"))  # type: ignore[arg-type]
+            (folder / "modules.json").write_text(json.dumps(list(sys.modules)))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    for name in json.loads((folder / "modules.json").read_text()):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # so that a forked worker's first collection does not copy all of it
+
+
 def start(config: TuneConfig, builder: PythonBuilder) -> int:
     """Fork a worker, which is past its imports; gives its process number."""
     sys.stdout.flush()
@@ -166,6 +188,7 @@ def chaos(options: argparse.Namespace, root: Path) -> None:
         folder = root / "chaos"
         folder.mkdir()
         url = "journal" if postgres is None else postgres.url
+        import_all(root / "imports", url)
         config, builder = study_of(folder, url, options.trials, 6, options.lease, seconds=options.epoch)
         draw, events = random.Random(options.seed), Counter()
         state: dict[str, Any] = {"kill": options.kill_every, "frozen": None, "down": None}
@@ -203,12 +226,30 @@ def chaos(options: argparse.Namespace, root: Path) -> None:
         show_chaos(config, seconds, replaced, events, options)
 
 
+def losses(log: Path) -> tuple[Counter[int], Counter[int]]:
+    """Epochs that were begun again whenever another process took a trial over, the one under way among them.
+
+    Args:
+        log: Lines of trial, epoch and process, in the order in which epochs were begun.
+
+    Returns:
+        Epochs to how often so many were; of trials that went on from a checkpoint, and of those that began anew.
+    """
+    last: dict[str, tuple[int, str]] = {}
+    from_checkpoint: Counter[int] = Counter()
+    anew: Counter[int] = Counter()
+    for trial, epoch, process in (line.split() for line in log.read_text().splitlines()):
+        before = last.get(trial)
+        if before is not None and before[1] != process:
+            (from_checkpoint if int(epoch) else anew)[before[0] + 1 - int(epoch)] += 1
+        last[trial] = (int(epoch), process)
+    return from_checkpoint, anew
+
+
 def show_chaos(config: TuneConfig, seconds: float, replaced: int, events: Counter[str], options: Any) -> None:
     """Print what came of it."""
     trials = load_study(config.name, open_storage(config.storage, StudyPaths(config.folder))).trials
     states = Counter(trial.state.name for trial in trials)
-    epochs = Counter(line.rpartition(b" ")[0] for line in (config.folder / "epochs.log").read_bytes().splitlines())
-    again = sum(count - 1 for count in epochs.values())
     messages = config.folder / "messages.log"
     lines = messages.read_text().splitlines() if messages.exists() else []
     late = sum("was given to" in line for line in lines)
@@ -226,8 +267,10 @@ def show_chaos(config: TuneConfig, seconds: float, replaced: int, events: Counte
     print(f"  results of late workers refused: {late}; deaths of trials: "
           f"{sum(t.user_attrs.get('deaths', 0) for t in trials)}; gone on from a checkpoint: "
           f"{sum('went_on_from_epoch' in t.user_attrs for t in trials)}")  # fmt: skip
-    kills = max(1, events["killed"])
-    print(f"  epochs trained {sum(epochs.values())}, more than once {again}: {again / kills:.2f} a kill")
+    from_checkpoint, anew = losses(config.folder / "epochs.log")
+    lost = sum(epochs * times for one in (from_checkpoint, anew) for epochs, times in one.items())
+    print(f"  epochs begun again: {lost / max(1, events['killed']):.2f} a kill; epochs to times, gone on from a "
+          f"checkpoint: {dict(sorted(from_checkpoint.items()))}, begun anew: {dict(sorted(anew.items()))}")  # fmt: skip
     print(f"  workers that ended trials: {len({lease_of(t).worker for t in trials if lease_of(t)})}")
 
 

@@ -3,6 +3,9 @@
 It is written when the work since the last one is worth it: a write may cost at most a twentieth of the time between
 two. So a training of seconds writes few or none, and one of hours loses an epoch. What is restored is what Lightning
 restores (weights, optimizers, schedules, callbacks, loops), and the learning curve; the random generators begin anew.
+The last epoch writes none, and the file stays until the study has been told of the trial (:func:`drop_unfinished`):
+a process that is killed between a training's end and that loses the last epoch only, and who takes the trial over ends
+the training as any other.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from lightning_hp.callbacks.pruning import TrialPruning
+from lightning_hp.callbacks.pruning import TrialPruning, training_progress
 
 #: a write costs at most this part of the time between two
 SHARE = 0.05
@@ -26,8 +29,18 @@ SHARE = 0.05
 FIRST_COST = 0.05
 
 
+def drop_unfinished(file: Path) -> None:
+    """Delete a trial's checkpoint, and what killed processes have left of others: the study has been told of the trial.
+
+    Args:
+        file: See :class:`UnfinishedCheckpoint`.
+    """
+    for one in (file, *file.parent.glob(f".part-*-{file.name}")):
+        one.unlink(missing_ok=True)
+
+
 class UnfinishedCheckpoint(Checkpoint):
-    """Keeps a training's last state in a file, which is there only while the training is unfinished.
+    """Keeps a training's last state in a file; see the top of this module.
 
     Args:
         file: The checkpoint.
@@ -55,7 +68,8 @@ class UnfinishedCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write, if it is worth it; checkpoints come after all other callbacks."""
         begun = self._clock()
-        if trainer.strategy.broadcast(self._cost <= SHARE * (begun - self._since)) and not trainer.should_stop:
+        is_over = trainer.should_stop or training_progress(trainer, epoch_ended=True) == 1.0
+        if trainer.strategy.broadcast(self._cost <= SHARE * (begun - self._since)) and not is_over:
             self._write(trainer)
             self._since = self._clock()
             self._cost = self._since - begun
@@ -70,14 +84,8 @@ class UnfinishedCheckpoint(Checkpoint):
         finally:
             self._writing = False
         if trainer.is_global_zero:
-            with contextlib.suppress(FileNotFoundError):  # such a process has ended the training, and cleared up
+            with contextlib.suppress(FileNotFoundError):  # such a process has told the study, and cleared up
                 os.replace(beside, self.file)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Delete the file: the training is finished."""
-        if trainer.is_global_zero:
-            for file in (self.file, *self.file.parent.glob(f".part-*-{self.file.name}")):
-                file.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The learning curve; nothing in the checkpoints of others."""

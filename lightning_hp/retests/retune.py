@@ -50,6 +50,7 @@ from lightning_hp.search.plan import SearchPlan
 from lightning_hp.space.space import SearchSpace
 from lightning_hp.study.description import Description, describe
 from lightning_hp.study.paths import StudyPaths, write_text
+from lightning_hp.study.patience import patiently
 from lightning_hp.study.storage import StudyError, find_study, one_line
 from lightning_hp.study.trials import best_trials, no_best_message
 from lightning_hp.tuning.config import Budget, Confirmation, TuneConfig
@@ -200,7 +201,8 @@ def _refresh(
     if tested is not None:
         runner.study.set_user_attr(RETESTED_IN, str(tested.folder))
     if (retested_in := runner.study.user_attrs.get(RETESTED_IN)) is not None:
-        copy_retest_trials(runner, find_study(retested_in)[0], Path(retested_in))
+        retested, folder = find_study(retested_in)[0], Path(retested_in)
+        patiently(lambda: copy_retest_trials(runner, retested, folder), say=runner.say)
     listener.study_planned(refreshing.search.n_trials)
     result = run(refreshing, builder, listener, now=now)
     older_study.set_user_attr("retuned_by", str(result.folder))

@@ -26,6 +26,9 @@ from lightning_hp.tuning.config import Confirmation, TuneConfig
 MOST = 0.3
 #: A configuration leaves the race when its mean is behind the best by so many standard errors of the difference.
 BEHIND = 2.0
+#: the attribute of a confirming trial that names all configurations of its race, so that a race that is cut off while
+#: its first trainings are asked for is the same race afterwards
+AMONG = "confirms_among"
 #: Seed numbers of confirmations are this far from those of the study's trials, and each round this far from the next.
 _SEEDS_APART = 1_000_000
 
@@ -40,8 +43,11 @@ def reserved(config: TuneConfig) -> int:
     return trainings if trainings <= MOST * config.search.n_trials else 0
 
 
-def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation, at_once: bool = False) -> list[int]:
-    """Ask for the next trainings of the race; the study's ask lock must be held, and no trial may run or wait.
+def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation, at_once: bool = False) -> list[int] | None:
+    """Ask for the next trainings of the race; the study's ask lock must be held.
+
+    Trainings of the round that wait already, since whoever asked for them was cut off in the middle, are not asked for
+    again.
 
     Args:
         study: A study whose search has ended.
@@ -50,22 +56,29 @@ def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation, at_
         at_once: Whether all seeds are asked for in one round, which is cheaper where they are trained together.
 
     Returns:
-        Numbers of the trials whose values are trained again; empty when the race is over.
+        Numbers of the trials whose values are trained again; empty when the race is over and nothing waits; None
+        while trials run, or others wait.
     """
     trials = study.get_trials(deepcopy=False)
+    if not _is_settled(trials):
+        return None
     roots = _candidates(study, trials, engine, wanted)
     results = {one.root: one for one in confirmed(trials, study.direction is StudyDirection.MINIMIZE)}
-    trained = {root: sum(t.user_attrs.get(CONFIRMS) == root for t in trials) for root in roots}
+    confirming = [t for t in trials if CONFIRMS in t.user_attrs]
+    ended = [t.user_attrs[CONFIRMS] for t in confirming if t.state is not TrialState.WAITING]
+    waiting = {t.user_attrs.get("seed_number"): t for t in confirming if t.state is TrialState.WAITING}
+    trained = {root: ended.count(root) for root in roots}
     lacking = [root for root in roots if trained[root] < wanted.seeds and _in_race(root, results, trained)]
     if not lacking:
-        return []
+        return list(dict.fromkeys(t.user_attrs[CONFIRMS] for t in waiting.values()))
     fewest = min(trained[root] for root in lacking)
     racing = [root for root in lacking if trained[root] == fewest]
     for root in racing:
         first = int(trials[root].user_attrs.get("seed_number", root))
         for seed in range(fewest, wanted.seeds if at_once else fewest + 1):
-            attributes = {CONFIRMS: root, "seed_number": (seed + 1) * _SEEDS_APART + first}
-            study.enqueue_trial(dict(trials[root].params), user_attrs=attributes)
+            attributes = {CONFIRMS: root, AMONG: roots, "seed_number": (seed + 1) * _SEEDS_APART + first}
+            if attributes["seed_number"] not in waiting:
+                study.enqueue_trial(dict(trials[root].params), user_attrs=attributes)
     return racing
 
 
@@ -74,7 +87,8 @@ def _candidates(study: optuna.Study, trials: Sequence[FrozenTrial], engine: Engi
     begun = [t for t in trials if CONFIRMS in t.user_attrs]
     searched = [t.number for t in trials if CONFIRMS not in t.user_attrs and t.state is TrialState.COMPLETE]
     if begun and (not searched or max(searched) < min(t.number for t in begun[-wanted.candidates * wanted.seeds :])):
-        return list(dict.fromkeys(t.user_attrs[CONFIRMS] for t in begun[-wanted.candidates * wanted.seeds :]))
+        among: Sequence[int] | None = begun[-1].user_attrs.get(AMONG)  # None in a study of an earlier version
+        return list(among or dict.fromkeys(t.user_attrs[CONFIRMS] for t in begun[-wanted.candidates * wanted.seeds :]))
     since = first_of_project(study)
     chosen = [candidate.trial for candidate in winner_candidates(study, engine, wanted.candidates)]
     numbers = [int(trial.user_attrs.get(CONFIRMS, trial.number)) for trial in chosen if _is_good(trial)]
@@ -102,6 +116,6 @@ def _in_race(root: int, results: Mapping[int, Confirmed], trained: Mapping[int, 
     return abs(own.mean - best.mean) <= BEHIND * error
 
 
-def is_settled(study: optuna.Study) -> bool:
-    """Whether no trial of the study runs or waits."""
-    return not any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in study.get_trials(deepcopy=False))
+def _is_settled(trials: Sequence[FrozenTrial]) -> bool:
+    """Whether no trial runs, and none waits but trainings of the race."""
+    return all(t.state.is_finished() or (t.state is TrialState.WAITING and CONFIRMS in t.user_attrs) for t in trials)

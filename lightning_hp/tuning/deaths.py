@@ -1,8 +1,8 @@
 """Workers that died with a trial: each is counted once, and after too many of them the trial is given up.
 
-A trial may well be what kills its workers (memory, a driver). One that gets further with every worker is not, and
-neither is one whose neighbours lose as many: where workers are killed all the time, whatever they run, a trial may lose
-many and still come to its end.
+A trial may well be what kills its workers (memory, a driver). One that gets further with every worker is not. Where
+workers are killed all the time, whatever they run, a trial may lose many and still come to its end: it is given up when
+so many in a row would be bad luck of fewer than one trial in a thousand, as far as the study's other trials tell.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.study.leases import lease_of
 from lightning_hp.study.upstream import storage_of, trial_number
 
 #: a trial that so many workers died with in a row, none of which brought it further, is given up
 MOST_DEATHS = 5
-#: so many where as many workers have died with other trials meanwhile
+#: so many however many workers die with other trials
 MOST_AMONG_OTHERS = 25
-#: system attribute of a trial: the turn of the owner that died last, how far the trial was, how many died there, and
-#: how many had died with other trials when the first of them did
+#: a trial is given up when so many deaths in a row would come with this probability if others died as often
+BY_CHANCE = 1e-3
+#: system attribute of a trial: the turn of the owner that died last, how far the trial was, and how many died there
 _KEY = "lightning_hp:deaths"
 
 
@@ -43,7 +44,7 @@ def count_death(study: optuna.Study, trial: FrozenTrial, worker: str) -> int:
         return int(last["deaths"])
     step = max(trial.intermediate_values, default=0)
     if step > last["step"] or not last["deaths"]:
-        last = {**last, "deaths": 0, "others": _of_others(study, trial)}
+        last = {**last, "deaths": 0}
     number, storage, deaths = trial_number(trial), storage_of(study), int(last["deaths"]) + 1
     storage.set_trial_user_attr(number, "deaths", trial.user_attrs.get("deaths", 0) + 1)
     storage.set_trial_system_attr(number, _KEY, {**last, "turn": lease.turn, "step": step, "deaths": deaths})
@@ -60,14 +61,19 @@ def is_to_blame(study: optuna.Study, trial: FrozenTrial, deaths: int) -> bool:
     """
     if deaths < MOST_DEATHS:
         return False
-    stored = storage_of(study).get_trial(trial_number(trial))
-    meanwhile = _of_others(study, trial) - int(_last(stored)["others"])
-    return deaths >= MOST_AMONG_OTHERS or deaths > meanwhile
+    mean = _deaths_of_others(study, trial)
+    # deaths that come whatever a trial does: so many before its next step with probability (mean / (1 + mean))^deaths
+    return deaths >= MOST_AMONG_OTHERS or (mean / (1 + mean)) ** deaths < BY_CHANCE
 
 
-def _of_others(study: optuna.Study, trial: FrozenTrial) -> int:
-    trials = study.get_trials(deepcopy=False)
-    return sum(int(t.user_attrs.get("deaths", 0)) for t in trials if t.number != trial.number)
+def _deaths_of_others(study: optuna.Study, trial: FrozenTrial) -> float:
+    """How many workers died with another trial, on average over those that were begun and have not failed."""
+    deaths = [
+        int(other.user_attrs.get("deaths", 0))
+        for other in study.get_trials(deepcopy=False)
+        if other.number != trial.number and other.state not in (TrialState.WAITING, TrialState.FAIL)
+    ]
+    return sum(deaths) / len(deaths) if deaths else 0.0
 
 
 def forget_deaths(study: optuna.Study, trial: optuna.Trial) -> None:
@@ -79,5 +85,5 @@ def forget_deaths(study: optuna.Study, trial: optuna.Trial) -> None:
 
 
 def _last(trial: FrozenTrial) -> dict[str, Any]:
-    last: dict[str, Any] = trial.system_attrs.get(_KEY, {"turn": -1, "step": 0, "deaths": 0, "others": 0})
+    last: dict[str, Any] = trial.system_attrs.get(_KEY, {"turn": -1, "step": 0, "deaths": 0})
     return last

@@ -39,7 +39,7 @@ from lightning_hp.study.study_lock import study_lock
 from lightning_hp.study.upstream import stored_trial, trial_number
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.config import TuneConfig
-from lightning_hp.tuning.confirmation import enqueue_round, is_settled, reserved
+from lightning_hp.tuning.confirmation import enqueue_round, reserved
 from lightning_hp.tuning.deaths import count_death, forget_deaths, is_to_blame
 from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, out_of_memory, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
@@ -131,7 +131,7 @@ class StudyRunner:
         """What was left behind: trials whose failures stopped the study, and results that could not be stored."""
         with self.lock():
             again = enqueue_reruns(self.study)
-            store_kept(self.study, self.leases, self.paths, self.description.mode, self.say)
+            store_kept(self.study, self.paths, self.description.mode, self.say)
         if again:
             self.say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
 
@@ -355,18 +355,19 @@ class StudyRunner:
         return True
 
     def confirm(self) -> bool:
-        """Ask for the next trainings that confirm the winner; False where there are none left."""
-        if not reserved(self.config) or self.config.confirm is None:
+        """Ask for the next trainings that confirm the winner; whether any are left."""
+        wanted, at_once = self.config.confirm, self.together is not None
+        if wanted is None or not reserved(self.config):
             return False
-        with self.lock():
-            if not is_settled(self.study):
-                return False
-            at_once = self.together is not None
-            numbers = enqueue_round(self.study, self.sampler.engine, self.config.confirm, at_once)
-        if numbers:
+
+        def attempt() -> list[int] | None:
+            with self.lock():
+                return enqueue_round(self.study, self.sampler.engine, wanted, at_once)
+
+        if numbers := patiently(attempt, say=self.say):
             seeds = "fresh seeds" if at_once else "a fresh seed"
             self.say(f"training the best again on {seeds}: trials {', '.join(map(str, numbers))}")
-        return bool(numbers)
+        return numbers != []
 
     def wait_for_others(self, poll: float = 0.5) -> bool:
         """Wait until no process runs a trial of this study; False if orphans are left, or a stop is asked for.

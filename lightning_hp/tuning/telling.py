@@ -16,6 +16,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.callbacks.unfinished import drop_unfinished
 from lightning_hp.study.leases import Leases, lease_of
 from lightning_hp.study.paths import StudyPaths, TrialPaths, write_text
 from lightning_hp.study.patience import StorageAwayError
@@ -49,6 +50,7 @@ def store(
         if owner is not None:
             return owner
         _tell(study, trial, outcome, mode)
+        drop_unfinished(paths.unfinished)
     except UpdateFinishedTrialError:
         return leases.present_owner(trial) or "another worker"
     except StorageAwayError as error:
@@ -85,12 +87,11 @@ def _worst_finite(study: optuna.Study, mode: str, own: float | None) -> float | 
     return max(finite) if mode == "min" else min(finite)
 
 
-def store_kept(study: optuna.Study, leases: Leases, paths: StudyPaths, mode: str, say: Callable[[str], None]) -> None:
+def store_kept(study: optuna.Study, paths: StudyPaths, mode: str, say: Callable[[str], None]) -> None:
     """Store the outcomes that were kept while the storage was away; the study's lock must be held.
 
     Args:
         study: The study.
-        leases: Of this worker.
         paths: The study folder.
         mode: ``min`` or ``max``.
         say: Is told of each in a sentence.
@@ -98,19 +99,23 @@ def store_kept(study: optuna.Study, leases: Leases, paths: StudyPaths, mode: str
     for file in sorted(paths.root.glob(f"trials/*/{TrialPaths(paths.root).outcome.name}")):
         number = int(file.parent.name)
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        kept["points"] = {int(step): value for step, value in kept["points"].items()}
         trials = study.get_trials(deepcopy=False)
         trial = trials[number] if number < len(trials) else None
-        if trial is not None and _is_open(trial, kept.pop("turn")):
-            with leases.hold(trial):
-                live = optuna.Trial(study, trial_number(trial))
-                if store(study, live, Outcome(**kept), leases, paths.trial(number), mode) is None:
-                    say(f"the result of trial {number} that was kept in {file} is stored now")
+        if trial is not None and _is_of(trial, kept.pop("turn"), kept["state"]):
+            if trial.state is TrialState.RUNNING:
+                # without a lease of our own, which the lock makes needless: should storage go away again in the
+                # middle, the trial is still of the turn that the result was kept for
+                points = {int(step): value for step, value in kept.pop("points").items()}
+                points = {step: value for step, value in points.items() if step not in trial.intermediate_values}
+                _tell(study, optuna.Trial(study, trial_number(trial)), Outcome(**kept, points=points), mode)
+            drop_unfinished(paths.trial(number).unfinished)
+            say(f"the result of trial {number} that was kept in {file} is stored now")
         else:
             say(f"the result of trial {number} that was kept in {file} is not counted: another worker has the trial")
         file.unlink()
 
 
-def _is_open(trial: FrozenTrial, turn: int | None) -> bool:
+def _is_of(trial: FrozenTrial, turn: int | None, state: str) -> bool:
+    """Whether a trial has had no other owner since a result of it was kept; it runs, or has ended by that result."""
     lease = lease_of(trial)
-    return trial.state is TrialState.RUNNING and (None if lease is None else lease.turn) == turn
+    return (None if lease is None else lease.turn) == turn and trial.state in (TrialState.RUNNING, _STATES[state])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lightning_hp.callbacks.unfinished import drop_unfinished
 from lightning_hp.project.quiet import suppress_repeated_warnings
 from lightning_hp.study.leases import lease_of
 from lightning_hp.study.storage import quiet_optuna
@@ -56,6 +57,7 @@ def train_winner_again(runner: StudyRunner, best: FrozenTrial) -> None:
             prune=False,
             curve_points=runner.config.curve_points,
         )
+    drop_unfinished(paths.unfinished)
     if outcome.value is None:
         failure = outcome.attributes.get("failure", outcome.state)
         runner.say(f"trial {best.number} could not be trained again: {failure}")

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_hp.callbacks import unfinished
 from lightning_hp.callbacks.pruning import TrialPruning
-from lightning_hp.callbacks.unfinished import UnfinishedCheckpoint
+from lightning_hp.callbacks.unfinished import UnfinishedCheckpoint, drop_unfinished
 
 
 class Trainer:
@@ -47,8 +47,10 @@ def test_a_process_that_stood_still_writes_to_a_file_of_its_own(checkpoint, monk
     assert [file.name for file in checkpoint.file.parent.iterdir()] == [checkpoint.file.name]
 
 
-def test_the_end_of_a_training_clears_up_what_killed_processes_have_left(checkpoint, monkeypatch):
+def test_what_killed_processes_have_left_is_dropped_with_the_checkpoint(checkpoint):
     (checkpoint.file.parent / f".part-elsewhere-7-{checkpoint.file.name}").write_text("half")
     (checkpoint.file.parent / "best.ckpt").write_text("whole")
-    checkpoint._write(Trainer("mine", lambda: checkpoint.on_train_end(Trainer(""), None)))
+    checkpoint._write(Trainer("mine", lambda: drop_unfinished(checkpoint.file)))
+    checkpoint._write(Trainer("again"))
+    drop_unfinished(checkpoint.file)
     assert [file.name for file in checkpoint.file.parent.iterdir()] == ["best.ckpt"]

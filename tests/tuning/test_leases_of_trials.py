@@ -1,17 +1,21 @@
 """What a study does with trials whose worker is silent, late or has handed them back."""
 
 import contextlib
+import os
 import signal
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import toy_project as toy
 from optuna.trial import TrialState
 
 from lightning_hp.callbacks import unfinished
 from lightning_hp.project.quiet import suppress_repeated_warnings
 from lightning_hp.study.leases import Leases, Worker, lease_of
 from lightning_hp.study.upstream import stored_trial
+from lightning_hp.tuning import runner as runner_module
 from lightning_hp.tuning.checkpoints import can_go_on
 from lightning_hp.tuning.config import TuneConfig
 from lightning_hp.tuning.listener import SilentListener
@@ -38,8 +42,6 @@ class Listener(SilentListener):
 @pytest.fixture
 def runner(studies, monkeypatch):
     """Makes runners of one study that count as workers of different machines, with a clock that the test turns."""
-    import toy_project as toy
-
     from lightning_hp.project.build import PythonBuilder
 
     def make(name, clock, trials=4):
@@ -184,6 +186,49 @@ def test_a_trial_goes_on_from_its_last_checkpoint(studies, fork, monkeypatch):
     assert trial.value == min(trial.intermediate_values.values())
     assert not studies.paths().trial(1).unfinished.exists()
     assert "went_on_from_epoch" not in studies.trials()[0].user_attrs
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_a_process_that_is_killed_before_the_study_is_told_costs_an_epoch_at_most(studies, fork, monkeypatch, prune):
+    """Between the end of a training and the study's learning of it."""
+    monkeypatch.setattr(unfinished, "SHARE", 1e9)
+    epochs = studies.folder / "epochs"
+
+    class Counted(toy.Toy):
+        def on_train_epoch_start(self):
+            with epochs.open("a") as file:
+                file.write(f"{Path(self.trainer.default_root_dir).name} {self.current_epoch}\n")
+
+    class AfterThree:
+        def prune(self, study, trial):
+            return trial.number == 1 and trial.last_step >= 3
+
+    monkeypatch.setattr(runner_module, "pruner_of", lambda *_: AfterThree())
+    options = {"trials": 3, "max_epochs": 6, "model": Counted, "prune": prune}
+
+    def killed_before_telling():
+        real = runner_module.store
+        with monkeypatch.context() as once:
+            once.setattr(
+                runner_module,
+                "store",
+                lambda study, trial, *more: (
+                    os.kill(os.getpid(), signal.SIGKILL) if trial.number == 1 else real(study, trial, *more)
+                ),
+            )
+            studies.run(**options)
+
+    assert fork(killed_before_telling).wait() == -signal.SIGKILL
+    studies.run(**options)
+    trained = [line.split() for line in epochs.read_text().splitlines()]
+    last = 2 if prune else 5
+    assert [int(epoch) for trial, epoch in trained if trial == "0001"] == [*range(last + 1), last]
+    plain = studies.run("plain", **options).study.trials
+    trials = studies.trials()
+    assert [(t.state, t.value, t.intermediate_values) for t in trials] == [
+        (t.state, t.value, t.intermediate_values) for t in plain
+    ]
+    assert not list(studies.paths().root.rglob("*unfinished*"))
 
 
 def test_a_checkpoint_that_is_torn_or_of_other_values_is_not_gone_on_from(studies, fork, monkeypatch):

@@ -3,10 +3,12 @@
 import json
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
 import pytest
+import toy_project as toy
 from optuna.trial import TrialState
 from postgres import PASSWORD
 
@@ -15,7 +17,6 @@ from lightning_hp.study.leases import lease_of
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.patience import StorageAwayError
 from lightning_hp.study.storage import StudyError, find_study, open_storage
-from lightning_hp.tuning import telling
 
 COMPLETE = TrialState.COMPLETE
 pytestmark = pytest.mark.slow
@@ -97,11 +98,17 @@ def test_a_training_goes_on_while_its_storage_is_away(studies, postgres, monkeyp
 
 
 def test_a_result_is_kept_when_the_storage_stays_away_and_stored_when_it_is_back(studies, postgres, monkeypatch):
+    trained = []
+
+    class Counted(toy.Toy):
+        def on_fit_start(self):
+            trained.append(Path(self.trainer.default_root_dir).name)
+
     studies.run("reference", trials=4)
     Outage(postgres, monkeypatch, 3, starts=False)
     monkeypatch.setattr(patience, "PATIENCE", 0.0)
     with pytest.raises(StorageAwayError, match=r"the result of trial 1 is kept in .*0001/outcome\.json") as error:
-        studies.run("away", trials=4, storage=postgres.url)
+        studies.run("away", trials=4, storage=postgres.url, model=Counted)
     assert "\n" not in str(error.value)
     kept = json.loads(studies.paths("away").trial(1).outcome.read_text())
     assert (kept["state"], kept["turn"]) == ("complete", 0)
@@ -110,15 +117,10 @@ def test_a_result_is_kept_when_the_storage_stays_away_and_stored_when_it_is_back
     from lightning_hp.tuning import finish
 
     monkeypatch.setattr(finish, "write_reports", lambda study, paths, now: paths.report.touch())
-    trained = []
-    real = telling.store
-    monkeypatch.setattr(
-        telling, "store", lambda study, trial, *more: trained.append(trial.number) or real(study, trial, *more)
-    )
     postgres.start()
-    study = studies.run("away", trials=4, storage=postgres.url).study
+    study = studies.run("away", trials=4, storage=postgres.url, model=Counted).study
     assert told(study.trials) == told(studies.trials("reference"))
-    assert trained == [1], "it was not trained again"
+    assert trained == ["0000", "0001", "0002", "0003"], "it was not trained again"
     assert not studies.paths("away").trial(1).outcome.exists()
 
 
