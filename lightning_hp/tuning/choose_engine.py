@@ -10,6 +10,7 @@ each other. One line says what was chosen and why.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_hp.project.build import Built, CliBuilder
-from lightning_hp.project.cli_repeat import RepeatingBuilder
 from lightning_hp.study.storage import one_line
 from lightning_hp.training.stacked import Member, NotStackable, Stack
 from lightning_hp.training.stacked.check import check_stack
@@ -26,7 +26,7 @@ from lightning_hp.training.stacked.randomness import RandomState
 from lightning_hp.training.stacked.seat import seat
 from lightning_hp.tuning.caviar import AUTO
 from lightning_hp.tuning.cohort_plan import cohort_size
-from lightning_hp.tuning.cohorts import refuse_own_start, stood_in_for
+from lightning_hp.tuning.cohorts import build_of, refuse_own_start, stood_in_for
 from lightning_hp.tuning.confirmation import reserved
 from lightning_hp.tuning.failures import counted
 from lightning_hp.tuning.together import Together
@@ -56,10 +56,11 @@ def settle_engine(runner: StudyRunner) -> None:
     workers = config.caviar.workers
     alone = "local" if workers > 1 else "in_process"
     engine, size = alone, config.caviar.cohort
+    build = build_of(runner.builder)
     if _has_more(runner):
         random_state = RandomState.capture()
         try:
-            few, together, single = _measured(runner)
+            few, together, single = _measured(runner, build)
             engine = "stacked"
             size = cohort_size(config.search.n_trials, size, few, config.caviar.structures)
             costs = f"{1e3 * together:.2g} ms a step instead of {1e3 * single:.2g} ms"
@@ -71,7 +72,7 @@ def settle_engine(runner: StudyRunner) -> None:
         finally:
             random_state.restore()
     runner.config = replace(config, caviar=replace(config.caviar, engine=engine, cohort=size))
-    runner.together = Together(runner) if runner.config.caviar.stacks else None
+    runner.together = Together(runner, build) if runner.config.caviar.stacks else None
 
 
 def _has_more(runner: StudyRunner) -> bool:
@@ -81,7 +82,7 @@ def _has_more(runner: StudyRunner) -> bool:
     return unfinished or counted(trials, runner.study) < runner.config.search.n_trials - reserved(runner.config)
 
 
-def _measured(runner: StudyRunner) -> tuple[int, float, float]:
+def _measured(runner: StudyRunner, build: Callable[..., Built]) -> tuple[int, float, float]:
     """The smallest cohort that pays, and seconds of a step in it and of a Trainer's step.
 
     Raises:
@@ -96,7 +97,6 @@ def _measured(runner: StudyRunner) -> tuple[int, float, float]:
         [size for size in _SIZES if size <= largest] if config.caviar.cohort is None else [min(largest, *_SIZES[:1])]
     )
     defaults = space.unit([space.defaults()])[0]
-    build = RepeatingBuilder(runner.builder).build if isinstance(runner.builder, CliBuilder) else runner.builder.build
     with tempfile.TemporaryDirectory() as folder:
         members: list[Member] = []
         for number in range(sizes[0]):

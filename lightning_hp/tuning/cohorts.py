@@ -109,7 +109,7 @@ class Cohort:
     """How the trials of a study are trained together.
 
     Attributes:
-        builder: Makes the objects of a trial.
+        build: Makes the objects of a trial, see :func:`build_of`.
         monitor: Name of the metric.
         mode: ``min`` or ``max``.
         length: Of a complete training.
@@ -121,7 +121,7 @@ class Cohort:
         audited: Whether the study audits its winner itself.
     """
 
-    builder: CliBuilder | PythonBuilder
+    build: Callable[..., Built]
     monitor: str
     mode: str
     length: TrainingLength
@@ -131,11 +131,6 @@ class Cohort:
     curve_points: int
     say: Callable[[str], None]
     audited: bool = True
-
-    def __post_init__(self) -> None:
-        """Build as the builder does; what several trials have in common is parsed once."""
-        builder = self.builder
-        self.build = RepeatingBuilder(builder).build if isinstance(builder, CliBuilder) else builder.build
 
     def train(self, candidates: Sequence[Candidate], refill: Refill | None = None) -> list[Trained]:
         """Train trials of one structure together; never raises for what the training did.
@@ -336,6 +331,11 @@ class _MemberCurve:
         if self.best() is None:
             raise NotStackable(f"{self.cohort.monitor} was not logged before training ended")
         return TrialOutcome("pruned" if self.pruned else "complete", self.best())
+
+
+def build_of(builder: CliBuilder | PythonBuilder) -> Callable[..., Built]:
+    """Build as a builder does; what the trials of a study have in common is parsed once."""
+    return RepeatingBuilder(builder).build if isinstance(builder, CliBuilder) else builder.build
 
 
 def stood_in_for(audited: bool) -> tuple[type[pl.Callback], ...]:

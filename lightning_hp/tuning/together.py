@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from lightning_hp.project.built import Built
 from lightning_hp.search.stages import stage_at
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.study.journal import in_one_go
@@ -21,7 +22,7 @@ from lightning_hp.study.trials import best_trials
 from lightning_hp.study.upstream import storage_of
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.cohort_plan import cohort_size, fixed_parameters, newcomers, repeats, together_with
-from lightning_hp.tuning.cohorts import Candidate, Cohort, Trained
+from lightning_hp.tuning.cohorts import Candidate, Cohort, Trained, build_of
 from lightning_hp.tuning.objective import structure
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ class Together:
         cohort: How trials are trained together; None once that has failed for a whole cohort.
     """
 
-    def __init__(self, runner: StudyRunner) -> None:
-        """Take the study's settings from its runner."""
+    def __init__(self, runner: StudyRunner, build: Callable[..., Built] | None = None) -> None:
+        """Take the study's settings from its runner, and what makes the objects of a trial where that has begun."""
         self._runner, config = runner, runner.config
         self.cohort: Cohort | None = Cohort(
-            runner.builder,
+            build or build_of(runner.builder),
             config.monitor,
             config.mode,
             runner.length,
