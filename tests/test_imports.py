@@ -19,7 +19,7 @@ ALLOWED = {
     "ledger": (),
     "batchnorm": (),
     "training": ("batchnorm",),
-    "callbacks": ("batchnorm", "ledger"),
+    "callbacks": ("training", "batchnorm", "ledger"),
     "study": ("search", "space", "ledger"),
     "report": ("study", "search", "space", "ledger"),
     "project": ("study", "space"),

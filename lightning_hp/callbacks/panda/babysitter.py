@@ -15,18 +15,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
 from lightning_hp.callbacks.panda import company, control, rules, snapshot
-from lightning_hp.callbacks.panda.history import (
-    BEST,
-    GOOD,
-    START,
-    Done,
-    History,
-    Intervention,
-    Validation,
-)
+from lightning_hp.callbacks.panda.beside import Neighbours
+from lightning_hp.callbacks.panda.history import BEST, GOOD, START, Done, History, Intervention, Validation
 from lightning_hp.callbacks.panda.journal import Journal, rows_of
 from lightning_hp.callbacks.panda.meter import WindowMeter
 from lightning_hp.callbacks.panda.policies import Policy, RulesPolicy
@@ -96,6 +89,7 @@ class PandaBabysitter(Callback):
         self._hands_off: tuple[str, ...] = ()
         self._alone = False
         self._reload = LoaderReload()
+        self._neighbours = Neighbours()
         self._resumed = self._missed = False
         self._best = math.inf  # of the monitored metric, smaller is better
 
@@ -130,6 +124,7 @@ class PandaBabysitter(Callback):
         folder = self._folder(trainer)
         if not self._resumed:  # the callback may have served another fit
             self.history, self._best = History(direction=self.history.direction), math.inf
+            self._neighbours.end()
         history = self.history
         history.hands_off, planned = self._hands_off, company.planned_steps(trainer)
         if history.loader_since < 0:  # else planned anew when the batch size changed
@@ -156,8 +151,7 @@ class PandaBabysitter(Callback):
         return None if folder in (None, "") or dry else Path(str(folder))
 
     def _plan_windows(self, trainer: pl.Trainer) -> None:
-        usual = max(3, min(100, (self.history.planned or 3000) // 60))
-        self._window = self.check_every or usual
+        self._window = self.check_every or max(3, min(100, (self.history.planned or 3000) // 60))
         self._length = self.policy.window(self.history, self._window, trainer.global_step)
 
     def _go_on(self, trainer: pl.Trainer, folder: Path | None, values: dict[str, float]) -> None:
@@ -171,6 +165,13 @@ class PandaBabysitter(Callback):
         self._event(trainer, "stopped", "running", why, numbers={"values": dict(values)})
 
     # --- every step ---
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Train the neighbours of a probe on the mini-batch that comes."""
+        if self._neighbours.beside is not None:
+            self._neighbours.train(trainer, pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """Take the gradient's norm once a window; it is read at the check."""
@@ -190,7 +191,7 @@ class PandaBabysitter(Callback):
         else:
             meter.add_part(trainer, loss)
         if len(meter.losses) >= self._length:
-            self._check(trainer, pl_module)
+            self._check(trainer, pl_module, batch)
 
     # --- validation ---
 
@@ -224,17 +225,20 @@ class PandaBabysitter(Callback):
 
     # --- a check ---
 
-    def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> None:
         history = self.history
         history.values = read_values(trainer.optimizers[0], trainer.datamodule)  # type: ignore[attr-defined]
         good = self.snapshots.get(GOOD) if rules.needs_distance(history, self.settings) else None
         window = self._meter.window(trainer, pl_module, good, history.values)
         history.windows.append(window)
+        history.beside = self._neighbours.windows(window)
         self._meter.restart(trainer.global_step)
         self.journal.window(window)
         if not self._alone:
             self._answer_commands(trainer, pl_module)
             intervention = self._allowed(self.policy.decide(history))
+            if intervention is not None and intervention.beside:
+                intervention = self._begin_beside(trainer, pl_module, intervention, batch)
             if intervention is None or intervention.restore is None:
                 for name in self.policy.keep(history):
                     self.snapshots[name] = snapshot.take(trainer, pl_module, trainer.global_step, randomness=False)
@@ -244,6 +248,20 @@ class PandaBabysitter(Callback):
                 self.snapshots.pop(START, None)
         self._length = self.policy.window(history, self._window, trainer.global_step)
         self.journal.status("running", history, trainer.current_epoch)
+
+    def _begin_beside(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: Intervention, batch: Any
+    ) -> Intervention | None:
+        """Begin a probe whose neighbours train beside; where they cannot, say so once and decide without that."""
+        reason = self._neighbours.begin(trainer, pl_module, what, batch)
+        if reason is None:
+            return what
+        if what.by == "replay":
+            raise ValueError(f"`policy` must replay probes that this training can make, got a stack: {reason}")
+        self.history.not_stacked = reason
+        rank_zero_info(f"PandaBabysitter probes one value after the other, not as a stack: {reason}")
+        self._event(trainer, None, "one after the other", f"no stack: {reason}", "probes")
+        return self._allowed(self.policy.decide(self.history))
 
     def _allowed(self, intervention: Intervention | None) -> Intervention | None:
         """Leave out what a scheduler owns, and an intervention of which nothing remains."""
@@ -261,7 +279,10 @@ class PandaBabysitter(Callback):
         history, optimizer, datamodule = self.history, trainer.optimizers[0], trainer.datamodule  # type: ignore[attr-defined]
         before, back_to = dict(history.values), None
         for name in what.save:
-            self.snapshots[name] = snapshot.take(trainer, pl_module, trainer.global_step)
+            beside, step = self._neighbours.state_of(name, trainer.global_step), trainer.global_step
+            self.snapshots[name] = beside or snapshot.take(trainer, pl_module, step, randomness=name != GOOD)
+        if not what.beside:  # the probe is over
+            self._neighbours.end()
         if what.restore is not None:
             kept = self.snapshots.get(what.restore) or self.snapshots[GOOD]
             snapshot.restore(trainer, pl_module, kept, groups=not self._hands_off)
@@ -326,6 +347,7 @@ class PandaBabysitter(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the last line and the picture."""
         self._reload.settle(trainer)
+        self._neighbours.end()
         self._event(trainer, "running", "ended", "the training is over", numbers={"values": dict(self.history.values)})
         self.journal.status("ended", self.history, trainer.current_epoch, always=True)
         if self.picture and self.journal.folder is not None:
@@ -359,6 +381,7 @@ class PandaBabysitter(Callback):
             "window": self._window,
             "length": self._length,
             "meter": self._meter.state_dict(),
+            "neighbours": self._neighbours.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -369,6 +392,7 @@ class PandaBabysitter(Callback):
         self.snapshots = dict(state_dict["snapshots"])
         self._window, self._length = int(state_dict["window"]), int(state_dict["length"])
         self._meter.load_state_dict(state_dict["meter"])
+        self._neighbours.load_state_dict(state_dict.get("neighbours"))
         self._resumed = bool(self.snapshots)  # Lightning's finders save and load before a training has begun
 
 

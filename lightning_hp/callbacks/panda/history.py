@@ -81,6 +81,7 @@ class Intervention:
         stop: Whether training ends here.
         numbers: What the decision was based on.
         by: ``rule``, ``probe``, ``person`` or ``replay``.
+        beside: Further values of the hyperparameter in ``values`` that train beside, on the same mini-batches.
     """
 
     rule: str
@@ -92,6 +93,7 @@ class Intervention:
     stop: bool = False
     numbers: dict[str, float] = field(default_factory=dict)
     by: str = "rule"
+    beside: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class History:
         loader_pending: Whether a changed batch size waits for the next epoch.
         loader_since: Step at which the loader was last changed; -1 for never.
         hands_off: Names that belong to a learning-rate scheduler of the module.
+        beside: What was measured in the last window by the neighbours that train beside, in their order.
+        not_stacked: Why neighbours cannot train beside; empty while nobody has found a reason.
     """
 
     planned: int | None = None
@@ -132,6 +136,8 @@ class History:
     loader_pending: bool = False
     loader_since: int = -1
     hands_off: tuple[str, ...] = ()
+    beside: list[Window] = field(default_factory=list)
+    not_stacked: str = ""
 
     @property
     def step(self) -> int:
@@ -189,6 +195,7 @@ class History:
         content["windows"] = [Window(**window) for window in content["windows"]]
         content["validations"] = [Validation(**validation) for validation in content["validations"]]
         content["done"] = [_done(done) for done in content["done"]]
+        content["beside"] = [Window(**window) for window in content.get("beside", ())]
         content["hands_off"] = tuple(content.get("hands_off", ()))
         return cls(**content)
 
@@ -196,7 +203,8 @@ class History:
 def intervention_from_dict(mapping: Mapping[str, Any]) -> Intervention:
     """Read what `dataclasses.asdict` made of an intervention."""
     content = dict(mapping)
-    content["save"], content["drop"] = tuple(content["save"]), tuple(content["drop"])
+    for name in ("save", "drop", "beside"):
+        content[name] = tuple(content.get(name, ()))
     return Intervention(**content)
 
 

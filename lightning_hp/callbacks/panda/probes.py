@@ -1,10 +1,15 @@
 """Probe mode: the rules, and short trainings of neighbouring values from one snapshot.
 
-A probe runs inside the ordinary training loop: the state is kept as "fork"; each candidate starts from it, trains for
-`Settings.probe_windows` windows on the batches that come, and its end state is kept; then training goes on from the end
-state of the winner. So every module, precision and strategy works, the winner's steps are not lost, and the cost is
-counted in the run's own steps: two thirds of them are thrown away. A candidate wins only beyond noise; else the value
-stays. Momentum (tier B) is probed where the last probe of the learning rate (tier A) kept it.
+Where the training can be copied into a stack (`beside`), the training itself goes on with the present value for
+`Settings.probe_windows` windows, and the neighbours train beside it on the same mini-batches; a neighbour that wins
+hands over its state. Nothing of the training is thrown away, and each step of a neighbour counts as a step that was
+spent, though in a stack it costs less than one.
+
+Elsewhere a probe runs inside the ordinary training loop: the state is kept as "fork"; each candidate starts from it,
+trains on the batches that come, and its end state is kept; then training goes on from the end state of the winner. So
+every module, precision and strategy works, the winner's steps are not lost, and the cost is counted in the run's own
+steps: two thirds of them are thrown away. A candidate wins only beyond noise; else the value stays. Momentum (tier B)
+is probed where the last probe of the learning rate (tier A) kept it.
 
 Everything is read from the history, so a training that is killed in the middle of a probe goes on in it.
 """
@@ -14,7 +19,7 @@ from __future__ import annotations
 import math
 
 from lightning_hp.callbacks.panda import rate_search, rules
-from lightning_hp.callbacks.panda.history import RATE, Done, History, Intervention, Window
+from lightning_hp.callbacks.panda.history import GOOD, RATE, Done, History, Intervention, Window
 from lightning_hp.callbacks.panda.policies import keep_good
 from lightning_hp.callbacks.panda.settings import Settings
 
@@ -74,16 +79,20 @@ def begin(history: History, settings: Settings) -> Intervention | None:
     marks = [mark for mark in _MARKS if mark <= 1 - settings.wind_down_share]
     if len(finished) >= len(marks) or history.progress < marks[len(finished)]:
         return None
-    steps = history.windows[-1].steps * settings.probe_windows
-    if probe_steps(history) + len(FACTORS) * steps > settings.probe_share * history.planned:
-        return None
     name = _next_name(history, finished, settings)
     candidates = _candidates(name, history, settings)
     if len(candidates) < 2:
         return None
+    present, neighbours = candidates[0], tuple(candidates[1:])
+    beside = neighbours if settings.stack_probes and not history.not_stacked else ()
+    steps = history.windows[-1].steps * settings.probe_windows * len(beside or FACTORS)
+    if probe_steps(history) + steps > settings.probe_share * history.planned:
+        return None
     numbers = {f"candidate {index}": value for index, value in enumerate(candidates)}
     why = f"a probe of {name} begins with the present value"
-    return Intervention("probe", why, values={name: candidates[0]}, save=(FORK,), numbers=numbers, by="probe")
+    if beside:
+        why += f", beside it {' and '.join(f'{value:g}' for value in beside)}"
+    return Intervention("probe", why, {name: present}, (FORK,), numbers=numbers, by="probe", beside=beside)
 
 
 def next_step(history: History, running: list[Done], settings: Settings) -> Intervention | None:
@@ -97,36 +106,49 @@ def next_step(history: History, running: list[Done], settings: Settings) -> Inte
     candidates = [first.numbers[f"candidate {index}"] for index in range(len(first.numbers))]
     index = len(running) - 1
     fork = running[0].before
+    if first.beside:
+        return _choose(name, candidates, [windows[-1], *history.beside], fork, settings.z, beside=True)
     if index + 1 < len(candidates):
         value = candidates[index + 1]
         why = f"the probe of {name} goes on with {value:g}"
         values = {**fork, name: value}
         return Intervention("probe", why, values=values, save=(f"probe {index}",), restore=FORK, by="probe")
-    return _choose(name, candidates, _measured(history, running), index, fork, settings.z)
+    return _choose(name, candidates, _measured(history, running), fork, settings.z, beside=False)
 
 
 def _choose(
-    name: str, candidates: list[float], measured: list[Window], index: int, fork: dict[str, float], z: float
+    name: str, candidates: list[float], measured: list[Window], fork: dict[str, float], z: float, beside: bool
 ) -> Intervention:
-    """The winner is the lowest level, if it is below that of the present value by ``z`` standard errors."""
+    """The winner is the lowest level, if it is below that of the present value by ``z`` standard errors.
+
+    Args:
+        name: What was probed.
+        candidates: Its values, the present one first.
+        measured: The last window of each; fewer if the neighbours beside had to be given up.
+        fork: Values before the probe.
+        z: Standard errors.
+        beside: Whether the neighbours trained beside, so that the training's state is that of the present value.
+    """
     levels = [window.level if window.finite and math.isfinite(window.level) else math.inf for window in measured]
     best = min(range(len(levels)), key=levels.__getitem__)
     error = math.hypot(measured[0].error, measured[best].error)
     beyond_noise = best != 0 and levels[0] - levels[best] > z * error
     winner = best if beyond_noise or not math.isfinite(levels[0]) else 0
-    numbers = {f"loss at {value:g}": level for value, level in zip(candidates, levels, strict=True)}
+    numbers = {f"loss at {value:g}": level for value, level in zip(candidates, levels, strict=False)}
     numbers = {key: value for key, value in numbers.items() if math.isfinite(value)} | {"error": error}
+    restore: str | None = f"probe {winner}" if math.isfinite(levels[winner]) else FORK
+    save = (f"probe {winner if beside else len(candidates) - 1}",)
     if math.isinf(levels[winner]):
-        winner, restore = 0, FORK
-    else:
-        restore = f"probe {winner}"
+        winner = 0
+    elif beside and winner == 0:  # the training has that state
+        save, restore = (GOOD,), None
     why = f"{name} {candidates[winner]:g} got furthest" if winner else f"no neighbour of {name} is better beyond noise"
     drop = (FORK, *(f"probe {number}" for number in range(len(candidates))))
     return Intervention(
         "probe_end",
         why,
         values={**fork, name: candidates[winner]},
-        save=(f"probe {index}",),
+        save=save,
         restore=restore,
         drop=drop,
         numbers=numbers,
@@ -142,13 +164,14 @@ def _measured(history: History, running: list[Done]) -> list[Window]:
 
 
 def probe_steps(history: History) -> int:
-    """Optimiser steps spent on probes so far, the winners' included."""
+    """Optimiser steps spent on probes so far: of all candidates, or of the neighbours where they trained beside."""
     total, begun = 0, None
     for done in history.done:
         if done.what.rule == "probe" and FORK in done.what.save:
-            begun = done.step
+            begun = done
         elif done.what.rule == "probe_end" and begun is not None:
-            total, begun = total + done.step - begun, None
+            total += (done.step - begun.step) * max(1, len(begun.what.beside))
+            begun = None
     return total
 
 

@@ -33,14 +33,14 @@ class ReplayPolicy:
         self.settings = Settings(on_overfitting=None)
         self._todo: list[tuple[int, Intervention]] = []
         self._keep: dict[int, set[str]] = {}
-        saved = {START}
+        saved = {START: int(rows[0]["step"])}
         for row in rows:
             if "intervention" not in row or row["rule"] == "reload":
                 continue
             what = intervention_from_dict(row["intervention"])
-            if what.restore is not None and what.restore not in saved:
+            saved |= dict.fromkeys(what.save, int(row["step"]))
+            if what.restore is not None and saved.get(what.restore) != int(row["to"]):
                 self._keep.setdefault(int(row["to"]), set()).add(what.restore)
-            saved |= set(what.save)
             self._todo.append((int(row["step"]), dataclasses.replace(what, by="replay")))
 
     def decide(self, history: History) -> Intervention | None:

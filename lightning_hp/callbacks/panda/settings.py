@@ -130,6 +130,7 @@ class Settings:
         on_plateau: ``decay`` or ``batch_growth`` (where the DataModule supports it).
         probe_share: Largest share of the planned steps that may be spent on probes.
         probe_windows: Length of one probe in windows.
+        stack_probes: Whether neighbours train beside the training, as one stack, where that is possible.
     """
 
     bounds: Mapping[str, Bounds] = field(default_factory=lambda: dict(DEFAULTS))
@@ -151,6 +152,7 @@ class Settings:
     on_plateau: str = "decay"
     probe_share: float = 0.25
     probe_windows: int = 1
+    stack_probes: bool = True
 
     def __post_init__(self) -> None:
         for name in ("cut_factor", "decay_factor", "wind_down_to"):

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Snapshot = dict[str, Any]
+#: the parts of a snapshot that a copy of the module without a Trainer does not have
+NOTHING_ELSE: Snapshot = {"schedulers": [], "precision": {}, "averages": [], "random": None}
 _AVERAGED = ("state_dict", "current_model_state", "averaging_state")
 
 
@@ -40,7 +42,7 @@ def take(trainer: pl.Trainer, module: pl.LightningModule, step: int, randomness:
     """
     with torch.no_grad():
         tensors = {name: tensor.clone() for name, tensor in _tensors(module)}
-        optimizers = [_optimizer_state(optimizer) for optimizer in trainer.optimizers]
+        optimizers = [optimizer_state(optimizer) for optimizer in trainer.optimizers]
     return {
         "step": step,
         "tensors": tensors,
@@ -61,13 +63,7 @@ def restore(trainer: pl.Trainer, module: pl.LightningModule, snapshot: Snapshot,
         snapshot: As `take` returned it, or as it came back from a checkpoint.
         groups: False leaves learning-rate schedulers and all hyperparameters in the optimizer's groups as they are.
     """
-    with torch.no_grad():
-        for name, tensor in _tensors(module):
-            kept = snapshot["tensors"].get(name)  # None for a layer that came later
-            if kept is not None and kept.shape == tensor.shape:
-                tensor.copy_(kept)
-            elif kept is not None:  # a queue or a cache that has grown
-                tensor.data = kept.to(tensor.device, copy=True)
+    _restore_tensors(module, snapshot)
     for optimizer, state in zip(trainer.optimizers, snapshot["optimizers"], strict=True):
         _restore_optimizer(optimizer, state, groups)
     if groups:
@@ -80,6 +76,22 @@ def restore(trainer: pl.Trainer, module: pl.LightningModule, snapshot: Snapshot,
             callback.on_load_checkpoint(trainer, module, _clone(state))
     if snapshot["random"] is not None:
         set_random_states(snapshot["random"])
+
+
+def load(module: pl.LightningModule, optimizer: Optimizer, snapshot: Snapshot) -> None:
+    """Put weights, buffers and the first optimizer's state and groups into a copy of the module that has no Trainer."""
+    _restore_tensors(module, snapshot)
+    _restore_optimizer(optimizer, snapshot["optimizers"][0], groups=True)
+
+
+def _restore_tensors(module: nn.Module, snapshot: Snapshot) -> None:
+    with torch.no_grad():
+        for name, tensor in _tensors(module):
+            kept = snapshot["tensors"].get(name)  # None for a layer that came later
+            if kept is not None and kept.shape == tensor.shape:
+                tensor.copy_(kept)
+            elif kept is not None:  # a queue or a cache that has grown
+                tensor.data = kept.to(tensor.device, copy=True)
 
 
 def distance(module: nn.Module, snapshot: Snapshot) -> float:
@@ -132,7 +144,8 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Return a copy of the state, by the number of the parameter, and of the hyperparameters of the groups."""
     state = {
         index: {key: _clone(value) for key, value in optimizer.state[parameter].items()}
         for index, parameter in enumerate(_parameters(optimizer))

@@ -286,8 +286,8 @@ def _read_off(member: Member) -> Start:
         validate_every_batches=int(trainer.val_check_batch or 1),
         grows=bool(trainer.reload_dataloaders_every_n_epochs),  # type: ignore[attr-defined]
         accumulate=int(trainer.accumulate_grad_batches),
-        clip=None if trainer.gradient_clip_val is None else float(trainer.gradient_clip_val),
-        clip_by=str(trainer.gradient_clip_algorithm or "norm").rpartition(".")[2].lower(),
+        clip=clip_of(trainer)[0],
+        clip_by=clip_of(trainer)[1],
         max_epochs=None if max_epochs == -1 else max_epochs,
         max_steps=None if trainer.max_steps == -1 else trainer.max_steps,
         min_epochs=trainer.min_epochs or 0,
@@ -295,6 +295,13 @@ def _read_off(member: Member) -> Start:
         precision=trainer.precision_plugin,
         device=trainer.strategy.root_device,
     )
+
+
+def clip_of(trainer: pl.Trainer) -> tuple[float | None, str]:
+    """Return the limit of the gradient, None for no limit (0 is none to Lightning), and "norm" or "value"."""
+    limit = trainer.gradient_clip_val
+    kind = str(trainer.gradient_clip_algorithm or "norm").rpartition(".")[2].lower()
+    return None if limit is None or limit <= 0 else float(limit), kind
 
 
 def _refuse_loader(loader: Any) -> None:

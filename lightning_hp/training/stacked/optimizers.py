@@ -171,6 +171,38 @@ class StackedOptimizer:
                 if state:
                     optimizer.state[parameter] = state
 
+    def take_over(self, states: Sequence[Mapping[Tensor, Mapping[str, Any]]]) -> None:
+        """Go on where the members' own optimizers stand: the reverse of `write_back`.
+
+        Args:
+            states: By parameter, as in ``Optimizer.state``, one a member; may be empty.
+
+        Raises:
+            NotStackable: If the parameters of a member have not taken the same steps.
+        """
+        rows: list[dict[str, Mapping[str, Any]]] = []
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            own: dict[str, Mapping[str, Any]] = {}
+            for group, names in zip(optimizer.param_groups, self.groups, strict=True):
+                trained = [p for p in group["params"] if p.requires_grad]
+                own |= {name: state.get(p, {}) for name, p in zip(names, trained, strict=True)}
+            rows.append(own)
+        self.steps = [self._steps_taken(list(own.values())) for own in rows]
+        for kind in self.moment_names:
+            for number, names in enumerate(self.groups):
+                for name, like in zip(names, self._like(number), strict=True):
+                    parts = [own[name].get(kind) for own in rows]
+                    flat = [(torch.zeros_like(like) if part is None else part.detach()).reshape(-1) for part in parts]
+                    self.moments[kind][name] = torch.stack(flat)
+        self.refresh()
+
+    def _like(self, group: int) -> list[Tensor]:
+        return [p.detach() for p in self.optimizers[0].param_groups[group]["params"] if p.requires_grad]
+
+    def _steps_taken(self, states: Sequence[Mapping[str, Any]]) -> int:
+        """Return how many steps one member has taken, read off the states of its parameters."""
+        raise NotImplementedError
+
     def _state_of(self, row: int, name: str, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -224,6 +256,13 @@ class StackedSGD(StackedOptimizer):
             buffer.add_(torch.mul(g, columns["fresh"], out=scratch) if "fresh" in columns else g)
             g = g.add_(torch.mul(buffer, momentum, out=scratch)) if flags["nesterov"] else buffer
         w.sub_(torch.mul(g, columns["lr"], out=scratch))
+
+    def _steps_taken(self, states: Sequence[Mapping[str, Any]]) -> int:
+        """One or none: only the first step differs, and it does not where nothing is dampened (a buffer of 0 then)."""
+        kept = [state.get("momentum_buffer") is not None for state in states]
+        if any(kept) and not all(kept) and any(group["dampening"] for group in self.flags):
+            raise NotStackable("some parameters have a momentum already, and others, dampened, have none")
+        return int(any(kept))
 
     def _state_of(self, row: int, name: str, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         if not group["momentum"] or not self.steps[row]:
@@ -303,6 +342,12 @@ class StackedAdam(StackedOptimizer):
             square = largest
         torch.sqrt(square, out=g).div_(columns["root2"]).add_(columns["eps"])
         w.sub_(torch.div(average, g, out=scratch).mul_(columns["size"]))
+
+    def _steps_taken(self, states: Sequence[Mapping[str, Any]]) -> int:
+        counts = {int(state["step"]) if "step" in state else 0 for state in states}
+        if len(counts) > 1:
+            raise NotStackable(f"the parameters have taken from {min(counts)} to {max(counts)} steps")
+        return counts.pop() if counts else 0
 
     def _state_of(self, row: int, name: str, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         if not self.steps[row]:

@@ -194,12 +194,13 @@ from lightning_hp.callbacks import PandaBabysitter
 
 class Kill(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == 47:  # in a probe, in the middle of an epoch
-            assert pa.history.last().what.rule == "probe", pa.history.last()
+        last = pa.history.last()  # in a probe, in the middle of a window, some way into the training
+        if last is not None and last.what.rule == "probe" and trainer.global_step - last.step == 2 and last.step > 20:
             os.kill(os.getpid(), signal.SIGKILL)
 
 folder = sys.argv[1]
-pa = PandaBabysitter(mode="probe", check_every=4, dirpath=folder, picture=False)
+settings = {"stack_probes": sys.argv[4] == "stacked"}
+pa = PandaBabysitter(mode="probe", check_every=4, dirpath=folder, picture=False, settings=settings)
 more = [Kill()] if sys.argv[2] == "kill" else []
 pl.seed_everything(7, verbose=False)
 fitted = trainer(folder, [pa, ModelCheckpoint(folder, save_last=True), *more], epochs=10, enable_checkpointing=True)
@@ -210,13 +211,14 @@ torch.save(fitted.lightning_module.state_dict(), folder + "/end.pt")
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_in_the_middle_of_a_probe_changes_nothing(tmp_path):
+@pytest.mark.parametrize("way", ["stacked", "in turn"])
+def test_kill_minus_nine_in_the_middle_of_a_probe_changes_nothing(tmp_path, way):
     script = tmp_path / "worker.py"
     script.write_text(KILLED)
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
 
     def run(folder, word):
-        command = [sys.executable, str(script), str(folder), word, paths]
+        command = [sys.executable, str(script), str(folder), word, paths, way]
         return subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )

@@ -18,7 +18,7 @@ from lightning_hp.callbacks.panda.history import Done, History, Intervention, Wi
 from lightning_hp.callbacks.panda.settings import Settings, bounds_from
 
 #: nothing but probes
-QUIET = Settings(start_share=0.0, wind_down_share=0.0, patience_share=0.0, patience_windows=1000)
+QUIET = Settings(start_share=0.0, wind_down_share=0.0, patience_share=0.0, patience_windows=1000, stack_probes=False)
 BOUNDS = bounds_from({"learning_rate": (1e-4, 1.0)})
 
 
@@ -183,13 +183,17 @@ def test_a_stop_ends_the_fit_in_the_ordinary_way(tmp_path):
     assert json.loads((tmp_path / "panda.json").read_text())["state"] == "ended"
 
 
-def test_a_command_waits_for_the_end_of_a_probe(tmp_path):
-    settings = {"start_share": 0.0, "wind_down_share": 0.0}
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_command_waits_for_the_end_of_a_probe(tmp_path, stacked):
+    settings = {"start_share": 0.0, "wind_down_share": 0.0, "stack_probes": stacked}
     panda = PandaBabysitter(mode="probe", check_every=5, dirpath=tmp_path, settings=settings, picture=False)
     person = Person(tmp_path, {7: [("nudge", {"momentum": 0.5})]})
     fit(tmp_path, panda, callbacks=[person], epochs=10)
     rules = [(done.step, done.what.rule) for done in panda.history.done[:5]]
-    assert rules == [(5, "probe"), (10, "probe"), (15, "probe"), (20, "probe_end"), (25, "nudge")]
+    if stacked:
+        assert rules[:3] == [(5, "probe"), (10, "probe_end"), (15, "nudge")]
+    else:
+        assert rules == [(5, "probe"), (10, "probe"), (15, "probe"), (20, "probe_end"), (25, "nudge")]
     assert person.values[26]["momentum"] == 0.5
 
 
@@ -318,7 +322,8 @@ def test_a_candidate_that_breaks_loses():
 
 def test_a_probe_restores_exactly_the_state_it_forked_from(tmp_path):
     watch = Watch()
-    panda = PandaBabysitter(mode="probe", check_every=5, dirpath="", settings={"start_share": 0.0})
+    settings = {"start_share": 0.0, "stack_probes": False}
+    panda = PandaBabysitter(mode="probe", check_every=5, dirpath="", settings=settings)
     fit(tmp_path, panda, Module(dropout=0.2), [watch], epochs=10)
     assert probes.FORK in {done.what.restore for done in panda.history.done}
     assert {row["what"] for row in panda.rows} >= {"learning_rate"}
