@@ -79,7 +79,8 @@ class PandaBabysitter(Callback):
         if policy is not None and (settings or hyperparameters):
             raise ValueError("`policy` must be None with `settings` or `hyperparameters`: it brings its own")
         self.mode, self.monitor, self.monitor_mode = mode, monitor, monitor_mode
-        self.policy = policy or _policy(mode, settings_from(settings, bounds_from(hyperparameters)))
+        kind = ProbePolicy if mode == "probe" else RulesPolicy
+        self.policy: Policy = policy or kind(settings_from(settings, bounds_from(hyperparameters)))
         self.check_every, self.scheduler, self.dirpath, self.picture = check_every, scheduler, dirpath, picture
         self.history = History(direction=1 if monitor_mode == "min" else -1)
         self.journal = Journal()
@@ -394,7 +395,3 @@ class PandaBabysitter(Callback):
         self._meter.load_state_dict(state_dict["meter"])
         self._neighbours.load_state_dict(state_dict.get("neighbours"))
         self._resumed = bool(self.snapshots)  # Lightning's finders save and load before a training has begun
-
-
-def _policy(mode: str, settings: Settings) -> Policy:
-    return ProbePolicy(settings) if mode == "probe" else RulesPolicy(settings)
