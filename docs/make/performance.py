@@ -37,14 +37,10 @@ def performance_page() -> str:
             *_digits(),
             "## The file that init writes",
             "",
-            "A study of 20 trials with it, then the project's own values and the winner's on five fresh seeds each. `better by` is positive",
-            "where the winner is better; beyond noise is more than two standard errors.",
+            "Studies of 20 trials with it, then the project's own values and the winners' on five fresh seeds each. `better by` is positive",
+            "where the winners are better; beyond noise is more than two standard errors.",
             "",
-            *_rows(
-                "first_file.csv",
-                "python benchmarks/first_file.py",
-                ["project", "searched", "listed", "own", "winner", "better_by", "standard_error", "beyond_noise"],
-            ),
+            *_first_file(),
             "## What a suggestion costs",
             "",
             *_rows(
@@ -85,6 +81,16 @@ def _cell(value: object) -> str:
 
 def _rows(name: str, command: str, columns: list[str]) -> list[str]:
     return _table(pd.read_csv(RESULTS / name)[columns], command)
+
+
+def _first_file() -> list[str]:
+    frame = pd.read_csv(RESULTS / "first_file.csv")
+    frame["better by"] = [
+        f"{gain:.3g} ± {error:.2g}" for gain, error in zip(frame.better_by, frame.standard_error, strict=True)
+    ]
+    frame["beyond noise"] = frame.beyond_noise.map({True: "yes", False: "no"})
+    columns = ["project", "searched", "listed", "studies", "own", "winner", "better by", "beyond noise"]
+    return _table(frame[columns], f"python benchmarks/first_file.py --studies {frame.studies.max()}")
 
 
 def _regret(name: str, command: str) -> list[str]:
