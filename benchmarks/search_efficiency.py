@@ -111,6 +111,13 @@ def _ax(seed: int) -> optuna.samplers.BaseSampler:
     return AxSampler(seed)
 
 
+def _syne_tune(space: SearchSpace, seed: int, steps: int) -> Pair:
+    from syne_tune_sampler import SyneTuneSampler
+
+    sampler = SyneTuneSampler(seed, steps)
+    return sampler, sampler.pruner()
+
+
 def _none(steps: int) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
@@ -130,10 +137,11 @@ TUNERS: dict[str, Callable[[SearchSpace, int, int], Pair]] = {
     "TPE + Hyperband": _peer(_tpe, lambda steps: optuna.pruners.HyperbandPruner(1, steps, 3)),
     "GP": _peer(_gp, _none),
     "Ax": _peer(_ax, _none),
+    "Syne Tune ASHA-CQR": _syne_tune,
     "random": _peer(lambda seed: optuna.samplers.RandomSampler(seed=seed), _none),
 }
-#: Ax is asked for by name: it is not in the extra ``bench``, and takes about a second for every ask
-DEFAULT_TUNERS = [name for name in TUNERS if not name.startswith("ours") and name != "Ax"]
+#: Ax and Syne Tune are asked for by name: they are not in the extra ``bench``, and take long for every ask
+DEFAULT_TUNERS = [name for name in TUNERS if not name.startswith(("ours", "Ax", "Syne Tune"))]
 
 
 def run(
@@ -220,6 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tasks", default="dev", help="dev, held-out, or task ids joined by commas")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--budget", type=int, default=max(GRID), help="full trainings; later columns repeat the last")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--name", default="search_efficiency", help="stem of the CSV and the plot")
     parser.add_argument("--fresh", nargs="*", default=[], metavar="TUNER", help="repeat these even where stored")
@@ -238,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             for task in tasks:
                 if (tuner, task, seed) not in seen:
-                    rows.append(run(bench, tuner, given.space, task, seed, noise=given.noise))
+                    rows.append(run(bench, tuner, given.space, task, seed, given.budget, given.noise))
                     _write(path, rows)
     chosen = [r for r in rows if r["task"] in tasks and r["tuner"] in given.tuners]
     print(table(chosen, given.tuners))

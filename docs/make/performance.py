@@ -25,6 +25,12 @@ def performance_page() -> str:
             "Mean regret (0 is the best of 100,000 random configurations, 1 their median) after so many full trainings.",
             "",
             *_regret("search_efficiency_plain.csv", "python benchmarks/search_efficiency.py DATA --seeds 3"),
+            "Seeds on which no choice was made:",
+            "",
+            *_regret(
+                "search_efficiency_fresh_plain.csv",
+                "python benchmarks/search_efficiency.py DATA --tuners lightning_hp --first-seed 3 --seeds 3",
+            ),
             "Tasks on which no choice was made:",
             "",
             *_regret(
