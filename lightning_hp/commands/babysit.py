@@ -60,9 +60,8 @@ def babysit_verb(arguments: Sequence[str]) -> int:
     project.call(["--config", options.config, *rest], "built", instantiated=add).train()
     for row in panda.rows:
         if row["id"] and row["rule"] not in ("wind_down", "probe"):
-            write_line(
-                f"step {row['step']:>6}  {row['what']}: {_text(row['from'])} to {_text(row['to'])}  ({row['why']})"
-            )
+            change = "" if row["what"] == "nothing" else f"{row['what']}: {_text(row['from'])} to {_text(row['to'])}  "
+            write_line(f"step {row['step']:>6}  {change}({row['why']})")
     values = ", ".join(f"{name} {_text(value)}" for name, value in panda.history.values.items())
     write_line(f"ended at step {panda.history.step}: {values}")
     learned = ", ".join(f"{name} {_text(value)}" for name, value in _record(panda, folder).items())

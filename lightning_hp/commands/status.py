@@ -9,6 +9,7 @@ import json as json_format
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,12 +42,12 @@ class _Survey:
 
 def status_verb(options: Namespace) -> int:
     """Print what is tuned, and how babysat runs stand; the exit code says whether something is due."""
-    runs = [path for path in options.paths if (Path(path) / "panda.json").is_file()]
+    runs = {path: run for path in options.paths if (run := _babysat_run(path)) is not None}
     if runs:
         from lightning_hp.commands.nudge import status_line
 
-        for run in runs:
-            sys.stdout.write(status_line(Path(run)) + "\n")
+        for run in runs.values():
+            sys.stdout.write(status_line(run) + "\n")
         if len(runs) == len(options.paths):
             return FRESH
     return status_command(
@@ -57,6 +58,16 @@ def status_verb(options: Namespace) -> int:
         write_github_action=options.write_github_action,
         ics=options.ics,
     )
+
+
+def _babysat_run(path: str) -> Path | None:
+    """The folder of a babysat run, or the run of that name in ``runs/`` where there is no such folder or file."""
+    if not Path(path).exists():
+        from lightning_hp.commands.nudge import find_run
+
+        with suppress(ValueError):
+            return find_run(path)
+    return Path(path) if (Path(path) / "panda.json").is_file() else None
 
 
 def status_command(

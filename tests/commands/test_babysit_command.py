@@ -104,6 +104,18 @@ def test_status_shows_a_babysat_run(tmp_path, capsys):
     assert "running, step 0 of 100, 0 interventions; learning_rate 0.1" in capsys.readouterr().out
 
 
+def test_status_knows_a_run_by_the_name_that_a_nudge_knows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["status", "digits"]) != 0, "nothing of that name"
+    folder = Path("runs/digits-panda")
+    folder.mkdir(parents=True)
+    Run(folder)
+    capsys.readouterr()
+    for name in ("digits", "digits-panda", "runs/digits-panda"):
+        assert main(["status", name]) == 0
+        assert "running, step 0 of 100" in capsys.readouterr().out
+
+
 def test_a_run_whose_process_is_gone_is_killed_for_everybody_who_asks(tmp_path, capsys):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
