@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from performance import performance_page
+from python_text import python_as_markdown, without_roles
 from reference import commands_page, configuration_page
 
 #: page -> the file of the repository that it is
@@ -34,6 +35,7 @@ MADE = {
     "reference/configuration.md": configuration_page,
     "performance.md": performance_page,
 }
+PYTHON = "reference/python.md"
 _texts: dict[str, tuple[str, str]] = {}
 
 
@@ -58,6 +60,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return markdown
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Leave out what Sphinx alone would understand in a docstring."""
+    return without_roles(html)
+
+
 def _repointed(source: str) -> Callable[[re.Match[str]], str]:
     """Replaces links that lead out of the documentation, into a folder of the repository."""
     deep = source.count("/")
@@ -79,7 +86,7 @@ def on_post_build(config: Any) -> None:
     for source, (title, text) in _texts.items():
         target = site / source
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        target.write_text(python_as_markdown(text) if source == PYTHON else text, encoding="utf-8")
         lines.append(f"- [{title}]({source}): {_first_sentence(text)}")
     (site / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

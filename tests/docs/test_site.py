@@ -139,3 +139,9 @@ def test_the_site_builds_without_a_warning_and_serves_machines_too(tmp_path, cap
     for page in listed:
         assert (site / page).stat().st_size > 100
     assert "learning rate, linear" in (site / "images/scales.svg").read_text()
+    python = (site / "reference/python.md").read_text()
+    assert ":::" not in python
+    assert "```python\ntune(module: " in python
+    assert "#### from_dict" in python
+    for text in (python, (site / "reference/python/index.html").read_text()):
+        assert not re.search(r":(class|func|meth):[`<]", text), "roles of Sphinx are no words"
