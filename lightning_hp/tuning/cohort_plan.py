@@ -62,9 +62,9 @@ def repeats(trial: optuna.Trial) -> bool:
 
 
 def together_with(study: optuna.Study, workers: int) -> int:
-    """How many trainings of known values are run at once: a worker's part of those that wait, and the one it has."""
-    waiting = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-    return math.ceil((1 + waiting) / workers)
+    """How many trainings of known values a worker runs at once: its part of those that wait, or were left by a kill."""
+    unfinished = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+    return math.ceil(len(unfinished) / workers)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Re-tests whose trials are trained together: they are those that a Trainer each would have made."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,7 @@ from lightning_hp.retests import race, retest
 from lightning_hp.retests.retune import retune_study
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.training import BatchNormClassifier
-from lightning_hp.tuning import choose_engine
+from lightning_hp.tuning import choose_engine, cohorts
 from lightning_hp.tuning.caviar import Caviar
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.listener import SilentListener
@@ -114,6 +116,21 @@ def test_auto_is_decided_once_and_a_stopped_retest_goes_on(tmp_path, monkeypatch
     assert [(t.params, t.value) for t in done.study.trials] == [(t.params, t.value) for t in whole.study.trials]
 
 
+def test_a_killed_heat_is_one_stack_again(tmp_path, fork, monkeypatch):
+    def killed(members, **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        monkeypatch.setattr(cohorts, "train_stacked", killed)
+        tried(tmp_path / "retest", "stacked", GOOD)
+
+    assert fork(work).wait() == -signal.SIGKILL
+    done = tried(tmp_path / "retest", "stacked", GOOD)
+    whole = tried(tmp_path / "whole", "stacked", GOOD)
+    assert {t.user_attrs["cohort"] for t in done.study.trials[:5]} == {"0"}
+    assert [(t.params, t.value) for t in done.study.trials] == [(t.params, t.value) for t in whole.study.trials]
+
+
 def test_a_refreshing_study_follows_the_engine(studies):
     study(studies, trials=8)
     settings = {"name": "digits", "folder": str(studies.folder / "digits"), "caviar": {"engine": "stacked"}}
@@ -122,6 +139,6 @@ def test_a_refreshing_study_follows_the_engine(studies):
     config = replace(config, confirm=None)
     done = retune_study(str(studies.folder / "digits"), config, builder, k=2, trials=4, test=False)
     assert done.result is not None
-    cohorts = [t.user_attrs["cohort"] for t in done.result.study.get_trials(deepcopy=False)]
-    assert len(cohorts) == 4
-    assert len(set(cohorts)) < 4
+    trained_with = [t.user_attrs["cohort"] for t in done.result.study.get_trials(deepcopy=False)]
+    assert len(trained_with) == 4
+    assert len(set(trained_with)) < 4
