@@ -1,11 +1,11 @@
 """Is the recorded best still the best? Trained again on today's data, against its neighbours and the defaults.
 
 All candidates get the same epochs, and the seed that the recorded best was tuned with: where the data have not moved,
-it gives its old value again. They are stopped if they are behind it at a quarter, a half or three quarters of the
-training, so that a re-test costs little more than two trainings where nothing has changed. A candidate that ends ahead
-has won one race, by chance as well as skill: it and the recorded best are then trained on further seeds that they
-share, until it loses one. It counts as better only if it wins on every one of them, by more than those differences
-scatter.
+it gives its old value again (but for dropout, where it was or is trained in a stack: that draws other numbers). They
+are stopped if they are behind it at a quarter, a half or three quarters of the training, so that a re-test costs
+little more than two trainings where nothing has changed. A candidate that ends ahead has won one race, by chance as
+well as skill: it and the recorded best are then trained on further seeds that they share, until it loses one. It
+counts as better only if it wins on every one of them, by more than those differences scatter.
 
 The neighbours are not drawn blindly: of many moves the one is taken that the older study's learning curves speak for.
 Where trials are trained together (:mod:`.race`) they have the structure of the recorded best, so that all of them are
