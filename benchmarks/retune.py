@@ -47,6 +47,7 @@ from lightning_hp.search.plan import SearchPlan
 from lightning_hp.space.space import SearchSpace
 from lightning_hp.training import BatchNormClassifier, DigitsDataModule
 from lightning_hp.training.stacked import Member, train_stacked
+from lightning_hp.tuning.caviar import Caviar
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.finish import Result
@@ -137,6 +138,7 @@ def one_seed(seed: int, moves: list[str], folder: Path) -> Iterator[dict[str, An
         budget=Budget(TrainingLength(EPOCHS)),
         folder=folder / f"s{seed}",
         audit=False,
+        caviar=Caviar("in_process"),  # epochs are compared, not seconds
     )
     tuned = run(first, builder(""))
     spent, recorded = epochs_of(tuned.study), tuned.study.get_trials(deepcopy=False)[tuned.trial].params

@@ -40,6 +40,7 @@ from scipy.stats import t as student
 from lightning_hp.project.length import TrainingLength
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.space.space import SearchSpace
+from lightning_hp.tuning.caviar import Caviar
 from lightning_hp.tuning.config import Budget, TuneConfig
 from lightning_hp.tuning.engines import run
 from lightning_hp.tuning.listener import SilentListener
@@ -75,6 +76,7 @@ def search(seed: int, folder: Path) -> TuneConfig:
         budget=Budget(TrainingLength(EPOCHS)),
         folder=folder / "search",
         audit=False,
+        caviar=Caviar("in_process"),  # epochs are compared, not seconds
     )
     StudyRunner(config, builder(MOVE)).work()
     return config

@@ -103,7 +103,7 @@ def study_of(folder: Path, storage: str, trials: int, epochs: int, lease: float,
     trainer = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, "logger": False, "log_every_n_steps": 1}
     builder = PythonBuilder(partial(Net, **net), Data, trainer)
     settings = {"name": folder.name, "folder": str(folder), "storage": storage, "audit": False, "prune": False,
-                "confirm": False, "caviar": {"lease": lease}}  # fmt: skip
+                "confirm": False, "caviar": {"engine": "in_process", "lease": lease}}  # fmt: skip
     budget = {"trials": trials, "max_epochs": epochs}
     return TuneConfig.from_arguments(SPACE, budget, settings, builder), builder
 

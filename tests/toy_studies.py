@@ -27,7 +27,7 @@ class Studies:
         def module(learning_rate: float = 0.1, momentum: float = 0.9):
             return model(learning_rate, momentum, faults, **options.get("model_options", {}))
 
-        given = {"trials": 6, "max_epochs": 2, "space": SPACE, "prune": False, **options}
+        given = {"trials": 6, "max_epochs": 2, "space": SPACE, "prune": False, "engine": "in_process", **options}
         given.pop("model_options", None)
         space = given.pop("space")
         return tune(

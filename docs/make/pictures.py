@@ -62,8 +62,8 @@ _BOXES = (
     (1, 0, ("small network:", "a step well under 10 ms"), "box"),
     (1, 1, ("anything else,", "one machine"), "box"),
     (1, 2, ("several machines",), "box"),
-    (2, 0, ("engine: stacked", "storage: journal"), "end code"),
-    (2, 1, ("engine: in_process, or", "local with workers: N", "storage: journal"), "end code"),
+    (2, 0, ("engine: auto", "(the default)", "storage: journal"), "end code"),
+    (2, 1, ("engine: auto, or", "local with workers: N", "storage: journal"), "end code"),
     (2, 2, ("the same command on each", "storage: postgresql://..."), "end code"),
 )
 _ARROWS = ((0, 1, 1, 0), (0, 1, 1, 1), (0, 1, 1, 2), (1, 0, 2, 0), (1, 1, 2, 1), (1, 2, 2, 2))

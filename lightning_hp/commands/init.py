@@ -62,5 +62,7 @@ def say_what_was_chosen(first: FirstFile) -> None:
     by_tier = sorted(first.chosen, key=lambda one: str(one.fields["tier"]))
     for title, chosen in zip(["searched", *[""] * len(by_tier)], by_tier, strict=False):
         write_line(f"{title:<10} {chosen.candidate.key} {flow(chosen.fields)}, yours {plain(chosen.candidate.value)}")
-    write_line(f"left out   {len(first.left)} values that are not known, or may not be what their name says")
+    count = "1 value that is" if len(first.left) == 1 else f"{len(first.left)} values that are"
+    if first.left:
+        write_line(f"left out   {count} not known, or not sure to be what the name says")
     write_line(f"cost       {first.cost()}")

@@ -35,7 +35,7 @@ def retune(
     search: bool = True,
     progress: bool = True,
     now: datetime | None = None,
-    engine: str = "in_process",
+    engine: str = "auto",
 ) -> Retuned:
     """Re-test the best values of a study that :func:`tune` made, on today's data; refresh it where they are beaten.
 
@@ -56,8 +56,8 @@ def retune(
         search: Whether to run a new study; without, the re-test alone decides.
         progress: As for :func:`tune`.
         now: The clock, with a time zone; None is the current time.
-        engine: ``in_process``; ``stacked`` to train settings of one structure, and the seeds of one, together where the
-            module allows it; or ``auto`` for ``stacked`` where it works and pays.
+        engine: ``auto`` to train settings of one structure, and the seeds of one, together where the module allows it
+            and it pays; ``stacked`` in any case; or ``in_process``.
 
     Raises:
         ConfigError: If an argument does not fit the study.

@@ -30,13 +30,11 @@ from lightning_hp.tuning.runner import StudyRunner
 
 #: Stored values and seed of one training.
 Setting = tuple[Mapping[str, Any], int]
-#: The attribute of a re-test's study that keeps which engine it was begun with.
-_ENGINE = "retest_engine"
 
 
 def engine_of(caviar: Caviar) -> Caviar:
     """How re-tests and refreshing studies are trained: in this process, together where the project's engine does so."""
-    return replace(caviar, workers=1) if caviar.engine in (*STACKING, AUTO) else Caviar()
+    return replace(caviar, workers=1) if caviar.engine in (*STACKING, AUTO) else Caviar("in_process")
 
 
 class BehindPruner(optuna.pruners.BasePruner):
@@ -90,10 +88,8 @@ class Race:
         self._rivals: dict[int, int] = {}
         with contextlib.closing(StudyRunner(self._planned(most), builder, listener)) as runner:
             self.study = runner.study
-            if (engine := self.study.user_attrs.get(_ENGINE)) is None:
-                settle_engine(runner)
-                engine = runner.config.caviar.engine
-                self.study.set_user_attr(_ENGINE, engine)
+            settle_engine(runner)
+            engine = runner.config.caviar.engine
         self.together = engine in STACKING
         self._config = replace(config, caviar=replace(config.caviar, engine=engine))
 
@@ -144,4 +140,4 @@ class Race:
                 raise KeyboardInterrupt
             if self.together and (runner.together is None or runner.together.cohort is None):
                 self.together = False  # it was tried, and said why not
-                self._config = replace(self._config, caviar=Caviar())
+                self._config = replace(self._config, caviar=Caviar("in_process"))

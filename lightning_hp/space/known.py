@@ -183,6 +183,7 @@ _ALIASES = {
     "filters": "hidden_units",
     "num_filters": "hidden_units",
     "d_model": "hidden_units",
+    "layers": "num_layers",
     "n_layers": "num_layers",
     "depth": "num_layers",
     "num_blocks": "num_layers",

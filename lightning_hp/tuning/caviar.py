@@ -26,7 +26,8 @@ class Caviar:
     Attributes:
         engine: ``in_process`` (one after the other, here), ``stacked`` (trials of one structure together, where the
             module allows it; else one after the other), ``local`` (worker processes on this machine), ``ray`` (workers
-            on a Ray cluster) or ``auto`` (``stacked`` where it works and pays, see :mod:`.choose_engine`).
+            on a Ray cluster) or ``auto`` (``stacked`` where it works and pays, see :mod:`.choose_engine`, else
+            ``local`` where there are several workers, else ``in_process``).
         workers: Number of workers; with 1 all but ``local`` and ``ray`` run here.
         cohort: Most trials that ``stacked`` trains together; None for as many as the study's length and
             :func:`.cohort_plan.cohort_size` say.
@@ -40,7 +41,7 @@ class Caviar:
             one of this machine alone that is started for the study.
     """
 
-    engine: str = "in_process"
+    engine: str = AUTO
     workers: int = 1
     cohort: int | None = None
     structures: float | None = None
@@ -62,7 +63,7 @@ def caviar_of(mapping: Any) -> Caviar:
         ConfigError: Naming the key, what was expected and what was given.
     """
     check_keys(mapping, ("engine", "workers", "cohort", "structures", "lease", *_ON_RAY), "caviar")
-    engine = mapping.get("engine", "in_process")
+    engine = mapping.get("engine", AUTO)
     if engine not in ENGINES:
         raise ConfigError(f"`caviar.engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
     workers = whole(mapping, "workers", 2 if engine in ("local", RAY) else 1, 1, "caviar.workers")

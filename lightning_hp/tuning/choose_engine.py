@@ -4,21 +4,25 @@ It works where a few trials of the space pass the stack's own checks, and where 
 in every trial: a logger of its own is told every step by a Trainer only, a checkpoint callback of its own writes only
 there. It pays where a step in the stack costs less than PAYS of what a Trainer's step costs, measured on the project
 itself; the smallest cohort that pays is taken, since trials of one cohort share their structure and learn nothing from
-each other. One line says what was chosen and why.
+each other. One line says what was chosen and why. What was chosen is kept in the study: a machine that is busier when
+the study goes on, or another worker's, does not change which trials are proposed.
 """
 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_hp.project.build import Built, CliBuilder
+from lightning_hp.study.patience import patiently
 from lightning_hp.study.storage import one_line
+from lightning_hp.study.upstream import stored_attributes
 from lightning_hp.training.stacked import Member, NotStackable, Stack
 from lightning_hp.training.stacked.check import check_stack
 from lightning_hp.training.stacked.cost import step_seconds
@@ -42,6 +46,8 @@ LOOP_SECONDS = 5e-4
 _SIZES = (8, 4, 2)
 #: bytes of weights from which on a model keeps a machine busy alone
 _LARGE = 100_000_000
+#: user attribute of a study: what was chosen for it
+ATTRIBUTE = "engine"
 
 
 def settle_engine(runner: StudyRunner) -> None:
@@ -53,26 +59,66 @@ def settle_engine(runner: StudyRunner) -> None:
     config = runner.config
     if config.caviar.engine != AUTO:
         return
-    workers = config.caviar.workers
-    alone = "local" if workers > 1 else "in_process"
-    engine, size = alone, config.caviar.cohort
+    has_more = _has_more(runner)
     build = build_of(runner.builder)
-    if _has_more(runner):
-        random_state = RandomState.capture()
-        try:
-            few, together, single = _measured(runner, build)
-            engine = "stacked"
-            size = cohort_size(config.search.n_trials, size, few, config.caviar.structures)
-            costs = f"{1e3 * together:.2g} ms a step instead of {1e3 * single:.2g} ms"
-            runner.say(f"engine stacked: up to {size} trials of one structure are trained together ({costs})")
-        except NotStackable as refusal:
-            runner.say(f"engine {alone}: {refusal.reason}")
-        except Exception as error:  # the first trial will say it in its own words
-            runner.say(f"engine {alone}: trials could not be tried together ({one_line(error)})")
-        finally:
-            random_state.restore()
-    runner.config = replace(config, caviar=replace(config.caviar, engine=engine, cohort=size))
+    choice = _kept(runner) or (_measured_choice(runner, build) if has_more else _Choice())
+    alone = "local" if config.caviar.workers > 1 else "in_process"
+    engine = "stacked" if choice.size is not None else alone
+    if choice.why and has_more:
+        message = f"up to {choice.size} trials of one structure are trained together" if choice.size else choice.why
+        runner.say(f"engine {engine}: {message}{f' ({choice.why})' if choice.size else ''}")
+    cohort = choice.size or config.caviar.cohort
+    runner.config = replace(config, caviar=replace(config.caviar, engine=engine, cohort=cohort))
     runner.together = Together(runner, build) if runner.config.caviar.stacks else None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What was chosen for a study.
+
+    Attributes:
+        size: Members of a cohort; None where trials are not stacked.
+        why: The reason, in one line.
+        structures: The share of structures that was asked for.
+    """
+
+    size: int | None = None
+    why: str = ""
+    structures: float | None = None
+
+
+def _measured_choice(runner: StudyRunner, build: Callable[..., Built]) -> _Choice:
+    """What a measurement says, which is then kept in the study."""
+    caviar, random_state = runner.config.caviar, RandomState.capture()
+    try:
+        few, together, single = _measured(runner, build)
+        size = cohort_size(runner.config.search.n_trials, caviar.cohort, few, caviar.structures)
+        choice = _Choice(size, f"{1e3 * together:.2g} ms a step instead of {1e3 * single:.2g} ms", caviar.structures)
+    except NotStackable as refusal:
+        choice = _Choice(None, refusal.reason, caviar.structures)
+    except Exception as error:  # the first trial will say it in its own words
+        return _Choice(why=f"trials could not be tried together ({one_line(error)})")
+    finally:
+        random_state.restore()
+
+    def keep() -> _Choice:
+        with runner.lock():
+            first = _kept(runner)  # of a process that began at the same time
+            if first is None:
+                runner.study.set_user_attr(ATTRIBUTE, asdict(choice))
+            return first or choice
+
+    return patiently(keep, say=runner.say)
+
+
+def _kept(runner: StudyRunner) -> _Choice | None:
+    """What was chosen for the study; None for nothing, or if cohorts that are wanted now are other ones."""
+    kept = patiently(lambda: stored_attributes(runner.study), say=runner.say).get(ATTRIBUTE)
+    if not isinstance(kept, dict):
+        return None
+    choice, caviar = _Choice(**kept), runner.config.caviar
+    other_size = choice.size is not None and caviar.cohort not in (None, choice.size)
+    return None if other_size or choice.structures != caviar.structures else choice
 
 
 def _has_more(runner: StudyRunner) -> bool:
@@ -97,7 +143,8 @@ def _measured(runner: StudyRunner, build: Callable[..., Built]) -> tuple[int, fl
         [size for size in _SIZES if size <= largest] if config.caviar.cohort is None else [min(largest, *_SIZES[:1])]
     )
     defaults = space.unit([space.defaults()])[0]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first trial gives them
         members: list[Member] = []
         for number in range(sizes[0]):
             stored = {

@@ -259,8 +259,12 @@ def _audit_stacked(runner: StudyRunner, best: FrozenTrial, built: Built, checkpo
     counts = {"epoch": int(loaded["epoch"]), "step": int(loaded["global_step"])}
     result, reference = audit_trained(built.model, built.trainer, train, validation, **counts, about=about)
     write_audit(built.trainer, runner.paths.trial(best.number).root, result, reference)
-    moments = {} if reference is None else reference.to_dict()
-    return write_reference(runner.paths.reference, {**loaded, "callbacks": {STATE_KEY: {"reference": moments}}})
+    state = {"reference": {} if reference is None else reference.to_dict(), "findings": result.get("findings", [])}
+    audited = {**loaded, "callbacks": {**loaded.get("callbacks", {}), STATE_KEY: state}}
+    written = checkpoint.with_suffix(".tmp")
+    torch.save(audited, written)  # as a training with an auditor leaves it: the moments stay with the weights
+    os.replace(written, checkpoint)
+    return write_reference(runner.paths.reference, audited)
 
 
 def _first(loaders: Any) -> Any:

@@ -44,7 +44,7 @@ def tune(
     prune: bool = True,
     curve_points: int = POINTS,
     gate: bool | Mapping[str, Any] = False,
-    engine: str | Mapping[str, Any] = "in_process",
+    engine: str | Mapping[str, Any] = "auto",
     workers: int | None = None,
     confirm: bool | Mapping[str, int] = True,
     keep_checkpoints: int = 3,
@@ -86,11 +86,11 @@ def tune(
         curve_points: How many points of a learning curve are stored; the pruner sees all of it.
         gate: Whether a person is asked in the dashboard what the next stage shall do; ``{"timeout": "30m"}`` says how
             long the study waits for the answer.
-        engine: ``in_process``; ``stacked`` to train trials of one structure together where the module allows it;
-            ``local`` for worker processes on this machine; ``ray`` for workers on a Ray cluster; or ``auto`` for
-            ``stacked`` where it works and pays. Workers are given a copy of what ``tune`` is given; a script needs no
-            ``if __name__ == "__main__"`` for them. With a mapping all that ``caviar`` of ``tune.yaml`` takes:
-            ``{"engine": "ray", "gpus": 0.5}``.
+        engine: ``auto``: trials of one structure are trained together where the module allows it and it pays, else one
+            after the other, and one line says why; or by name ``in_process``, ``stacked``, ``local`` for worker
+            processes on this machine, ``ray`` for workers on a Ray cluster. Workers are given a copy of what ``tune``
+            is given; a script needs no ``if __name__ == "__main__"`` for them. With a mapping all that ``caviar`` of
+            ``tune.yaml`` takes: ``{"engine": "ray", "gpus": 0.5}``.
         workers: Number of worker processes; None for 2 with ``local`` and ``ray``, else 1.
         confirm: Whether the best configurations are trained again on fresh seeds at the end, inside the budget, and
             the winner is chosen by the mean; ``{"candidates": 3, "seeds": 2}`` says how many. Not with fewer than 20

@@ -9,6 +9,7 @@ folder holds a digits project with a small finished study. A comment before a bl
     <!-- not run: WHY -->              nothing is checked; these are counted below
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -108,8 +109,7 @@ def finished(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["lightning-hp"])
         assert cli.main(["tune", "digits.yaml"]) == 0
-        (best,) = list(Path("runs/digits/trials").glob("*/checkpoints/lightning_hp-best.ckpt"))[:1]
-        shutil.copy(best, "last.ckpt")
+        shutil.copy(json.loads(Path("runs/digits/result.json").read_text())["checkpoint"], "last.ckpt")
     return folder
 
 

@@ -72,7 +72,9 @@ def test_a_function_that_makes_loaders_is_data(kind, tmp_path):
         return loaders
 
     space = {"batch_size": {"choices": [2, 4]}}
-    result = tune(toy.Toy, get_loaders, space, folder=tmp_path / "s", trials=2, max_epochs=1, trainer=TRAINER)
+    result = tune(
+        toy.Toy, get_loaders, space, folder=tmp_path / "s", trials=2, max_epochs=1, trainer=TRAINER, engine="in_process"
+    )
     assert result.arguments.keys() == {"batch_size"}
     trained = [next(iter(loaders.values() if kind is dict else loaders)).batch_size for loaders in made[:2]]
     assert trained == [trial.params["batch_size"] for trial in result.study.trials]

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from lightning_hp.project.build import PythonBuilder
 from lightning_hp.project.length import TrainingLength
-from lightning_hp.retests import race, retest
+from lightning_hp.retests import retest
 from lightning_hp.retests.retune import retune_study
 from lightning_hp.search.plan import SearchPlan
 from lightning_hp.training import BatchNormClassifier
@@ -111,7 +111,7 @@ def test_auto_is_decided_once_and_a_stopped_retest_goes_on(tmp_path, monkeypatch
         tried(tmp_path / "retest", "auto", GOOD, listener=listener)
     assert [text.split(":")[0] for text in listener.texts] == ["engine stacked"]
     whole = tried(tmp_path / "whole", "stacked", GOOD)
-    monkeypatch.setattr(race, "settle_engine", None)
+    monkeypatch.setattr(choose_engine, "_measured", None)
     done = tried(tmp_path / "retest", "auto", GOOD)
     assert [(t.params, t.value) for t in done.study.trials] == [(t.params, t.value) for t in whole.study.trials]
 

@@ -215,3 +215,32 @@ def test_two_worker_processes_train_cohorts_of_their_own(studies):
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 12
     cohort_of = [t.user_attrs["cohort"] for t in trials]
     assert max(cohort_of.count(cohort) for cohort in cohort_of) == 2
+
+
+SLOW, FAST = (0.05, 0.06), (1e-4, 5e-4)
+
+
+@pytest.mark.parametrize(("begun", "later"), [(FAST, SLOW), (SLOW, FAST)])
+def test_a_study_goes_on_as_it_began_whatever_the_machine_does_now(studies, said, monkeypatch, begun, later):
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: begun)
+    study(studies, trials=6)
+    first = said.copy()
+    said.clear()
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: later)
+    study(studies, trials=8)
+    assert said[0] == first[0]
+    assert {"cohort" in t.user_attrs for t in studies.trials("digits")} == {begun is FAST}
+
+
+def test_another_cohort_that_is_asked_for_is_tried_anew(studies, said, monkeypatch):
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: FAST)
+    study(studies, trials=6)
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: SLOW)
+    study(studies, trials=8, engine={"engine": "auto", "cohort": 3})
+    assert said[-1].startswith("engine in_process: a step of one model costs")
+
+
+def test_auto_is_the_default_of_tune(studies, said, fast):
+    where = {"name": "plain", "folder": studies.folder / "plain", "trainer": TRAINER}
+    tune(Plain, Digits, SPACE, trials=4, max_epochs=1, prune=False, progress=False, **where)
+    assert said[0].startswith("engine stacked: ")

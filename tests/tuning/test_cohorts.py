@@ -115,8 +115,11 @@ def test_the_winner_is_audited_and_leaves_the_moments_of_its_validation_data(stu
     assert moments["rows"] == len(seen)
     assert moments["mean"] == pytest.approx(seen.mean(0).tolist(), rel=1e-4, abs=1e-5)
     assert moments["var"] == pytest.approx(seen.var(0, correction=0).tolist(), rel=1e-2)
-    state = torch.load(result.checkpoint, weights_only=True)["state_dict"]
-    assert reference["weights"] == weights_fingerprint(state)
+    loaded = torch.load(result.checkpoint, weights_only=True)
+    assert reference["weights"] == weights_fingerprint(loaded["state_dict"])
+    auditor = loaded["callbacks"]["BatchNormAuditor"]
+    assert auditor["reference"] == reference["layers"]  # as a training with an auditor leaves its checkpoint
+    assert auditor["findings"] == audit["findings"]
 
 
 def test_without_audits_the_winner_has_none(studies):

@@ -47,7 +47,7 @@ def test_the_least_that_is_needed(read, tmp_path):
     config = read()
     assert config.config == tmp_path / "train.yaml"
     assert (config.budget, config.search.n_trials) == (Budget(), 60)
-    assert config.caviar == Caviar("in_process", 1)
+    assert config.caviar == Caviar("auto", 1)
     assert config.folder == Path("runs/study")
     assert (config.monitor, config.mode, config.storage, config.search.seed) == ("val_loss", "min", "journal", 0)
     assert config.curve_points == 30
@@ -199,7 +199,10 @@ BAD = [
     ({"budget": {"max_epochs": 0}}, r"`budget\.max_epochs` must be a whole number of at least 1, got 0"),
     ({"caviar": {"engine": "gpu"}}, r"`caviar\.engine` must be one of auto, .*, ray, got 'gpu'"),
     ({"caviar": {"enigne": "local"}}, r"`caviar\.enigne` is not a known key \(did you mean engine\?\)"),
-    ({"caviar": {"workers": 3}}, r"`caviar\.workers` must be 1 for the engine in_process \(use local\), got 3"),
+    (
+        {"caviar": {"engine": "in_process", "workers": 3}},
+        r"workers` must be 1 for the engine in_process \(use local\), got 3",
+    ),
     ({"caviar": {"engine": "local", "workers": 0}}, r"`caviar\.workers` must be a whole number of at least 1, got 0"),
     ({"name": ...}, r"`name` is missing"),
     ({"name": 3}, r"`name` must be a text, got 3"),
