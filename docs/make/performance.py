@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -82,7 +83,9 @@ def _table(frame: pd.DataFrame, command: str) -> list[str]:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
 
 
 def _rows(name: str, command: str, columns: list[str]) -> list[str]:
@@ -92,7 +95,7 @@ def _rows(name: str, command: str, columns: list[str]) -> list[str]:
 def _first_file() -> list[str]:
     frame = pd.read_csv(RESULTS / "first_file.csv")
     frame["better by"] = [
-        f"{gain:.3g} ± {error:.2g}" for gain, error in zip(frame.better_by, frame.standard_error, strict=True)
+        f"{gain:.3g}\u00a0±\u00a0{error:.2g}" for gain, error in zip(frame.better_by, frame.standard_error, strict=True)
     ]
     frame["beyond noise"] = frame.beyond_noise.map({True: "yes", False: "no"})
     columns = ["project", "searched", "listed", "studies", "own", "winner", "better by", "beyond noise"]
