@@ -76,9 +76,8 @@ class RepeatingBuilder:
             place, value = key_paths.find(dump, key), values[key]
             if place is None or not _is_plain(value) or not _is_plain(key_paths.value_at(dump, place)):
                 return None
-            *parents, last = place
             for whole in (config, dump):
-                key_paths.value_at(whole, tuple(parents))[last] = value
+                key_paths.set_at(whole, place, value)
         return config, dump
 
 

@@ -76,6 +76,17 @@ def value_at(config: Any, place: Place) -> Any:
     return config
 
 
+def set_at(config: Any, place: Place, value: Any) -> None:
+    """Put a value at a place; an element of a tuple is replaced by replacing the tuple."""
+    *parents, last = place
+    holder = value_at(config, tuple(parents))
+    if isinstance(holder, tuple):
+        at = int(last)
+        set_at(config, tuple(parents), (*holder[:at], value, *holder[at + 1 :]))
+    else:
+        holder[last] = value
+
+
 def without(config: Mapping[str, Any], places: Sequence[Place]) -> dict[str, Any]:
     """A copy where nothing is at some places (elements of lists become None, so that others keep their numbers)."""
     copied = deepcopy(dict(config))

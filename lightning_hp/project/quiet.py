@@ -61,6 +61,7 @@ def suppress_repeated_warnings() -> Iterator[None]:
             ".*Experiment logs directory .* exists and is not empty.*",
             ".*callbacks used to create the checkpoint need to be provided.*",
             ".*The dirpath has changed from.*",
+            ".*configure_optimizers. will be overridden by.*",
             r".*isinstance\(treespec, LeafSpec\).*",
         ):
             warnings.filterwarnings("ignore", message=message)

@@ -17,6 +17,7 @@ import yaml
 
 from lightning_hp.project.build import CliBuilder
 from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.quiet import suppress_repeated_warnings
 from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.space.known import KNOWN, canonical
 from lightning_hp.starting.candidates import Candidate, candidates
@@ -127,6 +128,7 @@ class FirstFile:
             yield f"  # Not searched, and without a range to suggest: {', '.join(rest)}"
 
 
+@suppress_repeated_warnings()  # the project is built some twenty times
 def choose(
     builder: CliBuilder,
     name: str,

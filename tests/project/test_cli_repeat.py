@@ -117,3 +117,16 @@ def test_values_that_are_more_than_numbers_are_parsed(parsed):
         trial = build(repeating, number, **{"trainer.callbacks": callbacks})
         assert [c.patience for c in trial.trainer.early_stopping_callbacks] == [number]
     assert len(parsed) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers. will be overridden")
+def test_an_element_of_a_tuple_is_replaced_without_parsing_again(parsed):
+    optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01, "betas": [0.8, 0.99]}}
+    Path("train.yaml").write_text(yaml.safe_dump({**TRAIN, "optimizer": optimizer}))
+    first, second = "optimizer.init_args.betas[0]", "optimizer.init_args.betas[1]"
+    repeating = RepeatingBuilder(CliBuilder(Path("train.yaml")))
+    trials = [build(repeating, n, **{first: 0.5 + 0.1 * n, second: 0.9 + 0.01 * n}) for n in range(4)]
+    assert len(parsed) == 2, "the first, and the one that shows that a replaced value is a parsed one"
+    for number, trial in enumerate(trials):
+        optimizers = trial.model.configure_optimizers()
+        assert optimizers.defaults["betas"] == (0.5 + 0.1 * number, 0.9 + 0.01 * number)
