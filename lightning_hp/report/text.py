@@ -23,8 +23,11 @@ def show_result(result: Mapping[str, Any], console: Console) -> None:
     counts = ", ".join(f"{count} {state}" for state, count in result["trials"].items() if count)
     seconds, best = f"{result['seconds']:.0f}", f"{result['monitor']} {result['value']:.6g}"
     console.print(Text.assemble("study ", (result["study"], "bold"), f": {counts}, {seconds} s of training"))
-    on_seeds = f"; {result['confirmed']['text']}" if result.get("confirmed") else ""
+    confirmed = result.get("confirmed") or {}
+    on_seeds = f"; {confirmed['text']}" if confirmed else ""
     console.print(Text.assemble("best  ", (best, "bold green"), f" in trial {result['trial']}{on_seeds}"))
+    if (left := confirmed.get("left", 0)) > 0:
+        _line(f"left       {left} of the budget's trials: fewer decided which configuration is best", console)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("tier", "hyperparameter", "value"):
         table.add_column(column)

@@ -41,6 +41,7 @@ from lightning_hp.study.results import read_result
 from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.study.trials import best_trials, count_states, no_best_message
 from lightning_hp.tuning.checkpoints import classes_of
+from lightning_hp.tuning.failures import counted
 from lightning_hp.tuning.runner import StudyRunner
 from lightning_hp.tuning.winner_again import train_winner_again
 from lightning_hp.tuning.workers.ranks import build_on_one_device
@@ -166,6 +167,7 @@ def _write(
             "interval": winner.interval if math.isfinite(winner.interval) else None,
             "values": list(winner.values),
             "text": winner.text(),
+            "left": runner.config.search.n_trials - counted(runner.study.get_trials(deepcopy=False), runner.study),
         }
     if isinstance(runner.builder, CliBuilder):
         result_dict["fit_command"] = fit_command(runner.builder, paths.best)

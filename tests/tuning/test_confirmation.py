@@ -118,6 +118,7 @@ def test_a_study_leaves_the_trials_free_and_the_winner_is_the_best_mean(studies)
     assert result.checkpoint.is_file()
     assert set(result.validation) == {"val_loss"}
     assert f"on {len(by_root[root])} seeds" in result.confirmed["text"]
+    assert result.confirmed["left"] == 24 - len(trials)
     assert len({t.user_attrs["seed"] for t in trials}) == len(trials)
     assert len(studies.run(model=Noisy, trials=24, max_epochs=1).study.trials) == len(trials), "nothing more to do"
 

@@ -165,11 +165,20 @@ def test_the_end_of_a_study_of_names_with_brackets(terminal, tmp_path):
         "ledger": {"tuned_at": "2026-01-01T00:00:00Z", "retest_at": {"A": "2026-01-31T00:00:00Z"}},
         "checkpoint": "/a/[b]/best.ckpt",
         "best_yaml": "/a/[b]/best.yaml",
+        "confirmed": {"text": "0.13 on 3 seeds", "left": 2},
     }
     out = io.StringIO()
     show_result(json.loads(json.dumps(found)), Console(force_terminal=terminal, file=out, width=60, color_system=None))
     text = out.getvalue()
-    for word in ("4 complete, 1 failed", "val[loss] 0.125", "lr[0]", "[relu]", "A 2026-01-31", "/a/[b]/best.ckpt"):
+    for word in (
+        "4 complete, 1 failed",
+        "val[loss] 0.125",
+        "lr[0]",
+        "[relu]",
+        "A 2026-01-31",
+        "/a/[b]/best.ckpt",
+        "left       2 of",
+    ):
         assert word in text
     assert "pruned" not in text
 
