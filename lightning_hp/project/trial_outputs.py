@@ -19,7 +19,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
-from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.study.paths import TrialPaths, write_text
@@ -164,11 +164,15 @@ def logger_of_trial(logger: Logger, folder: Path) -> Logger:
 
 
 def close_loggers(trainer: pl.Trainer) -> None:
-    """End what outlives a training: W&B has one run at a time in a process, and the next trial would go on with it."""
+    """End what outlives a training.
+
+    W&B has one run at a time in a process, and the next trial would go on with it. A TensorBoard writer holds back what
+    it was given last for up to two minutes, in a thread of its own.
+    """
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and logger._experiment is not None:
-            run: Any = logger._experiment
-            run.finish()
+        if isinstance(logger, WandbLogger | TensorBoardLogger) and logger._experiment is not None:
+            experiment: Any = logger._experiment
+            experiment.finish() if isinstance(logger, WandbLogger) else experiment.close()
 
 
 def _names(folder: Path) -> tuple[str, str]:

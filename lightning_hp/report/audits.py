@@ -13,6 +13,8 @@ from optuna.trial import FrozenTrial
 
 from lightning_hp.report.view import StudyView, finite
 
+#: user attribute of a study: number of a trial that was audited after its end -> findings by severity
+AUDITS = "audits"
 SEVERITIES = ("ERROR", "WARN", "INFO")
 
 
@@ -88,12 +90,18 @@ class SeverityRow:
 
 def audited_trials(view: StudyView) -> list[FrozenTrial]:
     """The trials that were audited, by number."""
-    return [trial for trial in view.trials if isinstance(trial.user_attrs.get("audit"), Mapping)]
+    return [trial for trial in view.trials if isinstance(_counts(view, trial), Mapping)]
 
 
-def findings_of(trial: FrozenTrial, severity: str) -> int:
+def findings_of(view: StudyView, trial: FrozenTrial, severity: str) -> int:
     """How many findings of a severity a trial has; 0 where it was not audited."""
-    return _count(trial.user_attrs.get("audit"), severity)
+    return _count(_counts(view, trial), severity)
+
+
+def _counts(view: StudyView, trial: FrozenTrial) -> Any:
+    """Findings of a trial by severity: kept with the trial, or with the study where it was audited after its end."""
+    later = view.attributes.get(AUDITS)
+    return trial.user_attrs.get("audit", later.get(str(trial.number)) if isinstance(later, Mapping) else None)
 
 
 def severity_rows(view: StudyView) -> list[SeverityRow]:
@@ -101,7 +109,7 @@ def severity_rows(view: StudyView) -> list[SeverityRow]:
     audited = audited_trials(view)
     rows = []
     for severity in SEVERITIES if audited else ():
-        counts = {trial.number: findings_of(trial, severity) for trial in audited}
+        counts = {trial.number: findings_of(view, trial, severity) for trial in audited}
         rows.append(SeverityRow(severity, sum(counts.values()), tuple(n for n, count in counts.items() if count)))
     return rows
 

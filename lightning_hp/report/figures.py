@@ -233,7 +233,7 @@ def audit_history(view: StudyView, most: int = MOST_POINTS) -> go.Figure:
     figure = go.Figure()
     audited = audited_trials(view)[-most:]
     for severity, colour in SEVERITY_COLOURS.items():
-        counts = [findings_of(trial, severity) for trial in audited]
+        counts = [findings_of(view, trial, severity) for trial in audited]
         marker = {"color": colour, "line": {"width": 0}}
         figure.add_trace(go.Bar(x=[t.number for t in audited], y=counts, name=severity, marker=marker))
     style(figure, height=300)

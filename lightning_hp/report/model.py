@@ -264,7 +264,7 @@ class Report:
     def flagged(self) -> list[FrozenTrial]:
         """Trials that a person should see: failed, diverged, or with an error in the audit; by number."""
         lost = {trial.number for trial in (*self.view.failed, *self.view.diverged)}
-        return [trial for trial in self.view.trials if trial.number in lost or findings_of(trial, "ERROR")]
+        return [trial for trial in self.view.trials if trial.number in lost or findings_of(self.view, trial, "ERROR")]
 
 
 def read_report(

@@ -34,6 +34,7 @@ from lightning_hp.ledger.fingerprint import data_fingerprint, model_fingerprint
 from lightning_hp.project.best_yaml import best_yaml, fit_command
 from lightning_hp.project.build import Built, CliBuilder
 from lightning_hp.project.quiet import suppress_repeated_warnings
+from lightning_hp.report.audits import AUDITS
 from lightning_hp.report.write import write_older_reports, write_reports
 from lightning_hp.study.confirmed import confirmed
 from lightning_hp.study.paths import StudyPaths, write_text
@@ -261,6 +262,8 @@ def _audit_stacked(runner: StudyRunner, best: FrozenTrial, built: Built, checkpo
     counts = {"epoch": int(loaded["epoch"]), "step": int(loaded["global_step"])}
     result, reference = audit_trained(built.model, built.trainer, train, validation, **counts, about=about)
     write_audit(built.trainer, runner.paths.trial(best.number).root, result, reference)
+    audits = {**runner.study.user_attrs.get(AUDITS, {}), str(best.number): dict(result.get("counts", {}))}
+    runner.study.set_user_attr(AUDITS, audits)  # a trial that has ended takes no attributes
     state = {"reference": {} if reference is None else reference.to_dict(), "findings": result.get("findings", [])}
     audited = {**loaded, "callbacks": {**loaded.get("callbacks", {}), STATE_KEY: state}}
     written = checkpoint.with_suffix(".tmp")

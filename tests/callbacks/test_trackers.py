@@ -1,6 +1,7 @@
 """What MLflow, W&B and TensorBoard hold afterwards, read back from their own local stores."""
 
 import json
+import threading
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -117,6 +118,26 @@ def test_a_study_leaves_its_winner_with_wandb(tmp_path, monkeypatch):
     run, artifact = taken[1]
     assert sorted(artifact.manifest.entries) == ["audit.json", "audit.md", "report.html", "result.json"]
     assert run.config["tuned/learning_rate"] == result.natural["learning_rate"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_ends_with_the_winner_in_tensorboard_and_no_writer_that_holds_anything_back(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def writers():
+        return {t for t in threading.enumerate() if type(t).__name__ == "_AsyncWriterThread" and t.is_alive()}
+
+    monkeypatch.chdir(tmp_path)
+    before = writers()
+    trainer = {"accelerator": "cpu", "logger": TensorBoardLogger("logs", name="mine"), "log_every_n_steps": 1}
+    space = {"learning_rate": {"low": 0.01, "high": 1.0}}
+    tune(Norm, Rows, space, name="norm", trials=1, max_epochs=1, trainer=trainer)
+    assert writers() <= before
+    tags = set()
+    for events in (tmp_path / "runs/norm/best").rglob("events.*"):
+        tags |= set(EventAccumulator(str(events)).Reload().Tags()["tensors"])
+    assert any(tag.startswith("best") for tag in tags)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -31,12 +31,9 @@ def test_report_draws_everything_without_network(chromium, address, scheme, widt
     page.goto(address)
     for plot in page.locator(".plot").all():
         plot.scroll_into_view_if_needed()
-        page.wait_for_function(
-            "i => (document.getElementById(i).data||[]).some(t => t.x.length) && "
-            "document.getElementById(i).querySelector('.trace, .contour, .contourlayer path')",
-            arg=plot.get_attribute("id"),
-            timeout=30_000,
-        )
+        # not wait_for_function: the oldest Playwright evaluates a string there, which the page's policy forbids
+        plot.locator(".trace, .contour, .contourlayer path").first.wait_for(state="attached", timeout=30_000)
+        assert plot.evaluate("plot => (plot.data || []).some(trace => trace.x.length)")
     assert page.locator(".plot").count() == 11
     assert page.evaluate("document.documentElement.scrollWidth") == width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")

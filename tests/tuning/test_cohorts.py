@@ -16,6 +16,8 @@ from torch.nn import functional
 from lightning_hp.callbacks.audit.reference import weights_fingerprint
 from lightning_hp.project.build import PythonBuilder
 from lightning_hp.project.yaml_file import ConfigError
+from lightning_hp.report.audits import audited_trials, findings_of
+from lightning_hp.report.view import StudyView
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.training import BatchNormClassifier
 from lightning_hp.tuning import cohort_plan, cohorts, runner
@@ -120,6 +122,9 @@ def test_the_winner_is_audited_and_leaves_the_moments_of_its_validation_data(stu
     auditor = loaded["callbacks"]["BatchNormAuditor"]
     assert auditor["reference"] == reference["layers"]  # as a training with an auditor leaves its checkpoint
     assert auditor["findings"] == audit["findings"]
+    view = StudyView.read(studies.open("digits"))
+    assert [trial.number for trial in audited_trials(view)] == [result.trial]  # so report and dashboard show it
+    assert {s: findings_of(view, audited_trials(view)[0], s) for s in audit["counts"]} == audit["counts"]
 
 
 def test_without_audits_the_winner_has_none(studies):
