@@ -172,7 +172,8 @@ def test_two_processes_wait_for_one_answer(studies, fork):
         except Exception:
             return False
         for trial in questions.get_trials(states=(TrialState.RUNNING,)):
-            if ":note_ver" in str(storage.get_study_system_attrs(questions._study_id).keys()):
+            # its own note is written last; before that the process that asks still writes to the question
+            if f"dashboard:{trial._trial_id}:note_ver" in storage.get_study_system_attrs(questions._study_id):
                 with quiet_optuna():
                     questions.tell(trial.number, ANSWERS["widen"])
         return len(studies.open().user_attrs.get(DECIDED, {})) == 2
