@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
+from asked_sampler import AskedSampler
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 METRIC = "loss"
 
 
-class AxSampler(optuna.samplers.BaseSampler):
+class AxSampler(AskedSampler):
     """Asks Ax for all parameters at once, from the second trial on.
 
     Args:
@@ -26,14 +27,9 @@ class AxSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        super().__init__(seed)
         self._client: Any = None
         self._ax_index: dict[int, int] = {}
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters of the first trial that is complete."""
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return dict(complete[0].distributions) if complete else {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -49,12 +45,6 @@ class AxSampler(optuna.samplers.BaseSampler):
         ((index, parameters),) = self._client.get_next_trials(max_trials=1).items()
         self._ax_index[trial.number] = index
         return dict(parameters)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """At random: only before a trial is complete."""
-        return optuna.samplers.RandomSampler(self.seed).sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None

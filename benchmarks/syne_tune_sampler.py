@@ -13,13 +13,14 @@ import datetime
 from typing import Any
 
 import optuna
+from asked_sampler import AskedSampler
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 METRIC, EPOCH = "loss", "epoch"
 
 
-class SyneTuneSampler(optuna.samplers.BaseSampler):
+class SyneTuneSampler(AskedSampler):
     """Asks Syne Tune for all parameters at once, from the second trial on.
 
     Args:
@@ -28,18 +29,14 @@ class SyneTuneSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(self, seed: int, steps: int) -> None:
-        self.seed, self.steps = seed, steps
+        super().__init__(seed)
+        self.steps = steps
         self._scheduler: Any = None
         self._trials: dict[int, Any] = {}
 
     def pruner(self) -> optuna.pruners.BasePruner:
         """The halving that belongs to this sampler."""
         return _Halving(self)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters of the first trial that is complete."""
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return dict(complete[0].distributions) if complete else {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -56,12 +53,6 @@ class SyneTuneSampler(optuna.samplers.BaseSampler):
         config = dict(self._scheduler.suggest().config)
         self._add(trial.number, config)
         return config
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """At random: only before a trial is complete."""
-        return optuna.samplers.RandomSampler(self.seed).sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: list[float] | None

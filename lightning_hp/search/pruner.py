@@ -202,29 +202,29 @@ def _decide(
     if engine is None or not complete:
         return {number: {"stop": False, "rule": "none complete"} for number in latest}
     verdicts: dict[int, dict[str, Any]] = {}
-    asked: list[Curve] = []
-    known = {c.number: c for c in curves}
+    open_curves: list[Curve] = []
+    by_number = {c.number: c for c in curves}
     for number, loss in latest.items():
         if not math.isfinite(loss):
             verdicts[number] = {"stop": True, "rule": "diverged"}
-        elif number not in known:  # it lacks a parameter of the space
+        elif number not in by_number:  # it lacks a parameter of the space
             verdicts[number] = {"stop": False, "rule": "unknown parameters"}
         else:
-            asked.append(known[number])
+            open_curves.append(by_number[number])
     if few and len(complete) < SETTLED:
         best_of = min(complete, key=lambda c: c.final)
-        return verdicts | {c.number: {"stop": _is_behind(c, best_of), "rule": "behind"} for c in asked}
+        return verdicts | {c.number: {"stop": _is_behind(c, best_of), "rule": "behind"} for c in open_curves}
     finished = [c for c in curves if c.state is not TrialState.RUNNING and len(c.losses)]
     if len(finished) < START_UP:
-        return verdicts | {c.number: {"stop": _is_outside(c, curves), "rule": "rung"} for c in asked}
-    if not asked:
+        return verdicts | {c.number: {"stop": _is_outside(c, curves), "rule": "rung"} for c in open_curves}
+    if not open_curves:
         return verdicts
     model = engine.model(curves)
     assert model is not None
-    means, deviations = model.final(np.stack([c.unit for c in (*asked, *complete)]))
+    means, deviations = model.final(np.stack([c.unit for c in (*open_curves, *complete)]))
     sure = (SURE if len(complete) < SETTLED else SURE_LATE) + PATIENCE * _stopped_in_a_row(curves)
-    best, sign = float(means[len(asked) :].min()), -1.0 if maximize else 1.0
-    for curve, mean, deviation in zip(asked, map(float, means), WIDER * deviations, strict=False):
+    best, sign = float(means[len(open_curves) :].min()), -1.0 if maximize else 1.0
+    for curve, mean, deviation in zip(open_curves, map(float, means), WIDER * deviations, strict=False):
         ends = sign * model.compression.inverse(np.array([mean, best, mean - deviation, mean + deviation]))
         predicted = dict(zip(("mean", "best", "low", "high"), (float(v) for v in ends), strict=True))
         if maximize:

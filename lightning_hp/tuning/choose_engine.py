@@ -139,9 +139,9 @@ def _measured(runner: StudyRunner, build: Callable[..., Built]) -> tuple[int, fl
     largest = cohort_size(config.search.n_trials, config.caviar.cohort, max(_SIZES), config.caviar.structures)
     if config.caviar.structures is not None and largest < 2:
         raise NotStackable("`caviar.structures` has every trial bring a structure of its own")
-    sizes = (
-        [size for size in _SIZES if size <= largest] if config.caviar.cohort is None else [min(largest, *_SIZES[:1])]
-    )
+    sizes = [min(largest, max(_SIZES))]
+    if config.caviar.cohort is None:
+        sizes = [size for size in _SIZES if size <= largest]
     defaults = space.unit([space.defaults()])[0]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first trial gives them

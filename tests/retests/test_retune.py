@@ -73,17 +73,14 @@ def builder(module=toy_project.Toy, data=toy_project.ToyData):
     return PythonBuilder(module, data, {"accelerator": "cpu", "max_epochs": 2})
 
 
+def toy_config(tmp_path, **options):
+    plan, budget = SearchPlan(space=SPACE, n_trials=12), Budget(TrainingLength(2))
+    return TuneConfig("toy", None, plan, budget=budget, folder=tmp_path / "toy", prune=False, audit=False, **options)
+
+
 @pytest.fixture
 def tuned(tmp_path):
-    config = TuneConfig(
-        "toy",
-        None,
-        SearchPlan(space=SPACE, n_trials=12),
-        budget=Budget(TrainingLength(2)),
-        folder=tmp_path / "toy",
-        prune=False,
-        audit=False,
-    )
+    config = toy_config(tmp_path)
     run(config, builder())
     return config
 
@@ -116,16 +113,7 @@ def test_an_unmoved_best_is_confirmed_with_its_old_value_and_dates_the_ledger_fo
 
 
 def test_a_best_that_was_confirmed_on_fresh_seeds_gives_its_old_value_again(tmp_path):
-    config = TuneConfig(
-        "toy",
-        None,
-        SearchPlan(space=SPACE, n_trials=12),
-        budget=Budget(TrainingLength(2)),
-        folder=tmp_path / "toy",
-        prune=False,
-        audit=False,
-        confirm=Confirmation(candidates=2, seeds=1),
-    )
+    config = toy_config(tmp_path, confirm=Confirmation(candidates=2, seeds=1))
     result = run(config, builder())
     assert "confirms" in result.study.trials[result.trial].user_attrs
     done = retune_study(str(config.folder), config, builder(), k=1)
