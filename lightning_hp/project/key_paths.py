@@ -88,7 +88,7 @@ def set_at(config: Any, place: Place, value: Any) -> None:
 
 
 def without(config: Mapping[str, Any], places: Sequence[Place]) -> dict[str, Any]:
-    """A copy where nothing is at some places; elements of lists and tuples become None, and others keep their numbers."""
+    """A copy where nothing is at some places; elements of lists and tuples become None: others keep their numbers."""
     copied = deepcopy(dict(config))
     for place in sorted(places, key=len, reverse=True):  # what is inside another one first
         *parents, last = place
