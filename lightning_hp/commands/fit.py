@@ -43,7 +43,9 @@ def fit_verb(arguments: Sequence[str]) -> int:
         options, rest = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise ConfigError(f"`{error.argument_name}` must be followed by a class path") from None
-    ProjectCLI(*classes_of_options(options, Path(file))).run(["--config", file, *rest])
+    metrics = ProjectCLI(*classes_of_options(options, Path(file))).run(["--config", file, *rest])
+    if metrics:
+        write_line("logged last  " + "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items())))
     return 0
 
 

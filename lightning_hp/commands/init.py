@@ -51,18 +51,25 @@ def init_verb(options: Namespace) -> int:
     write_text(output, first.text(output.parent, datetime.now(UTC).date().isoformat()))
     say_what_was_chosen(first)
     write_line(f"written    {', '.join(str(file) for file in (training_file, output) if file)}")
-    write_line(f"next       lightning-hp tune {shlex.quote(str(output))}")
+    command = f"lightning-hp tune {shlex.quote(str(output))}"
+    missing = first.missing()
+    write_line(
+        f"next       write {' and '.join(missing)} into {output}; then {command}"
+        if missing
+        else f"next       {command}"
+    )
     return 0
 
 
 def say_what_was_chosen(first: FirstFile) -> None:
     """Print what is searched, on which metric, and what it costs."""
     metric = first.metric
-    write_line(f"metric     {metric.name or 'to be chosen'} ({metric.mode}): {metric.why}")
+    logged = f"; logged: {', '.join(metric.others)}" if metric.others else ""
+    write_line(f"metric     {f'{metric.name} ({metric.mode})' if metric.name else 'not chosen'}: {metric.why}{logged}")
     by_tier = sorted(first.chosen, key=lambda one: str(one.fields["tier"]))
     for title, chosen in zip(["searched", *[""] * len(by_tier)], by_tier, strict=False):
         write_line(f"{title:<10} {chosen.candidate.key} {flow(chosen.fields)}, yours {plain(chosen.candidate.value)}")
-    count = "1 value that is" if len(first.left) == 1 else f"{len(first.left)} values that are"
     if first.left:
-        write_line(f"left out   {count} not known, or not sure to be what the name says")
+        count = "1 value" if len(first.left) == 1 else f"{len(first.left)} values"
+        write_line(f"left out   {count} of unclear meaning, listed in the file as comments")
     write_line(f"cost       {first.cost()}")

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_hp.commands.output import output_console
+from lightning_hp.report.axes import number_text
 from lightning_hp.study.at_work import Picture, picture
 from lightning_hp.study.paths import StudyPaths
 from lightning_hp.study.storage import find_study, load_study, open_storage
@@ -67,7 +68,7 @@ def drawn(seen: Picture) -> RenderableType:
     """A picture as a table of workers below two lines about the study."""
     states = ", ".join(f"{number} {state}" for state, number in seen.states.items()) or "no trials yet"
     best = "none yet" if seen.best is None else f"{seen.best[1]:.6g} (trial {seen.best[0]})"
-    rate = f"{seen.per_hour:.3g} trials an hour" if seen.per_hour else "too few trials lately for a rate"
+    rate = f"{number_text(seen.per_hour, 3)} trials an hour" if seen.per_hour else "too few trials lately for a rate"
     head = Text(f"{seen.study}: {states} of {seen.planned}; stage {seen.stage or '-'}; {rate}\n")
     head.append(f"best {seen.monitor} {best}")
     table = Table(box=None, pad_edge=False)

@@ -120,12 +120,25 @@ class ProjectCLI:
             raise ConfigError(f"`model` and `data` must be left out where `cli` makes the call, got `cli` {self.cli!r}")
         return start
 
-    def run(self, arguments: Sequence[str]) -> None:
-        """Run the project's command to its end: ``fit`` with these arguments."""
-        start = self.target()
-        setup_parser = _with_arguments(arguments, _save_no_config)
+    def run(self, arguments: Sequence[str]) -> dict[str, float]:
+        """Run the project's command to its end: ``fit`` with these arguments.
+
+        Returns:
+            What was logged last, by metric; nothing in other processes than the first.
+        """
+        start, calls = self.target(), list[LightningCLI]()
+
+        def entered(cli: LightningCLI) -> None:
+            calls.append(cli)
+            _save_no_config(cli)
+
+        setup_parser = _with_arguments(arguments, entered)
         with _replaced(LightningCLI, setup_parser=setup_parser), _own_arguments(), as_raised():
             start()
+        trainer = getattr(calls[-1], "trainer", None) if calls else None
+        if trainer is None or not trainer.is_global_zero:
+            return {}
+        return {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
 
     def call(
         self,

@@ -30,6 +30,7 @@ from lightning_hp.report.style import (
     style,
     thinned,
     value_axis,
+    whole_axis,
 )
 from lightning_hp.report.view import NEUTRAL, TIER_COLOURS, StudyView, finite, finite_points, value_of
 from lightning_hp.space.parameters import Parameter
@@ -85,7 +86,7 @@ def history(view: StudyView, most: int = MOST_POINTS) -> go.Figure:
     figure.data = tuple(t for t in figure.data if len(t.x or ()))
     style(figure, height=360)
     figure.update_layout(
-        xaxis={"title": {"text": "trial"}, "showgrid": False, "range": [-0.8, last + 0.8], "tickformat": "d"},
+        xaxis={"title": {"text": "trial"}, "showgrid": False, "range": [-0.8, last + 0.8], **whole_axis([0, last])},
         yaxis={"title": {"text": metric}, **value_axis(values)},
         yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
         legend=LEGEND,
@@ -232,6 +233,7 @@ def audit_history(view: StudyView, most: int = MOST_POINTS) -> go.Figure:
     """
     figure = go.Figure()
     audited = audited_trials(view)[-most:]
+    counted = [sum(findings_of(view, trial, severity) for severity in SEVERITY_COLOURS) for trial in audited]
     for severity, colour in SEVERITY_COLOURS.items():
         counts = [findings_of(view, trial, severity) for trial in audited]
         marker = {"color": colour, "line": {"width": 0}}
@@ -239,9 +241,12 @@ def audit_history(view: StudyView, most: int = MOST_POINTS) -> go.Figure:
     style(figure, height=300)
     figure.update_layout(
         barmode="stack", bargap=0.2, legend=LEGEND,
-        xaxis={"title": {"text": "trial"}, "showgrid": False, "tickformat": "d"},
-        yaxis={"title": {"text": "findings"}, "rangemode": "tozero", "tickformat": "d", "nticks": 5},
+        xaxis={"title": {"text": "trial"}, "showgrid": False, **whole_axis([t.number for t in audited])},
+        yaxis={"title": {"text": "findings"}, "rangemode": "tozero", **whole_axis([0, *counted], 5)},
     )  # fmt: skip
+    if audited and not any(counted):
+        text = f"no findings in {len(audited)} audited trial{'s' if len(audited) > 1 else ''}"
+        figure.add_annotation(text=text, xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False)
     return figure
 
 
@@ -254,6 +259,7 @@ def drift_history(events: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) 
     """
     figure = go.Figure()
     checks = [e for e in events if e.get("event") in ("checked", "drifted")][-most:]
+    counted = [len(e.get("findings") or []) for e in checks]
     for kind in sorted({str(e.get("kind")) for e in checks}):
         mine = [e for e in checks if str(e.get("kind")) == kind]
         counts = [len(e.get("findings") or []) for e in mine]
@@ -261,7 +267,7 @@ def drift_history(events: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) 
     style(figure, height=300)
     figure.update_layout(
         legend=LEGEND, xaxis={"type": "date", "showgrid": False},
-        yaxis={"title": {"text": "findings"}, "rangemode": "tozero", "tickformat": "d", "nticks": 5},
+        yaxis={"title": {"text": "findings"}, "rangemode": "tozero", **whole_axis([0, *counted], 5)},
     )  # fmt: skip
     return figure
 

@@ -22,6 +22,7 @@ from lightning_hp.report.style import (
     ring,
     style,
     thinned,
+    whole_axis,
 )
 from lightning_hp.report.view import NEUTRAL, StudyView, faded
 from lightning_hp.space.parameters import Parameter
@@ -52,7 +53,7 @@ def zoom_funnel(view: StudyView, parameter: Parameter, most: int = MOST_POINTS) 
         showlegend=False,
         margin={"l": 36, "r": 12, "t": 6, "b": 30},
         xaxis={"range": [-0.03, 1.03], "tickvals": positions, "ticktext": [html.escape(v) for v in labels]},
-        yaxis={"range": [last + 0.8, -0.8], "nticks": 5, "showgrid": False, "tickformat": "d"},
+        yaxis={"range": [last + 0.8, -0.8], "showgrid": False, **whole_axis([0, last], 5)},
     )
     return figure
 
@@ -83,7 +84,7 @@ def zoom_grid(view: StudyView, parameters: Sequence[Parameter], most: int = MOST
         }  # fmt: skip
         axes[f"yaxis{key}"] = {
             **small, "domain": [top - pitch * 0.72, top - 0.02], "anchor": f"x{key}", "range": [last + 0.8, -0.8],
-            "nticks": 4, "showgrid": False, "tickformat": "d",
+            "showgrid": False, **whole_axis([0, last], 4),
         }  # fmt: skip
         figure.add_annotation(
             text=f"{html.escape(parameter.name)}  <b>{parameter.tier}</b>", xref="paper", yref="paper", x=left,

@@ -42,6 +42,17 @@ def value_axis(values: Sequence[float]) -> dict[str, Any]:
     return {"type": "linear"}
 
 
+def whole_axis(values: Sequence[int], ticks: int = 0) -> dict[str, Any]:
+    """The ticks of an axis of whole numbers: at each of them where they are few, so that none is written twice.
+
+    Args:
+        values: What is drawn.
+        ticks: Most ticks where they are many; 0 leaves it to Plotly.
+    """
+    few = max(values, default=0) - min(values, default=0) < 6
+    return {"tickformat": "d"} | ({"dtick": 1} if few else {"nticks": ticks})
+
+
 def natural_text(parameter: Parameter, trial: FrozenTrial) -> str:
     """The value that a trial used, as escaped text; the trial must hold the parameter."""
     return html.escape(value_text(parameter, parameter.natural(trial.params[parameter.stored_name])))

@@ -71,6 +71,12 @@ class FirstFile:
             seconds.append(batches * epoch.batch_seconds + validations * epoch.validation_seconds)
         return epoch.setup_seconds + min(seconds) if seconds else None
 
+    def missing(self) -> list[str]:
+        """Keys of the file that a person has to write before it can be run."""
+        unlimited = not self.length.with_limits(self.limits).is_limited
+        keys = {"`monitor`": not self.metric.name, "`budget.max_epochs`": unlimited, "`space`": not self.chosen}
+        return [key for key, is_missing in keys.items() if is_missing]
+
     def cost(self) -> str:
         """One sentence about what the trials cost."""
         seconds = self.training_seconds()

@@ -65,9 +65,13 @@ class Confirmed:
 
     def text(self) -> str:
         """Such as ``0.061 ± 0.004 on 3 seeds``."""
-        digits = f"{self.mean:.4g}"
-        around = f" ± {self.interval:.2g}" if math.isfinite(self.interval) else ""
-        return f"{digits}{around} on {len(self.values)} seeds"
+        around = f" ± {_short(self.interval, 2)}" if math.isfinite(self.interval) else ""
+        return f"{_short(self.mean, 4)}{around} on {len(self.values)} seeds"
+
+
+def _short(value: float, digits: int) -> str:
+    """A number with so many digits, but whole where it has more of them before its point: ``240``, not ``2.4e+02``."""
+    return f"{value:.0f}" if 10**digits - 0.5 <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
 def confirmed(trials: Sequence[FrozenTrial], minimises: bool) -> list[Confirmed]:

@@ -20,6 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from lightning_hp.study.causes import causes
 from lightning_hp.study.storage_error import StudyError
 
 #: seconds that a storage may be away, and between the first two tries; the longest pause
@@ -60,15 +61,14 @@ def impatient() -> Iterator[None]:
 
 def is_away(error: BaseException | None) -> bool:
     """Whether an exception says that a storage's server was not there, or has been lost on the way."""
-    while error is not None:
-        if isinstance(error, StorageAwayError | OperationalError | InterfaceError | ConnectionError):
+    for cause in causes(error):
+        if isinstance(cause, StorageAwayError | OperationalError | InterfaceError | ConnectionError):
             return True
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
+        if isinstance(cause, DBAPIError) and cause.connection_invalidated:
             return True
-        code = getattr(error, "code", None)  # of a grpc.RpcError; a proxy whose database is away says UNKNOWN
+        code = getattr(cause, "code", None)  # of a grpc.RpcError; a proxy whose database is away says UNKNOWN
         if callable(code) and getattr(code(), "name", "") in ("UNAVAILABLE", "UNKNOWN", "DEADLINE_EXCEEDED"):
             return True
-        error = error.__cause__ or error.__context__
     return False
 
 

@@ -93,7 +93,7 @@ def _measured_choice(runner: StudyRunner, build: Callable[..., Built]) -> _Choic
     try:
         few, together, single = _measured(runner, build)
         size = cohort_size(runner.config.search.n_trials, caviar.cohort, few, caviar.structures)
-        choice = _Choice(size, f"{1e3 * together:.2g} ms a step instead of {1e3 * single:.2g} ms", caviar.structures)
+        choice = _Choice(size, f"{_step(together)} a step instead of {_step(single)}", caviar.structures)
     except NotStackable as refusal:
         choice = _Choice(None, refusal.reason, caviar.structures)
     except Exception as error:  # the first trial will say it in its own words
@@ -169,9 +169,7 @@ def _measured(runner: StudyRunner, build: Callable[..., Built]) -> tuple[int, fl
             if together <= PAYS * single:
                 pays = size, together, single
             elif pays is None:
-                raise NotStackable(
-                    f"a step of one model costs {1e3 * together:.2g} ms in a stack, and {1e3 * single:.2g} ms alone"
-                )
+                raise NotStackable(f"a step of one model costs {_step(together)} in a stack, and {_step(single)} alone")
             else:
                 break
     assert pays is not None
@@ -192,3 +190,9 @@ def _refuse_own_checkpoints(built: Built) -> None:
     for callback in built.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Checkpoint) and getattr(callback, "dirpath", None):
             raise NotStackable(f"the project's {type(callback).__name__} writes its checkpoints in a Trainer only")
+
+
+def _step(seconds: float) -> str:
+    """Such as ``0.84 ms`` or ``280 ms``."""
+    milliseconds = 1e3 * seconds
+    return f"{milliseconds:.2g} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"

@@ -40,6 +40,7 @@ from lightning_hp.project.build import CliBuilder, PythonBuilder
 from lightning_hp.project.length import TrainingLength
 from lightning_hp.project.yaml_file import ConfigError
 from lightning_hp.space.space import SearchSpace
+from lightning_hp.study.causes import causes
 from lightning_hp.study.paths import TrialPaths, write_text
 from lightning_hp.study.storage import StudyError, one_line
 from lightning_hp.tuning.checkpoints import TrialCheckpoint, can_go_on, classes_of
@@ -230,12 +231,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an exception, or what caused it, says that a file could not be written for want of space."""
-    while error is not None:
-        # torch writes checkpoints in C++, and has no better word for it
-        if getattr(error, "errno", None) in _NO_SPACE or "PytorchStreamWriter failed writing" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    # torch writes checkpoints in C++, and has no better word for it
+    return any(
+        getattr(cause, "errno", None) in _NO_SPACE or "PytorchStreamWriter failed writing" in str(cause)
+        for cause in causes(error)
+    )
 
 
 def _audited(callbacks: Sequence[pl.Callback]) -> bool:

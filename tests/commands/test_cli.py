@@ -107,7 +107,11 @@ def test_tune_fit_best_report(project, run):
     assert Path("runs/toy/report.html").is_file()
     assert "importance" in out
     assert json.loads(run("report", "toy", "--json")[1]).keys() >= {"parameters", "edges"}
-    assert run("fit", "runs/toy/best.yaml", "--trainer.max_epochs", "1")[0] == 0
+    code, out, _ = run("fit", "runs/toy/best.yaml", "--trainer.max_epochs", "1")
+    assert code == 0
+    name, value = next(line for line in out.splitlines() if line.startswith("logged last")).split()[-2:]
+    assert name == "val_loss"
+    assert float(value) > 0
 
 
 def test_options_replace_keys(project, run):

@@ -7,7 +7,8 @@ from jsonargparse import ArgumentError
 
 from lightning_hp.project.parser_errors import parser_error, raised_by_project
 from lightning_hp.project.project_cli import ProjectCLI
-from lightning_hp.tuning.objective import is_out_of_memory
+from lightning_hp.study.patience import is_away
+from lightning_hp.tuning.objective import is_disk_full, is_out_of_memory
 
 MODULE = """
 import lightning.pytorch as pl
@@ -69,6 +70,9 @@ def test_an_error_of_a_class_of_the_project_comes_out_as_it_was_raised(place):
     assert len(str(caught.value)) < 120
     for word in ("Union", "Namespace", "Expected a", "Given value", "\n"):
         assert word not in str(caught.value)
+    # it stands in its own chain, since it is raised again while the parser's is handled: whoever walks it has to end
+    assert not is_disk_full(caught.value)
+    assert not is_away(caught.value)
 
 
 def test_a_model_that_does_not_fit_into_memory_is_recognised():

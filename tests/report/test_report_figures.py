@@ -7,7 +7,7 @@ import pytest
 from decorated_studies import SPACE, made_trial
 from optuna.trial import TrialState
 
-from lightning_hp.report.figures import best_so_far, contour, curves, history, importance, zoom_funnel
+from lightning_hp.report.figures import audit_history, best_so_far, contour, curves, history, importance, zoom_funnel
 from lightning_hp.report.landscape import REACH, surface
 from lightning_hp.report.measured import Measured
 from lightning_hp.report.style import value_axis
@@ -177,3 +177,18 @@ def test_figures_escape_names_and_are_plain_json(made):
     for hostile in ("<b>a", "<i>"):
         assert hostile not in text
     assert "&lt;b&gt;a" in text
+
+
+@pytest.mark.parametrize(("counts", "text"), [({"INFO": 0}, "no findings in 1 audited trial"), ({"WARN": 2}, "")])
+def test_ticks_of_few_whole_numbers_are_not_written_twice(made, counts, text):
+    """A study whose winner alone was audited had the ticks 34, 34, 34, 34 below its one bar."""
+    audited = made_trial(0.5, 0.1, user_attrs={"audit": counts})
+    view = StudyView.read(made([made_trial(0.1, 0.2), audited], "min"))
+    figure = audit_history(view)
+    assert (figure.layout.xaxis.dtick, figure.layout.yaxis.dtick) == (1, 1)
+    assert [note.text for note in figure.layout.annotations] == ([text] if text else [])
+    assert history(view).layout.xaxis.dtick == 1
+    assert zoom_funnel(view, SPACE["learning_rate"]).layout.yaxis.dtick == 1
+    many = StudyView.read(made([made_trial(0.5, 0.1, user_attrs={"audit": {"WARN": n}}) for n in range(20)], "min"))
+    assert (audit_history(many).layout.xaxis.dtick, audit_history(many).layout.yaxis.dtick) == (None, None)
+    assert audit_history(many).layout.yaxis.nticks == 5

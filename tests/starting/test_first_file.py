@@ -186,6 +186,23 @@ def test_without_a_metric_the_file_asks_for_one():
         TuneConfig.from_file("tune.yaml")
 
 
+def test_init_says_what_is_left_to_write(capsys):
+    write(model=net(lr=0.01), data=data(), trainer={"max_epochs": None})
+    assert cli.main(["init", "train.yaml", "--no-run"]) == 0
+    out = capsys.readouterr().out
+    assert "metric     not chosen: " in out
+    assert (
+        "next       write `monitor` and `budget.max_epochs` into tune.yaml; then lightning-hp tune tune.yaml\n" in out
+    )
+    assert cli.main(["init", "train.yaml", "--max_epochs", "1", "--output", "whole.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "next       lightning-hp tune whole.yaml\n" in out
+    if "left out" in out:
+        commented = [line for line in Path("whole.yaml").read_text().splitlines() if line.startswith("  # ")]
+        assert "listed in the file as comments" in out
+        assert commented
+
+
 def test_looking_leaves_the_project_s_folder_and_the_caller_as_they_were():
     write(model=net(), data=data(), trainer={"logger": True, "enable_checkpointing": True})
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}

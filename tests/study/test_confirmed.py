@@ -55,6 +55,23 @@ def test_the_interval_is_students_with_the_scatter_of_all_and_the_luck_of_the_fi
     assert confirmed(trials, minimises=True)[0].text() == f"0.46 ± {half:.2g} on 3 seeds"
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.0651, 0.0701), "0.0676 ± "),
+        ((11800.0, 12200.0), "12000 ± "),
+        ((9999.8, 9999.9), "10000 ± "),
+        ((2e7, 2.2e7), "2.1e+07 ± "),
+    ],
+)
+def test_large_values_are_told_in_whole_numbers(values, text):
+    trials = trials_of([(values[0], None), (values[1], 0)])
+    (one,) = confirmed(trials, minimises=True)
+    assert one.text().startswith(text)
+    if one.mean < 1e6:
+        assert "e+" not in one.text()
+
+
 def test_first_trainings_that_were_not_lucky_widen_nothing():
     trials = trials_of([(0.5, None), (0.6, None), (0.4, 0), (0.5, 1)])
     half = stats.t.ppf(0.95, 2) * 0.1 / math.sqrt(2) / math.sqrt(2)
