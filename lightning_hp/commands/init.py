@@ -51,13 +51,9 @@ def init_verb(options: Namespace) -> int:
     write_text(output, first.text(output.parent, datetime.now(UTC).date().isoformat()))
     say_what_was_chosen(first)
     write_line(f"written    {', '.join(str(file) for file in (training_file, output) if file)}")
-    command = f"lightning-hp tune {shlex.quote(str(output))}"
     missing = first.missing()
-    write_line(
-        f"next       write {' and '.join(missing)} into {output}; then {command}"
-        if missing
-        else f"next       {command}"
-    )
+    before = f"write {' and '.join(missing)} into {output}; then " if missing else ""
+    write_line(f"next       {before}lightning-hp tune {shlex.quote(str(output))}")
     return 0
 
 

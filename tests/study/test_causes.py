@@ -19,15 +19,18 @@ def test_a_cause_is_told_before_what_was_handled():
     assert list(causes(error)) == [error, cause]
 
 
+def raised_again(own, wrapped):
+    try:
+        raise wrapped
+    except ValueError:
+        raise own from None
+
+
 @pytest.mark.timeout(10)
 def test_an_exception_that_stands_in_its_own_chain_is_told_once():
     own, wrapped = ImportError("own"), ValueError("wrapped")
     wrapped.__cause__ = own
-    try:
-        try:
-            raise wrapped
-        except ValueError:
-            raise own from None
-    except ImportError as error:
-        assert error.__context__ is wrapped, "else the chain has no circle"
-        assert list(causes(error)) == [own, wrapped]
+    with pytest.raises(ImportError, match="own") as caught:
+        raised_again(own, wrapped)
+    assert caught.value.__context__ is wrapped, "else the chain has no circle"
+    assert list(causes(caught.value)) == [own, wrapped]
