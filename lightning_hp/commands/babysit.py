@@ -88,12 +88,19 @@ def _record(panda: PandaBabysitter, folder: Path) -> dict[str, float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lightning-hp babysit", description=_ABOUT, allow_abbrev=False)
     parser.add_argument("config", help="LightningCLI file")
-    parser.add_argument("--mode", choices=("rules", "probe"), default="rules", help="default rules")
+    parser.add_argument(
+        "--mode",
+        choices=("rules", "probe"),
+        default="rules",
+        help="probe also tries neighbouring values; default rules",
+    )
     parser.add_argument("--folder", help="where panda.jsonl goes; default runs/NAME-panda")
     parser.add_argument("--space", help="a tune.yaml, for the range, scale and tier of each hyperparameter")
     parser.add_argument("--monitor", default="val_loss", help="validation metric, for overfitting")
-    parser.add_argument("--monitor_mode", choices=("min", "max"), default="min")
-    parser.add_argument("--scheduler", choices=("take_over", "leave"), help="what becomes of the module's scheduler")
+    parser.add_argument("--monitor_mode", choices=("min", "max"), default="min", help="of the metric; default min")
+    parser.add_argument(
+        "--scheduler", choices=("take_over", "leave"), help="take_over removes the module's scheduler; leave keeps it"
+    )
     add_class_options(parser)
     return parser
 

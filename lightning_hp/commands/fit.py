@@ -10,15 +10,16 @@ from lightning_hp.commands.output import write_line
 
 _USAGE = (
     "usage: lightning-hp fit FILE [--model_class PATH] [--data_class PATH] [--cli_class PATH] [options]\n\n"
-    "Train a LightningCLI file such as best.yaml. The paths are for files that name no classes, and for projects\n"
-    "with a LightningCLI of their own (a class, a function that makes the call, or a script); the best.yaml of a\n"
-    "study needs none. Further options go to LightningCLI, such as --trainer.max_epochs 5."
+    "Train a LightningCLI file, such as best.yaml, and print the metrics that were logged last. Use the PATH options\n"
+    "if the file names no classes, or if the project has a LightningCLI of its own (a class, a function or a\n"
+    "script). The best.yaml of a study needs none. Further options go to LightningCLI, such as\n"
+    "--trainer.max_epochs 5."
 )
 #: option -> what it is
 _CLASSES = {
     "model_class": "class path, for files that name no model",
     "data_class": "class path, for files that name no data",
-    "cli_class": "the project's own LightningCLI: class, function, script",
+    "cli_class": "the project's own command: class, function or script",
 }
 
 

@@ -60,7 +60,7 @@ def init_verb(options: Namespace) -> int:
 def say_what_was_chosen(first: FirstFile) -> None:
     """Print what is searched, on which metric, and what it costs."""
     metric = first.metric
-    logged = f"; logged: {', '.join(metric.others)}" if metric.others else ""
+    logged = f"; {'also ' if metric.name else ''}logged: {', '.join(metric.others)}" if metric.others else ""
     write_line(f"metric     {f'{metric.name} ({metric.mode})' if metric.name else 'not chosen'}: {metric.why}{logged}")
     by_tier = sorted(first.chosen, key=lambda one: str(one.fields["tier"]))
     for title, chosen in zip(["searched", *[""] * len(by_tier)], by_tier, strict=False):

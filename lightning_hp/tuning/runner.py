@@ -133,7 +133,8 @@ class StudyRunner:
             again = enqueue_reruns(self.study)
             store_kept(self.study, self.paths, self.description.mode, self.say)
         if again:
-            self.say(f"running trial {', '.join(map(str, again))} again: their failures stopped the study")
+            trials = f"trial{'s' if len(again) > 1 else ''} {', '.join(map(str, again))}"
+            self.say(f"running {trials} again: their failures stopped the study")
 
     def close(self) -> None:
         """Give up what this process holds of the study."""

@@ -35,7 +35,7 @@ from lightning_hp.tuning.tune import cli_builder
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "upstream" not in p.parts)]
 #: blocks that are not run; each says why on its page
-NOT_RUN = 10
+NOT_RUN = 11
 #: what a block is written in, if it is code
 CODE = ("python", "bash", "yaml")
 #: exit codes that are no failure: done, stale, an audit found errors
@@ -123,7 +123,7 @@ def names_for(page: str) -> dict[str, Any]:
         "MyModule": cli_projects.Net if net else toy_project.Toy,
         "MyDataModule": toy_project.ToyData,
         "MyData": cli_projects.Data,
-        "train": lambda **values: sum(v for v in values.values() if isinstance(v, float)),
+        "train": lambda *trial, **values: sum(v for v in (*trial, *values.values()) if isinstance(v, float)),
         "study": study,
         "objective": lambda trial: (trial.suggest_float("x", 0.0, 1.0) - 0.3) ** 2,
         "now": datetime.now(UTC),

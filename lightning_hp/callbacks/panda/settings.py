@@ -113,8 +113,8 @@ class Settings:
         bounds: Range, scale and tier by name.
         tiers: Tiers that may be nudged.
         raise_factor: Factor of one raise of the learning rate.
-        cut_factor: Factor of the learning rate after a divergence.
-        decay_factor: Factor of the learning rate on a plateau.
+        cut_factor: Factor of the learning rate after a second divergence in a row.
+        decay_factor: Factor of the learning rate on a plateau, and after a first divergence.
         start_share: Share of the planned steps in which a slow start is looked for.
         patience_share: Share of the planned steps without improvement that make a plateau.
         patience_windows: Fewest windows of a plateau, and the patience where no length is planned.
