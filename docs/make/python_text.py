@@ -38,4 +38,6 @@ def python_as_markdown(page: str) -> str:
 def _entry(thing: griffe.Object | griffe.Alias, heading: str) -> str:
     docstring = thing.docstring.value if thing.docstring is not None else ""
     docstring = without_roles(docstring).replace("``", "`")
-    return f"{heading} {thing.name}\n\n```python\n{thing.signature()}\n```\n\n{docstring}".rstrip()
+    signature = thing.signature()  # nothing for an exception without arguments
+    call = f"```python\n{signature}\n```\n\n" if signature else ""
+    return f"{heading} {thing.name}\n\n{call}{docstring}".rstrip() + "\n"

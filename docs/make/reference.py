@@ -43,10 +43,10 @@ ELSEWHERE = {
     "caviar": "Where trials run; see the keys below.",
     "space": "A preset, or a mapping from paths to ranges; see [tune.yaml](../tune_yaml.md#a-parameter-of-the-space).",
     "seed": "Seed of the study; `fixed`: all trials are trained with one seed.",
-    "gate": "Whether a person is asked before each stage, and how long is waited: `true` (30 minutes) or `{timeout: 2h}`.",
-    "budget.time": "No new trial starts after so long in one run: `HH:MM:SS` or seconds.",
+    "gate": "Whether the study asks a person before each stage, and how long it waits: `true` (30 minutes) or `{timeout: 2h}`.",
+    "budget.time": "No new trial starts after this time in one run of the command: `HH:MM:SS`, `DD:HH:MM:SS` or seconds.",
     "budget.until": "`converged`: the study ends when the rest of the budget is expected to gain less than one training scatters.",
-    "caviar.lease": "A worker that is not heard of for so long loses its trial to another one: `90s`, `2m` or seconds.",
+    "caviar.lease": "If nothing is heard from a worker for this time, another worker gets its trial: `90s`, `2m` or seconds.",
     "confirm": "Whether, and how, the best configurations are trained again at the end: `true`, `false` or the keys below.",
     "plan": f"Stage plan: {', '.join(f'`{plan}`' for plan in PLANS)}.",
 }

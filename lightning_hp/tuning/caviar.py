@@ -24,21 +24,20 @@ class Caviar:
     """Where trials run.
 
     Attributes:
-        engine: ``in_process`` (one after the other, here), ``stacked`` (trials of one structure together, where the
-            module allows it; else one after the other), ``local`` (worker processes on this machine), ``ray`` (workers
-            on a Ray cluster) or ``auto`` (``stacked`` where it works and pays, see :mod:`.choose_engine`, else
-            ``local`` where there are several workers, else ``in_process``).
+        engine: ``in_process`` (one trial after another, in this process), ``stacked`` (trials with the same structure
+            together, if the module allows it; else one after another), ``local`` (worker processes on this machine),
+            ``ray`` (workers on a Ray cluster) or ``auto`` (``stacked`` if it works and is faster, see
+            :mod:`.choose_engine`; else ``local`` if there are several workers, else ``in_process``).
         workers: Number of workers; with 1 all but ``local`` and ``ray`` run here.
-        cohort: Most trials that ``stacked`` trains together; None for as many as the study's length and
-            :func:`.cohort_plan.cohort_size` say.
-        structures: The share of trials that bring a structure (whole numbers and choices) of their own with
-            ``stacked``: with 0.25 four trials share one, and cohorts have at most four members. None for one structure
-            a cohort, and in studies whose cohorts have more than four members one for two cohorts' trials.
-        lease: A worker that is not heard of for so many seconds loses its trial to another one.
+        cohort: Most trials that ``stacked`` trains together; None to follow the length of the study, see
+            :func:`.cohort_plan.cohort_size`.
+        structures: With ``stacked``, the share of trials that have a new structure (whole numbers and choices): with
+            0.25 four trials share one, and cohorts have at most four members. None for one structure for each cohort.
+        lease: If nothing is heard from a worker for so many seconds, another worker gets its trial.
         cpus: CPUs of a worker on Ray.
-        gpus: GPUs of a worker on Ray, a part of one below 1; None for one where the cluster has any, else none.
-        address: Of the Ray cluster; None for the one that Ray finds (``RAY_ADDRESS``, or one on this machine), else
-            one of this machine alone that is started for the study.
+        gpus: GPUs of a worker on Ray; a number below 1 is a part of one. None for one GPU if the cluster has any.
+        address: Of the Ray cluster; None for the one that Ray finds (``RAY_ADDRESS``, or one on this machine). If it
+            finds none, one is started on this machine for the study.
     """
 
     engine: str = AUTO

@@ -108,20 +108,21 @@ class TuneConfig:
         caviar: See :class:`Caviar`.
         folder: Where the study's files are.
         storage: ``journal`` or an Optuna URL.
-        same_seed: Whether all trials are trained with one seed, instead of one each.
+        same_seed: Whether all trials are trained with the same seed.
         prune: Whether hopeless trials are stopped.
         confirm: How the best configurations are trained again at the end; None for not at all.
         grace: No trial is stopped before this part of its training, from 0 to 1.
         pruner: ``class_path`` and ``init_args`` of an Optuna pruner in place of ours.
         sampler: ``class_path`` and ``init_args`` of an Optuna sampler that proposes the points of fine stages.
         curve_points: How many points of a learning curve are stored, see :mod:`lightning_hp.tuning.curve_store`.
-        gate: Seconds that a person has between two stages to decide about the next one; None for no questions.
+        gate: Seconds to wait for a person's decision before each stage; None to ask nobody.
         audit: Whether BatchNorm layers are audited at the end of every trial.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval; None for the ledger's defaults.
         model: Class path for LightningCLI files that name no model class.
         data: Class path for LightningCLI files that name no data class.
-        cli: Class path of the project's own LightningCLI subclass.
+        cli: The project's own command: the class path of a LightningCLI subclass, the path of a function that makes
+            the call, or a script.
         source: The file that this was read from.
         previous: Folder of the study that this one refreshes; not in the file.
         accept_changes: Whether to continue a study although the project has changed; not in the file.

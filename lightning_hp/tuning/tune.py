@@ -59,49 +59,48 @@ def tune(
     Calling it again with the same name continues the study, up to ``trials`` in total.
 
     Args:
-        module: Class or function that takes hyperparameters by name and gives a LightningModule.
-        datamodule: The same for the data: it gives a LightningDataModule, or loaders as ``(train, val)`` or
-            ``(train, val, test)``. An instance where no hyperparameter belongs to the data; None where the module
-            brings its own loaders.
+        module: Class or function that takes hyperparameters by name and returns a LightningModule.
+        datamodule: The same for the data: it returns a LightningDataModule, or loaders as ``(train, val)`` or
+            ``(train, val, test)``. An instance is enough if no hyperparameter belongs to the data. None if the module
+            has its own loaders.
         space: A :class:`SearchSpace`, the mapping that it is made from, or the name of a preset. Keys are arguments of
             ``module`` or ``datamodule``, or ``trainer.NAME`` for those of the Trainer. An entry without a default takes
             the argument's own, so that trial 0 is the module as it is.
-        train_dataloaders: Loaders in place of a data module; all trials share them, and nothing of them is searched.
+        train_dataloaders: Loaders instead of a data module. All trials share them; they have no hyperparameters.
         val_dataloaders: For validation.
         test_dataloaders: For the winner's test metrics.
         monitor: Name of the metric, as the module logs it.
         mode: ``min`` or ``max``.
         trials: Total number of trials.
         max_epochs: Length of a complete training, in epochs; None takes it from ``trainer``.
-        max_steps: The same in optimiser steps; a training ends at the first of both.
+        max_steps: The same in optimiser steps; with both, a training ends at the one that it reaches first.
         trainer: Further arguments of ``Trainer``; callbacks in it are copied for every trial.
         name: Study name.
         folder: Where the study's files go; None for ``runs/NAME``.
         storage: ``journal`` (a file in the folder) or an Optuna URL.
         seed: Seed of the study.
-        start: Values that the study starts from in place of the module's own: a mapping from names to values, the
+        start: The values that the study starts from, instead of the module's own: a mapping from names to values, the
             folder of a babysat run or of another study, or a JSON file.
         plan: Stage plan, see :class:`lightning_hp.search.CoarseToFineSampler`.
         prune: Whether hopeless trials are stopped.
         curve_points: How many points of a learning curve are stored; the pruner sees all of it.
-        gate: Whether a person is asked in the dashboard what the next stage shall do; ``{"timeout": "30m"}`` says how
-            long the study waits for the answer.
-        engine: ``auto``: trials of one structure are trained together where the module allows it and it pays, else one
-            after the other, and one line says why; or by name ``in_process``, ``stacked``, ``local`` for worker
-            processes on this machine, ``ray`` for workers on a Ray cluster. Workers are given a copy of what ``tune``
-            is given; a script needs no ``if __name__ == "__main__"`` for them. With a mapping all that ``caviar`` of
-            ``tune.yaml`` takes: ``{"engine": "ray", "gpus": 0.5}``.
+        gate: Whether the study asks a person in the dashboard before each stage; ``{"timeout": "30m"}`` says how long
+            it waits for the answer.
+        engine: ``auto``: trials with the same structure are trained together if the module allows it and it is faster,
+            else one after another; one line gives the reason. Or by name: ``in_process``, ``stacked``, ``local`` for
+            worker processes on this machine, ``ray`` for workers on a Ray cluster. Workers get a copy of the arguments
+            of ``tune``; a script needs no ``if __name__ == "__main__"`` for them. A mapping takes all keys of
+            ``caviar`` in ``tune.yaml``: ``{"engine": "ray", "gpus": 0.5}``.
         workers: Number of worker processes; None for 2 with ``local`` and ``ray``, else 1.
-        confirm: Whether the best configurations are trained again on fresh seeds at the end, inside the budget, and
-            the winner is chosen by the mean; ``{"candidates": 3, "seeds": 2}`` says how many. Not with fewer than 20
-            trials.
+        confirm: Whether the best configurations are trained again with new seeds at the end, inside the budget, and
+            the best mean wins; ``{"candidates": 3, "seeds": 2}`` says how many. This needs at least 20 trials.
         keep_checkpoints: How many of the best trials keep their checkpoints.
         retune_after: Interval such as ``30d``, or tier to interval.
-        accept_changes: Whether to continue a study although module, data or Trainer arguments have changed; without
-            it that is an error that names the change.
-        restart: Whether to move a study of this name aside (``runs/NAME.old-1``) and begin anew.
-        progress: Whether to show the trials on standard error: a live table on a terminal, elsewhere a line each.
-        now: The clock at the end of the study, with a time zone, which dates the ledger; None is the current time then.
+        accept_changes: Whether to continue a study although module, data or Trainer arguments have changed. Otherwise
+            a change is an error that names it.
+        restart: Whether to move a study with this name to ``runs/NAME.old-1``, and to start a new one.
+        progress: Whether to show the trials on standard error: in a terminal a live table, else one line for each.
+        now: The date for the ledger, with a time zone; None for the time when the study ends.
 
     Returns:
         The best trial, its metrics, its checkpoint and the report.
