@@ -10,6 +10,7 @@ the study goes on, or another worker's, does not change which trials are propose
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from lightning_hp.training.stacked.randomness import RandomState
 from lightning_hp.training.stacked.seat import seat
 from lightning_hp.tuning.caviar import AUTO
 from lightning_hp.tuning.cohort_plan import cohort_size
-from lightning_hp.tuning.cohorts import build_of, refuse_own_start, stood_in_for
+from lightning_hp.tuning.cohorts import build_of, member_of
 from lightning_hp.tuning.confirmation import reserved
 from lightning_hp.tuning.failures import counted
 from lightning_hp.tuning.together import Together
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 PAYS = 0.5
 #: seconds that a Trainer's loop adds to a step, a low estimate (0.8 to 1.2 ms were measured)
 LOOP_SECONDS = 5e-4
-#: sizes of a cohort that are tried, the largest first: the smallest that pays learns most from its trials
-_SIZES = (8, 4, 2)
+#: sizes of a cohort that are tried, until one pays: the smallest that pays learns most from its trials
+_SIZES = (2, 4, 8)
 #: bytes of weights from which on a model keeps a machine busy alone
 _LARGE = 100_000_000
 #: user attribute of a study: what was chosen for it
@@ -143,37 +144,30 @@ def _measured(runner: StudyRunner, build: Callable[..., Built]) -> tuple[int, fl
     if config.caviar.cohort is None:
         sizes = [size for size in _SIZES if size <= largest]
     defaults = space.unit([space.defaults()])[0]
+    together = single = math.inf
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first trial gives them
-        members: list[Member] = []
-        for number in range(sizes[0]):
+
+        def member(number: int, size: int) -> Member:
             stored = {
-                p.stored_name: p.at(float(at)) if p.cardinality is not None else p.at((number + 0.5) / sizes[0])
+                p.stored_name: p.at(float(at)) if p.cardinality is not None else p.at((number + 0.5) / size)
                 for p, at in zip(space.parameters, defaults, strict=True)
             }
             built = build(space.arguments(stored), Path(folder, str(number)), number, [], runner.length)
-            refuse_own_start(built)
             _refuse_own_checkpoints(built)
             weights = sum(p.numel() * p.element_size() for p in built.model.parameters())
             if weights > _LARGE:
                 raise NotStackable(f"a model of {weights / 1e6:.0f} MB keeps the machine busy by itself")
-            members.append(Member(built.model, built.trainer, built.data, stood_in_for=stood_in_for(config.audit)))
-        stack = Stack([seat(member) for member in members])
-        check_stack(stack)
-        pays: tuple[int, float, float] | None = None
+            return member_of(built, config.audit)
+
         for size in sizes:
-            if size < len(stack):
-                stack.keep(range(size))
+            stack = Stack([seat(member(number, size)) for number in range(size)])
+            check_stack(stack)
             together, single = step_seconds(stack)
             single += LOOP_SECONDS
             if together <= PAYS * single:
-                pays = size, together, single
-            elif pays is None:
-                raise NotStackable(f"a step of one model costs {_step(together)} in a stack, and {_step(single)} alone")
-            else:
-                break
-    assert pays is not None
-    return pays
+                return size, together, single
+    raise NotStackable(f"a step of one model costs {_step(together)} in a stack, and {_step(single)} alone")
 
 
 def _refuse_own_outputs(runner: StudyRunner) -> None:

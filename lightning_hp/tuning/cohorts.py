@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,12 +52,14 @@ class Candidate:
         arguments: Its natural values, keyed as the builder takes them.
         paths: Its folder.
         seed: Its seed.
+        structure: Its whole numbers and choices.
     """
 
     trial: optuna.Trial
     arguments: Mapping[str, Any]
     paths: TrialPaths
     seed: int
+    structure: Hashable = None
 
 
 @dataclass(eq=False)
@@ -186,9 +188,7 @@ class _CohortRun:
     def _member(self, candidate: Candidate) -> Member:
         cohort, began = self.cohort, time.monotonic()
         built = cohort.build(candidate.arguments, candidate.paths.root, candidate.seed, [], cohort.length)
-        refuse_own_start(built)
-        idle = stood_in_for(cohort.audited)
-        member = Member(built.model, built.trainer, built.data, tag=candidate, stood_in_for=idle)
+        member = member_of(built, cohort.audited, candidate, candidate.structure)
         self.members.append(member)
         self.curves[member] = _MemberCurve(cohort, candidate.trial)
         self.results[candidate]._built = built
@@ -345,6 +345,23 @@ def stood_in_for(audited: bool) -> tuple[type[pl.Callback], ...]:
         audited: Whether the study audits its winner, so that ``LIGHTNING_HP_AUDIT`` need not.
     """
     return (MetricsLog, EnvironmentAuditor) if audited else (MetricsLog,)
+
+
+def member_of(built: Built, audited: bool, tag: Any = None, structure: Hashable = None) -> Member:
+    """The member of a stack that a trial's objects are.
+
+    Args:
+        built: The objects.
+        audited: Whether the study audits its winner itself.
+        tag: Whatever the caller wants to find again.
+        structure: As of a `Candidate`.
+
+    Raises:
+        NotStackable: If the project's command does more around the fit than to fit.
+    """
+    refuse_own_start(built)
+    idle = stood_in_for(audited)
+    return Member(built.model, built.trainer, built.data, tag=tag, stood_in_for=idle, structure=structure)
 
 
 def refuse_own_start(built: Built) -> None:

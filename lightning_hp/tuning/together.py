@@ -70,7 +70,9 @@ class Together:
         if repeats(trial):
             size, further = together_with(runner.study, caviar.workers), 0
         first = self._candidate(trial, arguments)
-        waiting = self._by_structure([first, *self._companions([first], size - 1, claims)])
+        candidates = [first, *self._companions([first], size - 1, claims)]
+        # known values may share a stack though their whole numbers differ: their module's own step decides
+        waiting = [candidates] if repeats(trial) else self._by_structure(candidates)
         while waiting and not runner.stopping.is_set():  # what is left keeps its values for whoever goes on
             group = waiting.pop(0)
             waiting += self._train(group, further, claims)
@@ -79,7 +81,7 @@ class Together:
         """Group candidates: one that was enqueued, or left by a process that died, has its own structure."""
         groups: dict[Any, list[Candidate]] = {}
         for one in candidates:
-            groups.setdefault(structure(self._runner.description.space, one.trial.params), []).append(one)
+            groups.setdefault(one.structure, []).append(one)
         return list(groups.values())
 
     def _train(self, group: Sequence[Candidate], further: int, claims: contextlib.ExitStack) -> list[list[Candidate]]:
@@ -129,7 +131,9 @@ class Together:
         return others
 
     def _candidate(self, trial: optuna.Trial, arguments: dict[str, Any]) -> Candidate:
-        return Candidate(trial, arguments, self._runner.paths.trial(trial.number), self._runner.seed_of(trial))
+        runner = self._runner
+        shape = structure(runner.description.space, trial.params)
+        return Candidate(trial, arguments, runner.paths.trial(trial.number), runner.seed_of(trial), shape)
 
     def _companions(self, cohort: Sequence[Candidate], most: int, claims: contextlib.ExitStack) -> list[Candidate]:
         """Ask for further trials of the structure of a cohort's first trial, within its stage."""

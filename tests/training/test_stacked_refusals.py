@@ -103,11 +103,23 @@ def test_what_cannot_be_stacked_is_refused_with_the_reason(modules, data, argume
     assert all("\n" not in outcome.refused for outcome in outcomes)
 
 
-def test_a_member_of_another_structure_is_refused_and_the_others_are_trained():
-    modules = [partial(BatchNormClassifier, hidden_units=width) for width in (8, 8, 9)]
+def test_a_member_of_another_structure_is_trained_after_the_others_and_a_newcomer_of_one_is_refused():
+    modules = [partial(BatchNormClassifier, hidden_units=8, num_layers=layers) for layers in (2, 2, 3)]
     members = [build(seed, module, DigitsDataModule, max_epochs=1) for seed, module in enumerate(modules)]
-    reasons = [outcome.refused for outcome in train_stacked(members)]
-    assert reasons == [None, None, "its structure is not that of the stack's first member"]
+    outcomes = train_stacked(members)
+    assert_equal(
+        outcomes, alone([build(seed, module, DigitsDataModule, max_epochs=1) for seed, module in enumerate(modules)])
+    )
+    asked, coming = [], [build(3, modules[2], DigitsDataModule)]
+
+    def refill(free):
+        asked.append(free)
+        return coming[:1] if len(asked) == 1 else []
+
+    members = [build(seed, module, DigitsDataModule, max_epochs=2 + (seed != 1)) for seed, module in enumerate(modules)]
+    refused = [outcome.refused for outcome in train_stacked(members, refill=refill)]
+    assert refused == [None, None, None, "the members have not the same structure"]
+    assert asked == [1], "nobody is asked for while members of another structure are in training"
     with pytest.raises(NotStackable, match="the members have not the same structure"):
         stack([build(seed, module, DigitsDataModule) for seed, module in enumerate(modules)])
 

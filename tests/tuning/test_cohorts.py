@@ -20,6 +20,7 @@ from lightning_hp.report.audits import audited_trials, findings_of
 from lightning_hp.report.view import StudyView
 from lightning_hp.study.confirmed import CONFIRMS
 from lightning_hp.training import BatchNormClassifier
+from lightning_hp.training.stacked.training import _Run
 from lightning_hp.tuning import cohort_plan, cohorts, runner
 from lightning_hp.tuning.cohort_plan import cohort_size, newcomers
 from lightning_hp.tuning.config import TuneConfig
@@ -93,6 +94,21 @@ def test_all_seeds_of_a_confirmation_are_one_stack_however_small_a_cohort_is(stu
     assert len(confirming) == 3 * len({t.user_attrs[CONFIRMS] for t in confirming}) > 0
     for root in {t.user_attrs[CONFIRMS] for t in confirming}:
         assert len({t.user_attrs["cohort"] for t in confirming if t.user_attrs[CONFIRMS] == root}) == 1
+
+
+def test_rivals_of_different_widths_are_confirmed_in_one_stack(studies, monkeypatch):
+    train, groups = _Run.train, []
+
+    def recorded(run, group, memory, check):
+        groups.append([one.member.tag.trial for one in group])
+        return train(run, group, memory, check)
+
+    monkeypatch.setattr(_Run, "train", recorded)
+    study(studies, trials=20, confirm={"candidates": 3, "seeds": 2})
+    confirming = [t for t in studies.trials("digits") if CONFIRMS in t.user_attrs]
+    assert len({t.params["hidden_units"] for t in confirming}) > 1
+    assert sorted(trial.number for trial in groups[-1]) == [t.number for t in confirming]
+    assert all(len({trial.params["hidden_units"] for trial in group}) == 1 for group in groups[:-1])
 
 
 def test_every_trial_may_bring_a_structure_of_its_own(studies):

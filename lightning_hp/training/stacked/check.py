@@ -23,6 +23,7 @@ from lightning_hp.training.stacked.logs import Captured, capturing
 from lightning_hp.training.stacked.randomness import RandomState
 from lightning_hp.training.stacked.refusal import NotStackable
 from lightning_hp.training.stacked.stack import Stack
+from lightning_hp.training.stacked.state import part_of
 from lightning_hp.training.stacked.traced import TrainerFacts, takes_index
 from lightning_hp.training.stacked.validation import validate_one
 
@@ -183,7 +184,7 @@ def _compare(stack: Stack, copied: Sequence[Tensor], chosen: Sequence[int], atte
         kept = max(kept, _single(stack, row, feed.one(batch, row), losses[row], gradients, buffers))
     stack.state.restore(copied)
     with torch.no_grad():
-        stack.optimizer.step(stack.state.trained, {name: gradient.clone() for name, gradient in gradients.items()})
+        stack.optimizer.step(stack.state.matrices, stack.state.layout.pack(gradients))
     stepped = {name: tensor.clone() for name, tensor in stack.state.trained.items()}
     stack.state.restore(copied)
     for row in chosen:
@@ -214,10 +215,11 @@ def _single(
     for parameter, gradient in zip(trained, own_gradients, strict=True):
         if gradient is None:
             raise NotStackable(f"{name}: the loss does not depend on {parameter}, so its optimizer would skip it")
-        _same(f"{name}: the stacked gradient of {parameter}", gradients[parameter][row], gradient, overall * 1e-3)
+        stacked = part_of(gradients[parameter][row], gradient.shape)
+        _same(f"{name}: the stacked gradient of {parameter}", stacked, gradient, overall * 1e-3)
     own = dict(module.named_buffers())
     for buffer, tensor in buffers.items():
-        _same(f"{name}: the stacked buffer {buffer}", tensor[row], own[buffer], 1e-3)
+        _same(f"{name}: the stacked buffer {buffer}", part_of(tensor[row], own[buffer].shape), own[buffer], 1e-3)
     return sum(kept.values())
 
 
@@ -226,15 +228,22 @@ def _single_optimizer_step(
 ) -> None:
     one = stack.seats[row]
     module, optimizer = one.member.module, one.start.optimizer
-    for name in gradients:
-        module.get_parameter(name).grad = gradients[name][row].clone()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    optimizer.state.clear()
-    for name, tensor in stepped.items():
-        parameter = module.get_parameter(name).detach()
-        scale = float(parameter.abs().max()) if parameter.numel() else 0.0
-        _same(f"the stacked {type(optimizer).__name__} step of {name}", tensor[row], parameter, scale)
+    # on tensors of its own: a fused optimizer goes wrong on a part of a larger tensor (torch 2.13, CPU)
+    stack.state.release([row])
+    try:
+        for name in gradients:
+            own = module.get_parameter(name)
+            own.grad = part_of(gradients[name][row], own.shape).clone()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()
+        for name, tensor in stepped.items():
+            parameter = module.get_parameter(name).detach()
+            scale = float(parameter.abs().max()) if parameter.numel() else 0.0
+            stepped_row = part_of(tensor[row], parameter.shape)
+            _same(f"the stacked {type(optimizer).__name__} step of {name}", stepped_row, parameter, scale)
+    finally:
+        stack.state.lend()
 
 
 def _same(what: str, stacked: Tensor, single: Tensor, scale: float) -> None:

@@ -1,11 +1,12 @@
 """Gradients of all members between their computation and the optimizer step: accumulated and clipped as a Trainer does.
 
-Shapes: M members; gradients by name, shape (M, ...); limits (M, 1).
+Shapes: M members, P numbers a member. Gradients are matrices (M, P), one for each parameter group of the optimizer, see
+:mod:`.layout`; limits are (M, 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,38 +17,34 @@ class Accumulated:
 
     def __init__(self) -> None:
         """Start at nothing."""
-        self._sums: dict[str, Tensor] = {}
+        self._sums: list[Tensor] = []
 
-    def add(self, gradients: Mapping[str, Tensor], batches: int) -> dict[str, Tensor]:
+    def add(self, gradients: Sequence[Tensor], batches: int) -> list[Tensor]:
         """Add the gradients of one mini-batch.
 
         Args:
-            gradients: By name; not kept.
+            gradients: Of this mini-batch; not kept.
             batches: Mini-batches of one optimizer step.
 
         Returns:
             The sums so far.
         """
-        for name, gradient in gradients.items():
-            part = gradient / batches
-            self._sums[name] = self._sums[name] + part if name in self._sums else part
+        parts = [gradient / batches for gradient in gradients]
+        self._sums = [a.add_(b) for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
         return self._sums
 
 
-def clip_by_norm(gradients: Mapping[str, Tensor], limits: Tensor) -> None:
+def clip_by_norm(gradients: Sequence[Tensor], limits: Tensor) -> None:
     """Scale every member's gradient, in place, to a norm of at most its limit (``torch.nn.utils.clip_grad_norm_``)."""
-    rows = len(limits)
-    squares = [torch.linalg.vector_norm(g.view(rows, -1), dim=1, keepdim=True) for g in gradients.values()]
-    total = torch.linalg.vector_norm(torch.cat(squares, dim=1), dim=1, keepdim=True)
+    norms = [torch.linalg.vector_norm(gradient, dim=1, keepdim=True) for gradient in gradients]
+    total = torch.linalg.vector_norm(torch.cat(norms, dim=1), dim=1, keepdim=True)
     factor = (limits.to(total.dtype) / (total + 1e-6)).clamp(max=1.0)
-    for gradient in gradients.values():
-        gradient.view(rows, -1).mul_(factor)
+    for gradient in gradients:
+        gradient.mul_(factor)
 
 
-def clip_by_value(gradients: Mapping[str, Tensor], limits: Tensor) -> None:
+def clip_by_value(gradients: Sequence[Tensor], limits: Tensor) -> None:
     """Clamp every member's gradient, in place, to its limit on both sides (``torch.nn.utils.clip_grad_value_``)."""
-    rows = len(limits)
-    for gradient in gradients.values():
-        flat = gradient.view(rows, -1)
-        limit = limits.to(flat.dtype)
-        torch.maximum(torch.minimum(flat, limit, out=flat), -limit, out=flat)
+    for gradient in gradients:
+        limit = limits.to(gradient.dtype)
+        torch.maximum(torch.minimum(gradient, limit, out=gradient), -limit, out=gradient)

@@ -8,7 +8,7 @@ Units: epochs count from 0, steps are optimizer steps, batch indices count from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +74,8 @@ class Member:
         val_dataloaders: Its validation loaders, likewise.
         tag: Whatever the caller wants to find again, as a trial.
         stood_in_for: Classes of callbacks whose work the caller does itself.
+        structure: What the caller knows to tell members apart that look alike, as a whole number that a step uses
+            later: those that differ in it share a stack only where their own step vouches for it (``stack_pads``).
         random_state: The process's generators as they stood after the member was built.
     """
 
@@ -84,6 +86,7 @@ class Member:
     val_dataloaders: Any = None
     tag: Any = None
     stood_in_for: tuple[type[pl.Callback], ...] = ()
+    structure: Hashable = None
     random_state: RandomState = field(default_factory=RandomState.capture)
 
 

@@ -174,8 +174,8 @@ class MLPStep:
         z.sub_(mean)
         var = torch.linalg.vector_norm(z, dim=2, keepdim=True).square_().div_(rows)
         momentum = settings["bn_momentum"].unsqueeze(1)
-        buffers[f"{at}.running_mean"].mul_(1 - momentum).add_(mean.squeeze(2) * momentum)
-        buffers[f"{at}.running_var"].mul_(1 - momentum).add_(var.squeeze(2) * (momentum * (rows / (rows - 1))))
+        buffers[f"{at}.running_mean"].mul_(1 - momentum).addcmul_(mean.squeeze(2), momentum)
+        buffers[f"{at}.running_var"].mul_(1 - momentum).addcmul_(var.squeeze(2), momentum, value=rows / (rows - 1))
         buffers[f"{at}.num_batches_tracked"].add_(1)
         inverse: Tensor = var.add_(settings["bn_epsilon"].view(-1, 1, 1)).rsqrt_()
         z.mul_(inverse)
@@ -225,8 +225,8 @@ class MLPStep:
         by_gamma, by_beta = work.sum(2, keepdim=True), g.sum(2, keepdim=True)
         _write(gradients, f"{at}.weight", lambda out: out.copy_(by_gamma.squeeze(2)))
         _write(gradients, f"{at}.bias", lambda out: out.copy_(by_beta.squeeze(2)))
-        torch.mul(layer.standard, by_gamma.div_(rows), out=work)
-        g.sub_(work).sub_(by_beta.div_(rows)).mul_(layer.inverse * weights[f"{at}.weight"].unsqueeze(2))
+        g.addcmul_(layer.standard, by_gamma, value=-1 / rows).sub_(by_beta, alpha=1 / rows)
+        g.mul_(layer.inverse * weights[f"{at}.weight"].unsqueeze(2))
 
     # --- evaluation ---
 

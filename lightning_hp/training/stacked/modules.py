@@ -13,9 +13,15 @@ COVERS = ("on_train_epoch_start", "on_train_epoch_end")
 
 
 def mlp_key(module: Any) -> Hashable:
-    """Return what members must share: the network's structure; rates, momentum and epsilon may differ."""
-    hp = module.hparams
-    return "BatchNormMLP", module.net.widths, hp["activation"], hp["norm"]
+    """Return what members must share; units of the hidden layers, rates, momentum and epsilon may differ.
+
+    A hidden unit whose weights are all zero stays so: every activation is 0 at 0, and so are its normalised values and
+    all its gradients, if the norm divides by an epsilon above 0.
+    """
+    hp, net = module.hparams, module.net
+    widths = len(net.widths) if hp["bn_epsilon"] > 0 or hp["norm"] == "none" else net.widths
+    sides = next(net.parameters()).shape[1], net.output.out_features
+    return "BatchNormMLP", sides, widths, hp["activation"], hp["norm"]
 
 
 def mlp_settings(module: Any) -> dict[str, float]:
@@ -34,6 +40,7 @@ class StackedClassifier:
 
     stack_covers = COVERS
     stack_train_metric = "train_loss"
+    stack_pads = True
 
     def stack_settings(self) -> dict[str, float]:
         """Return dropout rate, momentum and epsilon of the batch norms."""
@@ -50,6 +57,7 @@ class StackedRegressor:
 
     stack_covers = COVERS
     stack_train_metric = "train_loss"
+    stack_pads = True
 
     def stack_settings(self) -> dict[str, float]:
         """Return dropout rate, momentum and epsilon of the batch norms."""

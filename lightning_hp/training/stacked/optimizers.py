@@ -1,10 +1,10 @@
 """One optimizer step for all members of a stack, each with its own hyperparameters, equal to what torch.optim does.
 
 ``SGD``, ``Adam`` and ``AdamW`` are known exactly (the class itself, not a subclass). Hyperparameters are read off every
-member's own optimizer, group by group, whenever a schedule may have changed them. A stacked parameter is seen as a
-matrix of shape (M, size) and a hyperparameter as a column (M, 1), so a member's NaN stays in its own row.
+member's own optimizer, group by group, whenever a schedule may have changed them. The parameters of a group are one
+matrix (M, P), see :mod:`.layout`, and a hyperparameter is a column (M, 1), so a member's NaN stays in its own row.
 Formulas: ``torch.optim.SGD``, Kingma and Ba 2015 (arXiv:1412.6980), Loshchilov and Hutter 2019 (arXiv:1711.05101),
-Reddi et al. 2018 (amsgrad) in the order of operations of ``torch.optim`` 2.13.
+Reddi et al. 2018 (amsgrad), with fewer and larger operations than ``torch.optim``: equal to it but for rounding.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from lightning_hp.training.stacked.layout import Layout, Partition
 from lightning_hp.training.stacked.refusal import NotStackable
+from lightning_hp.training.stacked.state import part_of, resized
 
-Partition = tuple[tuple[str, ...], ...]  # names of the parameters of each group
 _SHARED_FLAGS = {SGD: ("nesterov", "maximize"), Adam: ("amsgrad", "maximize"), AdamW: ("amsgrad", "maximize")}
 
 
@@ -55,33 +56,32 @@ def optimizer_key(module: nn.Module, optimizer: Optimizer) -> Hashable:
     return kind.__name__, flags, partition_of(module, optimizer)
 
 
-def build_stacked_optimizer(modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> StackedOptimizer:
+def build_stacked_optimizer(optimizers: Sequence[Optimizer], layout: Layout) -> StackedOptimizer:
     """Return the stacked optimizer of members whose `optimizer_key` is the same."""
-    kind = StackedSGD if type(optimizers[0]) is SGD else StackedAdam
-    return kind(partition_of(modules[0], optimizers[0]), optimizers)
+    return (StackedSGD if type(optimizers[0]) is SGD else StackedAdam)(layout, optimizers)
 
 
 class StackedOptimizer:
-    """What the kinds share: the groups, and the members' hyperparameters as columns.
+    """What the kinds share: the matrices, and the members' hyperparameters as columns.
 
     Attributes:
-        groups: Names of the parameters of each group.
+        layout: Which parameter lies where in the matrices.
         optimizers: The members' own optimizers, whose ``param_groups`` are read.
-        moments: State tensors by kind and parameter name, shape (M, size).
+        moments: State matrices by kind, in the order of the layout's blocks, (M, P) each; none before the first step.
         steps: Optimizer steps each member has taken.
     """
 
     moment_names: tuple[str, ...] = ()
 
-    def __init__(self, groups: Partition, optimizers: Sequence[Optimizer]) -> None:
-        """Keep the groups; state tensors are made in the first step."""
-        self.groups = groups
+    def __init__(self, layout: Layout, optimizers: Sequence[Optimizer]) -> None:
+        """Keep the layout; state matrices are made in the first step."""
+        self.layout = layout
         self.optimizers = list(optimizers)
         self.flags = [dict(group) for group in optimizers[0].param_groups]
-        self.moments: dict[str, dict[str, Tensor]] = {name: {} for name in self.moment_names}
+        self.moments: dict[str, list[Tensor]] = {}
         self.steps = [0] * len(optimizers)
         self._columns: list[dict[str, Tensor]] | None = None
-        self._scratch: dict[str, Tensor] = {}
+        self._scratch: dict[int, Tensor] = {}
 
     def refresh(self) -> None:
         """Read the hyperparameters again before the next step: a schedule may have changed them."""
@@ -91,84 +91,94 @@ class StackedOptimizer:
         """Return the hyperparameters of one group, one number a member."""
         raise NotImplementedError
 
-    def step(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
-        """Change the weights in place. The gradients may be overwritten.
+    def step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Change the weights in place.
 
         Args:
-            weights: Trained parameters by name, shape (M, ...), contiguous.
-            gradients: Same names and shapes, contiguous.
+            weights: The matrices of the trained parameters, (M, P) each.
+            gradients: Same shapes; may be overwritten.
         """
-        first = next(iter(weights.values()))
-        for name in self.moment_names:
-            for parameter, tensor in weights.items():
-                if parameter not in self.moments[name]:
-                    self.moments[name][parameter] = torch.zeros_like(tensor).view(len(tensor), -1)
-        columns = self._read(first)
-        for number, names in enumerate(self.groups):
-            for name in names:
-                weight, gradient = weights[name], gradients[name]
-                rows = len(weight)
-                self._update(name, weight.view(rows, -1), gradient.view(rows, -1), columns[number], self.flags[number])
+        for kind in self.moment_names:
+            if kind not in self.moments:
+                self.moments[kind] = [torch.zeros_like(matrix) for matrix in weights]
+        for number, columns in enumerate(self._read(weights)):
+            flags = self.flags[self.layout.blocks[number].group]
+            self._update(number, weights[number], gradients[number], columns, flags)
         self.steps = [count + 1 for count in self.steps]
 
-    def _read(self, like: Tensor) -> list[dict[str, Tensor]]:
+    def _read(self, weights: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Return the hyperparameters of every block as columns (M, 1)."""
         if self._columns is None:
             self._columns = [
                 {
-                    name: torch.tensor(numbers, dtype=torch.float64).to(like.dtype).to(like.device).unsqueeze(1)
-                    for name, numbers in self.values(group).items()
+                    name: torch.tensor(numbers, dtype=torch.float64).to(matrix.dtype).to(matrix.device).unsqueeze(1)
+                    for name, numbers in self.values(block.group).items()
                 }
-                for group in range(len(self.groups))
+                for block, matrix in zip(self.layout.blocks, weights, strict=True)
             ]
         return self._columns
 
     def _read_members(self, group: int, read: Callable[[dict[str, Any]], float]) -> list[float]:
         return [float(read(optimizer.param_groups[group])) for optimizer in self.optimizers]
 
-    def _update(self, name: str, w: Tensor, g: Tensor, columns: dict[str, Tensor], flags: dict[str, Any]) -> None:
+    def _update(self, number: int, w: Tensor, g: Tensor, columns: dict[str, Tensor], flags: dict[str, Any]) -> None:
+        """Change the weights of one block, (M, P), in place."""
         raise NotImplementedError
 
-    def scratch(self, like: Tensor, name: str) -> Tensor:
-        """Return memory of the shape of a tensor, the same in every step."""
-        scratch = self._scratch.get(name)
-        if scratch is None or scratch.shape != like.shape or scratch.dtype != like.dtype:
-            scratch = self._scratch[name] = torch.empty_like(like)
+    def scratch(self, number: int, like: Tensor) -> Tensor:
+        """Return memory of the shape of a block's matrix, the same in every step."""
+        scratch = self._scratch.get(number)
+        if scratch is None or scratch.shape != like.shape:
+            scratch = self._scratch[number] = torch.empty_like(like)
         return scratch
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these members only."""
         self.optimizers = [self.optimizers[row] for row in rows]
         self.steps = [self.steps[row] for row in rows]
-        for tensors in self.moments.values():
-            for name, tensor in tensors.items():
-                tensors[name] = tensor[torch.tensor(list(rows), dtype=torch.int64, device=tensor.device)]
-        self._scratch = {}
+        for kind, matrices in self.moments.items():
+            self.moments[kind] = [
+                matrix[torch.tensor(list(rows), dtype=torch.int64, device=matrix.device)] for matrix in matrices
+            ]
         self.refresh()
 
     def append(self, optimizers: Sequence[Optimizer]) -> None:
         """Take in new members, who have not taken a step yet."""
         self.optimizers += optimizers
         self.steps += [0] * len(optimizers)
-        for tensors in self.moments.values():
-            for name, tensor in tensors.items():
-                tensors[name] = torch.cat([tensor, tensor.new_zeros(len(optimizers), tensor.shape[1])])
-        self._scratch = {}
+        for kind, matrices in self.moments.items():
+            self.moments[kind] = [
+                torch.cat([matrix, matrix.new_zeros(len(optimizers), matrix.shape[1])]) for matrix in matrices
+            ]
         self.refresh()
+
+    def fit(self, layout: Layout) -> None:
+        """Follow the weights to another layout, after members of another size have come or gone."""
+        if layout != self.layout:
+            shapes = {
+                name: shape for block in layout.blocks for name, shape in zip(block.names, block.shapes, strict=True)
+            }
+            for kind, matrices in self.moments.items():
+                views = self.layout.views(matrices)
+                self.moments[kind] = layout.pack(
+                    {name: resized(view, (len(view), *shapes[name])) for name, view in views.items()}
+                )
+        self.layout, self._scratch = layout, {}
 
     def reset(self) -> None:
         """Forget every step."""
-        self.moments = {name: {} for name in self.moment_names}
+        self.moments = {}
         self.steps = [0] * len(self.optimizers)
         self.refresh()
 
     def write_back(self, row: int) -> None:
         """Give a member's own optimizer the state it would have, so that its checkpoint can be trained further."""
         optimizer = self.optimizers[row]
-        for number, names in enumerate(self.groups):
-            parameters = [p for p in optimizer.param_groups[number]["params"] if p.requires_grad]
-            for name, parameter in zip(names, parameters, strict=True):
-                state = self._state_of(row, name, parameter, optimizer.param_groups[number])
-                if state:
+        moments = {kind: self.layout.views(matrices) for kind, matrices in self.moments.items()}
+        for number, names in enumerate(self.layout.partition):
+            for name, parameter in zip(names, self._trained(optimizer, number), strict=True):
+                own = {kind: part_of(views[name][row], parameter.shape).clone() for kind, views in moments.items()}
+                if state := self._state_of(row, own, optimizer.param_groups[number]):
                     optimizer.state[parameter] = state
 
     def take_over(self, states: Sequence[Mapping[Tensor, Mapping[str, Any]]]) -> None:
@@ -181,33 +191,44 @@ class StackedOptimizer:
             NotStackable: If the parameters of a member have not taken the same steps.
         """
         rows: list[dict[str, Mapping[str, Any]]] = []
+        likes: dict[str, Tensor] = {}
         for optimizer, state in zip(self.optimizers, states, strict=True):
             own: dict[str, Mapping[str, Any]] = {}
-            for group, names in zip(optimizer.param_groups, self.groups, strict=True):
-                trained = [p for p in group["params"] if p.requires_grad]
-                own |= {name: state.get(p, {}) for name, p in zip(names, trained, strict=True)}
+            for number, names in enumerate(self.layout.partition):
+                for name, parameter in zip(names, self._trained(optimizer, number), strict=True):
+                    own[name], likes[name] = state.get(parameter, {}), parameter.detach()
             rows.append(own)
         self.steps = [self._steps_taken(list(own.values())) for own in rows]
         for kind in self.moment_names:
-            for number, names in enumerate(self.groups):
-                for name, like in zip(names, self._like(number), strict=True):
-                    parts = [own[name].get(kind) for own in rows]
-                    flat = [(torch.zeros_like(like) if part is None else part.detach()).reshape(-1) for part in parts]
-                    self.moments[kind][name] = torch.stack(flat)
+            tensors = {
+                name: torch.stack(
+                    [
+                        torch.zeros_like(like) if own[name].get(kind) is None else own[name][kind].detach()
+                        for own in rows
+                    ]
+                )
+                for name, like in likes.items()
+            }
+            self.moments[kind] = self.layout.pack(tensors)
         self.refresh()
 
-    def _like(self, group: int) -> list[Tensor]:
-        return [p.detach() for p in self.optimizers[0].param_groups[group]["params"] if p.requires_grad]
+    @staticmethod
+    def _trained(optimizer: Optimizer, group: int) -> list[Tensor]:
+        return [parameter for parameter in optimizer.param_groups[group]["params"] if parameter.requires_grad]
 
     def _steps_taken(self, states: Sequence[Mapping[str, Any]]) -> int:
         """Return how many steps one member has taken, read off the states of its parameters."""
         raise NotImplementedError
 
-    def _state_of(self, row: int, name: str, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError
+    def _state_of(self, row: int, moments: dict[str, Tensor], group: dict[str, Any]) -> dict[str, Any]:
+        """Return the state of one parameter as its own optimizer keeps it.
 
-    def _moment(self, kind: str, row: int, name: str, parameter: Tensor) -> Tensor:
-        return self.moments[kind][name][row].view_as(parameter).clone()
+        Args:
+            row: The member.
+            moments: Its part of the state matrices, by kind.
+            group: Its optimizer's parameter group.
+        """
+        raise NotImplementedError
 
 
 class StackedSGD(StackedOptimizer):
@@ -227,35 +248,33 @@ class StackedSGD(StackedOptimizer):
             "weight_decay": self._read_members(group, lambda g: g["weight_decay"]),
         }
 
-    def step(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+    def step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """As the base; the columns of a member's first step differ from those of the others."""
         super().step(weights, gradients)
         if 1 in self.steps:
             self._columns = None
 
-    def _read(self, like: Tensor) -> list[dict[str, Tensor]]:
+    def _read(self, weights: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         if self._columns is None:
-            columns = super()._read(like)
-            for group, column in enumerate(columns):
-                numbers = self.values(group)
+            for block, column in zip(self.layout.blocks, super()._read(weights), strict=True):
+                numbers = self.values(block.group)
                 for name, idle in (("momentum", 0.0), ("fresh", 1.0), ("weight_decay", 0.0)):
                     if all(number == idle for number in numbers[name]):
                         del column[name]
         assert self._columns is not None
         return self._columns
 
-    def _update(self, name: str, w: Tensor, g: Tensor, columns: dict[str, Tensor], flags: dict[str, Any]) -> None:
-        scratch = self.scratch(w, name)
+    def _update(self, number: int, w: Tensor, g: Tensor, columns: dict[str, Tensor], flags: dict[str, Any]) -> None:
         if flags["maximize"]:
             g.neg_()
         if "weight_decay" in columns:
-            g.add_(torch.mul(w, columns["weight_decay"], out=scratch))
+            g.addcmul_(w, columns["weight_decay"])
         if "momentum" in columns:
-            momentum, buffer = columns["momentum"], self.moments["momentum_buffer"][name]
-            buffer.mul_(momentum)
-            buffer.add_(torch.mul(g, columns["fresh"], out=scratch) if "fresh" in columns else g)
-            g = g.add_(torch.mul(buffer, momentum, out=scratch)) if flags["nesterov"] else buffer
-        w.sub_(torch.mul(g, columns["lr"], out=scratch))
+            momentum, buffer = columns["momentum"], self.moments["momentum_buffer"][number]
+            fresh = torch.mul(g, columns["fresh"], out=self.scratch(number, w)) if "fresh" in columns else g
+            torch.addcmul(fresh, buffer, momentum, out=buffer)
+            g = g.addcmul_(buffer, momentum) if flags["nesterov"] else buffer
+        w.addcmul_(g, columns["lr"], value=-1)
 
     def _steps_taken(self, states: Sequence[Mapping[str, Any]]) -> int:
         """One or none: only the first step differs, and it does not where nothing is dampened (a buffer of 0 then)."""
@@ -264,10 +283,8 @@ class StackedSGD(StackedOptimizer):
             raise NotStackable("some parameters have a momentum already, and others, dampened, have none")
         return int(any(kept))
 
-    def _state_of(self, row: int, name: str, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        if not group["momentum"] or not self.steps[row]:
-            return {}
-        return {"momentum_buffer": self._moment("momentum_buffer", row, name, parameter)}
+    def _state_of(self, row: int, moments: dict[str, Tensor], group: dict[str, Any]) -> dict[str, Any]:
+        return {**moments} if group["momentum"] and self.steps[row] else {}
 
 
 class StackedAdam(StackedOptimizer):
@@ -275,11 +292,11 @@ class StackedAdam(StackedOptimizer):
 
     moment_names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
-    def __init__(self, groups: Partition, optimizers: Sequence[Optimizer]) -> None:
-        """As the base; amsgrad keeps one more state tensor."""
+    def __init__(self, layout: Layout, optimizers: Sequence[Optimizer]) -> None:
+        """As the base; amsgrad keeps one more state matrix."""
         if any(group["amsgrad"] for group in optimizers[0].param_groups):
             self.moment_names = (*type(self).moment_names, "max_exp_avg_sq")
-        super().__init__(groups, optimizers)
+        super().__init__(layout, optimizers)
         self.decoupled = type(optimizers[0]) is AdamW or bool(
             optimizers[0].param_groups[0].get("decoupled_weight_decay")
         )
@@ -301,47 +318,53 @@ class StackedAdam(StackedOptimizer):
         super().refresh()
         self._numbers = []
 
-    def _read(self, like: Tensor) -> list[dict[str, Tensor]]:
-        """Return the factors of the next step, computed in double precision before they take the weights' type."""
+    def _read(self, weights: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Return the factors of the next step, computed in double precision before they take the weights' type.
+
+        With a for the mean of gradients, s for that of their squares and t steps, the step is
+
+            lr / (1 - beta1^t) * a / (sqrt(s / (1 - beta2^t)) + eps) = size * a / (sqrt(s) + eps * root2)
+
+        where root2 = sqrt(1 - beta2^t) and size = lr * root2 / (1 - beta1^t).
+        """
         if not self._numbers:
-            for group in range(len(self.groups)):
-                numbers = {k: torch.tensor(v, dtype=torch.float64).unsqueeze(1) for k, v in self.values(group).items()}
-                self._numbers.append(numbers)
+            for block in self.layout.blocks:
+                numbers = self.values(block.group)
+                self._numbers.append({k: torch.tensor(v, dtype=torch.float64).unsqueeze(1) for k, v in numbers.items()})
         steps = torch.tensor(self.steps, dtype=torch.float64).add_(1).unsqueeze(1)
         columns = []
-        for n in self._numbers:
+        for n, matrix in zip(self._numbers, weights, strict=True):
+            root2 = (1 - n["beta2"] ** steps).sqrt_()
             column = {
                 "new1": 1 - n["beta1"],
                 "beta2": n["beta2"],
                 "new2": 1 - n["beta2"],
-                "root2": (1 - n["beta2"] ** steps).sqrt_(),
-                "size": n["lr"] / (1 - n["beta1"] ** steps),
-                "eps": n["eps"],
+                "size": n["lr"] * root2 / (1 - n["beta1"] ** steps),
+                "eps": n["eps"] * root2,
             }
             if bool((n["weight_decay"] != 0).any()):  # on the CPU
                 column["decay"] = 1 - n["lr"] * n["weight_decay"] if self.decoupled else n["weight_decay"]
             # one transfer for all of them
-            stacked = torch.cat(list(column.values()), dim=1).to(like.dtype).to(like.device)
+            stacked = torch.cat(list(column.values()), dim=1).to(matrix.dtype).to(matrix.device)
             columns.append(dict(zip(column, stacked.split(1, dim=1), strict=True)))
         return columns
 
-    def _update(self, name: str, w: Tensor, g: Tensor, columns: dict[str, Tensor], flags: dict[str, Any]) -> None:
-        scratch = self.scratch(w, name)
+    def _update(self, number: int, w: Tensor, g: Tensor, columns: dict[str, Tensor], flags: dict[str, Any]) -> None:
         if flags["maximize"]:
             g.neg_()
         if "decay" in columns and self.decoupled:
             w.mul_(columns["decay"])
         elif "decay" in columns:
-            g.add_(torch.mul(w, columns["decay"], out=scratch))
-        average, square = self.moments["exp_avg"][name], self.moments["exp_avg_sq"][name]
-        average.add_(torch.sub(g, average, out=scratch).mul_(columns["new1"]))
-        square.mul_(columns["beta2"]).add_(g.mul_(g).mul_(columns["new2"]))
+            g.addcmul_(w, columns["decay"])
+        average, square = self.moments["exp_avg"][number], self.moments["exp_avg_sq"][number]
+        average.lerp_(g, columns["new1"])
+        scratch = torch.mul(g, columns["new2"], out=self.scratch(number, w))
+        square.mul_(columns["beta2"]).addcmul_(g, scratch)  # no lerp: an infinite square must stay infinite
         if flags["amsgrad"]:
-            largest = self.moments["max_exp_avg_sq"][name]
-            torch.maximum(largest, square, out=largest)
-            square = largest
-        torch.sqrt(square, out=g).div_(columns["root2"]).add_(columns["eps"])
-        w.sub_(torch.div(average, g, out=scratch).mul_(columns["size"]))
+            largest = self.moments["max_exp_avg_sq"][number]
+            square = torch.maximum(largest, square, out=largest)
+        torch.sqrt(square, out=g).add_(columns["eps"])
+        w.addcdiv_(torch.mul(average, columns["size"], out=scratch), g, value=-1)
 
     def _steps_taken(self, states: Sequence[Mapping[str, Any]]) -> int:
         counts = {int(state["step"]) if "step" in state else 0 for state in states}
@@ -349,8 +372,5 @@ class StackedAdam(StackedOptimizer):
             raise NotStackable(f"the parameters have taken from {min(counts)} to {max(counts)} steps")
         return counts.pop() if counts else 0
 
-    def _state_of(self, row: int, name: str, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        if not self.steps[row]:
-            return {}
-        moments = {kind: self._moment(kind, row, name, parameter) for kind in self.moment_names}
-        return {"step": torch.tensor(float(self.steps[row])), **moments}
+    def _state_of(self, row: int, moments: dict[str, Tensor], group: dict[str, Any]) -> dict[str, Any]:
+        return {"step": torch.tensor(float(self.steps[row])), **moments} if self.steps[row] else {}

@@ -51,6 +51,10 @@ class Stackable(Protocol):
     stack_covers: Collection[str]
     #: name under which the mean of an epoch's training losses is logged, or None
     stack_train_metric: str | None
+    #: (may be left out, False then) whether members of one key may have tensors of different sizes: those of a smaller
+    #: one are filled up with zeros, at the end of every dimension. The step must compute the same as without them, and
+    #: give the weights there a gradient of 0, so that they stay 0.
+    # stack_pads: bool
 
     def stack_key(self) -> Hashable:
         """Return what members must have in common."""

@@ -129,6 +129,16 @@ def seat(member: Member) -> Seat:
     return one
 
 
+def pads(one: Seat) -> bool:
+    """Whether a member may share a stack with larger ones of its structure: its tensors are filled up with zeros.
+
+    Adam divides by a zero second moment there, so its epsilon must be above 0.
+    """
+    step = own_step(one.member.module)
+    divides = any(group.get("eps") == 0 for group in one.start.optimizer.param_groups)
+    return getattr(step, "stack_pads", False) and one.reader.tensors is not None and not divides
+
+
 def structure_of(one: Seat) -> Hashable:
     """Return what members of one stack must have in common.
 
@@ -137,13 +147,15 @@ def structure_of(one: Seat) -> Hashable:
     """
     module, begun = one.member.module, one.start
     step = own_step(module)
-    tensors = [(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in module.named_parameters()]
-    buffers = [(name, tuple(b.shape), str(b.dtype)) for name, b in stacked_buffers(module).items()]
+    size: Any = (lambda tensor: tensor.ndim) if pads(one) else (lambda tensor: tuple(tensor.shape))
+    tensors = [(name, size(p), str(p.dtype), p.requires_grad) for name, p in module.named_parameters()]
+    buffers = [(name, size(b), str(b.dtype)) for name, b in stacked_buffers(module).items()]
     layers: Any = (
         step.stack_key() if step is not None else tuple(type(child).__qualname__ for child in module.modules())
     )
     return (
         type(module),
+        None if pads(one) else one.member.structure,
         tuple(tensors),
         tuple(buffers),
         layers,

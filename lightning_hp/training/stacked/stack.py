@@ -22,7 +22,7 @@ from lightning_hp.training.stacked.member import Member, Schedule
 from lightning_hp.training.stacked.optimizers import build_stacked_optimizer, partition_of
 from lightning_hp.training.stacked.protocol import own_step
 from lightning_hp.training.stacked.refusal import NotStackable
-from lightning_hp.training.stacked.seat import Seat, seat, structure_of
+from lightning_hp.training.stacked.seat import Seat, pads, seat, structure_of
 from lightning_hp.training.stacked.state import StackedState
 from lightning_hp.training.stacked.traced import TracedModule, settings_of
 from lightning_hp.training.stacked.validation import has_validation_hooks, validate_singly, validate_traced
@@ -80,10 +80,10 @@ class Stack:
         self.traced: TracedModule | None = None
         self._numbers: dict[str, list[float]] = {}
         self._prepare_steps()
-        trained = [name for group in partition_of(module, begun.optimizer) for name in group]
-        self.state = StackedState(self.modules, trained)
-        self.optimizer = build_stacked_optimizer(self.modules, [one.start.optimizer for one in seats])
-        self._own_gradients: dict[str, Tensor] = {}
+        self.state = StackedState(self.modules, partition_of(module, begun.optimizer), pads=pads(seats[0]))
+        self.optimizer = build_stacked_optimizer([one.start.optimizer for one in seats], self.state.layout)
+        self._gradients: list[Tensor] = []  # of all parameters, as the state's matrices
+        self._own_gradients: dict[str, Tensor] = {}  # the same, by name
         self._accumulated = Accumulated()
         self._clip: Tensor | None = None
         self._read_clip()
@@ -135,6 +135,7 @@ class Stack:
                 self.optimizer.write_back(row)
         self.state.keep(rows)
         self.optimizer.keep(rows)
+        self.optimizer.fit(self.state.layout)
         self.seats = [self.seats[row] for row in rows]
         self._changed()
 
@@ -156,11 +157,12 @@ class Stack:
             raise NotStackable("the members have not the same structure")
         self.state.append(other.state)
         self.optimizer.append([one.start.optimizer for one in other.seats])
+        self.optimizer.fit(self.state.layout)
         self.seats += other.seats
         self._changed()
 
     def _changed(self) -> None:
-        self._own_gradients = {}
+        self._gradients, self._own_gradients = [], {}
         self._accumulated = Accumulated()
         if self.seats:
             self._prepare_steps()
@@ -194,8 +196,7 @@ class Stack:
         state = self.state
         with self.precision.forward_context():
             if self.way == "own":
-                if not self._own_gradients:
-                    self._own_gradients = {name: torch.empty_like(t) for name, t in state.trained.items()}
+                self._prepare_gradients()
                 weights = {**state.trained, **state.fixed}
                 losses = self.own.losses_and_gradients(
                     weights, state.buffers, self.settings, batch, self._own_gradients
@@ -207,7 +208,18 @@ class Stack:
             losses, gradients, logged = self.traced.losses_and_gradients(
                 state.trained, others, state.buffers, batch, batch_idx
             )
-            return losses, {name: gradient.contiguous() for name, gradient in gradients.items()}, logged
+            return losses, gradients, logged
+
+    def _prepare_gradients(self) -> None:
+        if not self._gradients:
+            self._gradients = [torch.empty_like(matrix) for matrix in self.state.matrices]
+            self._own_gradients = self.state.layout.views(self._gradients)
+
+    def _in_matrices(self, gradients: dict[str, Tensor]) -> list[Tensor]:
+        if gradients is self._own_gradients:
+            return self._gradients
+        self._prepare_gradients()
+        return self.state.layout.pack(gradients, out=self._gradients)
 
     def train_batch(self, batch: Any, batch_idx: int) -> Tensor:
         """Train every member on its next mini-batch, as its Trainer would.
@@ -220,7 +232,8 @@ class Stack:
             Losses, shape (M,), on the device.
         """
         begun = self.seats[0].start
-        losses, gradients, logged = self.gradients(batch, batch_idx)
+        losses, by_name, logged = self.gradients(batch, batch_idx)
+        gradients = self._in_matrices(by_name)
         rows = self._sizes[batch_idx] if batch_idx < len(self._sizes) else 1
         if self.traced is not None:
             self.train_log.add(logged, self.traced.captured.options, rows)
@@ -236,7 +249,7 @@ class Stack:
         if self._clip is not None:
             (clip_by_value if begun.clip_by == "value" else clip_by_norm)(gradients, self._clip)
         with torch.no_grad():
-            self.optimizer.step(self.state.trained, gradients)
+            self.optimizer.step(self.state.matrices, gradients)
         for one in self.seats:
             one.step += 1
         self._step_schedules("step", batch_idx, plateau=False)

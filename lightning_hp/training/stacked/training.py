@@ -79,16 +79,17 @@ def train_stacked(
 ) -> list[Outcome]:
     """Train members of one structure together.
 
-    Members that cannot be stacked, or whose structure is not that of the first, come back refused. The random numbers
-    of dropout are drawn for all members together, starting from the first member's state.
+    Members of another structure than the first one's are trained after it, those of each structure together. Members
+    that cannot be stacked come back refused, and so do newcomers whose structure is not that of the stack. The random
+    numbers of dropout are drawn for all members of a stack together, starting from its first member's state.
 
     Args:
         members: Not yet trained; each with its own module.
         should_stop: Called after every validation (after every epoch, where there is none) with what each member
             logged; returns which of them stop. A NaN is reported like any other value.
-        refill: Called at the end of an epoch, while a member is still in training, with the number of free places;
-            returns new members of the same structure, at most as many. Not called where newcomers could not join:
-            where a step asks for the epoch, or mini-batches grow with it.
+        refill: Called at the end of an epoch, while a member of the first one's structure is still in training, with
+            the number of free places; returns new members of this structure, at most as many. Not called where
+            newcomers could not join: where a step asks for the epoch, or mini-batches grow with it.
         finished: Called with every outcome as soon as it is there.
         memory: Bytes that a stack may take; None for half of what is free. More members than fit are trained in turn.
         check: Compare a stacked step with single steps before training.
@@ -98,13 +99,14 @@ def train_stacked(
     """
     run = _Run(should_stop, refill, finished)
     waiting = run.seated(members)
+    kept = run.keys[waiting[0]] if waiting else None
     while waiting:
         first = waiting[0]
+        if run.keys[first] != kept:
+            run.refill = None  # it brings members of the first structure
         group = [one for one in waiting if run.keys[one] == run.keys[first]]
-        for one in waiting:
-            if run.keys[one] != run.keys[first]:
-                run.refuse(one.member, "its structure is not that of the stack's first member")
-        waiting = run.train(group, memory, check)
+        others = [one for one in waiting if run.keys[one] != run.keys[first]]
+        waiting = run.train(group, memory, check) + others
     return [run.outcomes[member] for member in run.order]
 
 
