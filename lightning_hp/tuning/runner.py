@@ -205,8 +205,7 @@ class StudyRunner:
                 leases.push(taken.pop_all())  # that of an attempt that failed is handed back
             return next_up
 
-        # as a whole: who has lost the lock together with the storage must not ask for a trial in the middle
-        next_up = patiently(attempt, say=self.say)
+        next_up = patiently(attempt, say=self.say)  # as a whole: the lock may have been lost with the storage
         if isinstance(next_up, tuple):
             self.paths.trial(next_up[0].number).root.mkdir(parents=True, exist_ok=True)
         return next_up
