@@ -117,7 +117,7 @@ class CoarseToFineSampler(BaseSampler):
         self._engine = Engine(self.space, self.max_steps, [older_curve(fields) for fields in older])
         self._beyond: tuple[object, int, IntersectionSearchSpace] | None = None
         self._parameters = {p.stored_name: p for p in self.space.parameters}
-        self._group: Group | None = None
+        self.group: Group | None = None  # of trials that are asked for together
 
     # --- beyond Optuna's interface ---
 
@@ -175,11 +175,11 @@ class CoarseToFineSampler(BaseSampler):
             fixed: Stored values by stored name.
             n: How many trials are going to be asked for.
         """
-        self._group = Group(dict(fixed), n)
+        self.group = Group(dict(fixed), n)
         try:
             yield
         finally:
-            self._group = None
+            self.group = None
 
     # --- Optuna's sampler interface ---
 
@@ -240,7 +240,7 @@ class CoarseToFineSampler(BaseSampler):
         """Stored values of a trial, by stored name."""
         if trial.number == 0:
             return self.space.defaults()
-        current, group = stage_at(self.planned, trial.number), self._group or Group({}, 1)
+        current, group = stage_at(self.planned, trial.number), self.group or Group({}, 1)
         stage = self.with_boxes(study, self._decided(study)[: current.index])[-1]
         if stage.kind == "coarse":
             unit = self._start(trial, stage)

@@ -24,6 +24,12 @@ from scipy.stats import t as student
 
 #: the attribute of a trial that trains another one's values on a fresh seed: that one's number
 CONFIRMS = "confirms"
+#: The attribute of a confirming trial that names all configurations of its race, so that a race that is cut off while
+#: its first trainings are asked for is the same race afterwards. A training that was asked for in the middle of the
+#: search has none.
+AMONG = "confirms_among"
+#: the attribute of a confirming trial that holds the number of trials of the budget that it is part of
+WITHIN = "confirms_within"
 #: The attribute of a re-test's trial that holds the number of the trial that it is compared with, perhaps its own.
 RIVAL = "rival"
 #: how sure the interval around a mean is
@@ -87,7 +93,7 @@ def confirmed(trials: Sequence[FrozenTrial], minimises: bool) -> list[Confirmed]
         root = trial.user_attrs.get(CONFIRMS)
         if root in by_number and trial.state.is_finished():
             groups.setdefault(root, [by_number[root]]).append(trial)
-    good = {root: [t for t in group if _counts(t)] for root, group in groups.items()}
+    good = {root: [t for t in group if has_value(t)] for root, group in groups.items()}
     squares = sum(_squares(group) for group in good.values())
     freedom = sum(max(len(group) - 1, 0) for group in good.values())
     scatter = math.sqrt(squares / freedom) if freedom else math.nan
@@ -108,7 +114,8 @@ def confirmed(trials: Sequence[FrozenTrial], minimises: bool) -> list[Confirmed]
     return sorted(configurations, key=lambda one: (one.failed, sign * one.mean, one.root))
 
 
-def _counts(trial: FrozenTrial) -> bool:
+def has_value(trial: FrozenTrial) -> bool:
+    """Whether a trial came to a value that counts: it is complete, has not diverged, and the value is finite."""
     complete = trial.state is TrialState.COMPLETE and not trial.user_attrs.get("diverged")
     return complete and trial.value is not None and math.isfinite(trial.value)
 

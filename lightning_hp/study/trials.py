@@ -9,7 +9,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hp.study.confirmed import confirmed
+from lightning_hp.study.confirmed import AMONG, WITHIN, confirmed
 
 #: the study user attribute that holds the description
 ATTRIBUTE = "lightning_hp"
@@ -19,6 +19,8 @@ def ranked_trials(trials: Iterable[FrozenTrial], minimises: bool) -> list[Frozen
     """Complete trials with a finite value that did not diverge, best first; ties by number.
 
     Where configurations were trained on several seeds, the one with the best mean comes first, by its best training.
+    While the search goes on, and some were trained again to see whether they were lucky, each of them counts with its
+    mean, and those that were trained once with their value.
 
     Args:
         trials: Trials of one study, of any state.
@@ -36,6 +38,11 @@ def ranked_trials(trials: Iterable[FrozenTrial], minimises: bool) -> list[Frozen
     on_several_seeds = confirmed(trials, minimises)
     if not on_several_seeds or on_several_seeds[0].failed:
         return by_value
+    if not any(AMONG in trial.user_attrs for trial in trials) and any(WITHIN in t.user_attrs for t in trials):
+        means = {trial.number: one.mean for one in on_several_seeds for trial in one.trials}
+        by_value = sorted(by_value, key=lambda t: means.get(t.number, t.value or 0.0) * (1.0 if minimises else -1.0))
+        if by_value[0].number not in means:
+            return by_value
     winner = on_several_seeds[0].best(minimises)
     return [winner, *(trial for trial in by_value if trial.number != winner.number)]
 

@@ -32,8 +32,7 @@ from lightning_hp.training.stacked.seat import seat
 from lightning_hp.tuning.caviar import AUTO
 from lightning_hp.tuning.cohort_plan import cohort_size
 from lightning_hp.tuning.cohorts import build_of, member_of
-from lightning_hp.tuning.confirmation import reserved
-from lightning_hp.tuning.failures import counted
+from lightning_hp.tuning.confirmation import left_to_search
 from lightning_hp.tuning.together import Together
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def _has_more(runner: StudyRunner) -> bool:
     """Whether trials are left to run."""
     trials = runner.study.get_trials(deepcopy=False)
     unfinished = any(not trial.state.is_finished() for trial in trials)
-    return unfinished or counted(trials, runner.study) < runner.config.search.n_trials - reserved(runner.config)
+    return unfinished or left_to_search(runner.study, trials, runner.config) > 0
 
 
 def _measured(runner: StudyRunner, build: Callable[..., Built]) -> tuple[int, float, float]:

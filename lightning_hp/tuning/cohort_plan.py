@@ -61,6 +61,12 @@ def repeats(trial: optuna.Trial) -> bool:
     return not {CONFIRMS, RIVAL}.isdisjoint(trial.user_attrs)
 
 
+def asks_for_companions(study: optuna.Study) -> bool:
+    """Whether a cohort is asking the study for further members, see :func:`fixed_parameters`."""
+    sampler = study.sampler
+    return isinstance(sampler, optuna.samplers.PartialFixedSampler) or getattr(sampler, "group", None) is not None
+
+
 def together_with(study: optuna.Study, workers: int) -> int:
     """How many trainings of known values a worker runs at once: its part of those that wait, or were left by a kill."""
     unfinished = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))

@@ -5,30 +5,44 @@ Candidates are the configurations that the model of the study cannot tell from t
 (:func:`reserved`). They are raced seed by seed:
 after each, what is behind the best mean by more than noise explains is not trained any more. All state is in storage: a
 trial that confirms another one names it, so a study that was stopped goes on in the middle of a race.
+
+A leader that was lucky has all later trials stopped, and nothing but itself to confirm. So one that has stopped a few
+in a row is trained again while the search goes on (:func:`enqueue_leader`); and what a race leaves over goes back to
+the search (:func:`give_back`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hp.search.engine import Engine
+from lightning_hp.search.stages import Stage, stage_at
 from lightning_hp.search.winner import winner_candidates
-from lightning_hp.study.confirmed import CONFIRMS, Confirmed, confirmed
+from lightning_hp.study.confirmed import AMONG, CONFIRMS, WITHIN, Confirmed, confirmed, has_value
 from lightning_hp.study.trials import first_of_project
+from lightning_hp.study.upstream import stored_attributes
+from lightning_hp.tuning.cohort_plan import asks_for_companions
 from lightning_hp.tuning.config import Confirmation, TuneConfig
+from lightning_hp.tuning.failures import counted
 
 #: A confirmation may take this part of a study's trials; smaller studies have none to spare for it.
 MOST = 0.3
 #: A configuration leaves the race when its mean is behind the best by so many standard errors of the difference.
 BEHIND = 2.0
-#: the attribute of a confirming trial that names all configurations of its race, so that a race that is cut off while
-#: its first trainings are asked for is the same race afterwards
-AMONG = "confirms_among"
+#: the study attribute that holds how many kept trials were given back to the search, by the budget's number of trials
+RETURNED = "lightning_hp:returned"
+#: The leader is trained again, before the search has ended, when so many trials in a row were stopped as worse than it:
+#: two, or this part of the budget's where that is more (in a long study two are stopped in a row all the time).
+LEAST_IN_A_ROW, IN_A_ROW = 2, 0.1
+#: At most this part of the kept trials serves for that.
+EARLY = 0.5
 #: Seed numbers of confirmations are this far from those of the study's trials, and each round this far from the next.
 _SEEDS_APART = 1_000_000
 
@@ -43,7 +57,123 @@ def reserved(config: TuneConfig) -> int:
     return trainings if trainings <= MOST * config.search.n_trials else 0
 
 
-def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation, at_once: bool = False) -> list[int] | None:
+def kept(study: optuna.Study, trials: Sequence[FrozenTrial], config: TuneConfig) -> int:
+    """How many of the budget's trials are kept for confirmations that were not asked for yet."""
+    used = sum(t.user_attrs.get(WITHIN) == config.search.n_trials for t in trials)
+    left: int = reserved(config) - used - _returned(study).get(str(config.search.n_trials), 0)
+    unasked: int = config.search.n_trials - _asked(study, trials)
+    return max(0, min(left, unasked))
+
+
+def _asked(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int:
+    """How many trials of the budget are begun or promised."""
+    waiting = sum(t.state is TrialState.WAITING and CONFIRMS in t.user_attrs for t in trials)
+    return counted(trials, study) + waiting
+
+
+def _returned(study: optuna.Study) -> dict[str, int]:
+    return dict(stored_attributes(study).get(RETURNED) or {})
+
+
+def left_to_search(study: optuna.Study, trials: Sequence[FrozenTrial], config: TuneConfig) -> int:
+    """How many more trials the search may ask for."""
+    return config.search.n_trials - kept(study, trials, config) - _asked(study, trials)
+
+
+def give_back(study: optuna.Study, config: TuneConfig) -> int:
+    """Give trials that a race left over back to the search; the study's ask lock must be held.
+
+    Some are kept, so that what the search brings can be confirmed.
+
+    Returns:
+        How many; 0 where the search has trials anyway, or too few are left for both.
+    """
+    trials = study.get_trials(deepcopy=False)
+    left, wanted = kept(study, trials, config), config.confirm
+    if wanted is None or left < 2 or left_to_search(study, trials, config) > 0:
+        return 0
+    more = left - min(wanted.seeds, left // 2)
+    returned, budget = _returned(study), str(config.search.n_trials)
+    study.set_user_attr(RETURNED, {**returned, budget: returned.get(budget, 0) + more})
+    return more
+
+
+def enqueue_leader(study: optuna.Study, planned: Sequence[Stage], config: TuneConfig) -> int | None:
+    """Ask for a training of the leader on a fresh seed if it has stopped all others lately, which may be its luck.
+
+    The study's ask lock must be held. The training is one of those that are kept for the race. The trials of a coarse
+    stage, which explore, are not made fewer, and no cohort is cut short.
+
+    Args:
+        study: A study whose search goes on.
+        planned: Its stages.
+        config: Of the study.
+
+    Returns:
+        Number of the trial whose values are trained again, None where nothing is asked for.
+    """
+    trials, budget, wanted = study.get_trials(deepcopy=False), config.search.n_trials, config.confirm
+    used = sum(t.user_attrs.get(WITHIN) == budget for t in trials)
+    if wanted is None or not kept(study, trials, config) or used + 1 > EARLY * reserved(config):
+        return None
+    if stage_at(planned, len(trials)).kind == "coarse" or asks_for_companions(study):
+        return None
+    confirming = [t for t in trials if CONFIRMS in t.user_attrs]
+    if not all(t.state.is_finished() for t in confirming):
+        return None
+    since, failed = first_of_project(study), {t.user_attrs[CONFIRMS] for t in confirming if not has_value(t)}
+    trainings: dict[int, list[FrozenTrial]] = {}
+    for trial in trials:
+        root = int(trial.user_attrs.get(CONFIRMS, trial.number))
+        if has_value(trial) and root >= since and root not in failed:
+            trainings.setdefault(root, []).append(trial)
+    if not trainings:
+        return None
+    sign = 1.0 if study.direction is StudyDirection.MINIMIZE else -1.0
+    leader = min(trainings, key=lambda root: (sign * fmean(t.value or 0.0 for t in trainings[root]), root))
+    newest = max(t.number for t in trainings[leader])
+    later = [t.state for t in trials if t.number > newest and t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    in_a_row = max(LEAST_IN_A_ROW, int(IN_A_ROW * budget))
+    if len(later) < in_a_row or TrialState.COMPLETE in later[-in_a_row:] or len(trainings[leader]) > wanted.seeds:
+        return None
+    _enqueue(study, trials[leader], len(trainings[leader]) - 1, {WITHIN: budget})
+    return leader
+
+
+def _enqueue(study: optuna.Study, root: FrozenTrial, seed: int, attributes: Mapping[str, Any]) -> None:
+    """Ask for a training of a trial's values on a fresh seed, counted from 0."""
+    seed_number = _seed_number(root, seed)
+    marks = {CONFIRMS: root.number, "seed_number": seed_number, **attributes}
+    study.enqueue_trial(dict(root.params), user_attrs=marks)
+
+
+def _seed_number(root: FrozenTrial, seed: int) -> int:
+    return (seed + 1) * _SEEDS_APART + int(root.user_attrs.get("seed_number", root.number))
+
+
+def go_on(study: optuna.Study, engine: Engine, config: TuneConfig, at_once: bool) -> tuple[list[int] | None, int]:
+    """What comes when the search has ended: the next trainings of the race, or a return to the search.
+
+    The study's ask lock must be held.
+
+    Returns:
+        What :func:`enqueue_round` gives, and what :func:`give_back` gives where the race is over.
+    """
+    if config.confirm is None or not reserved(config):
+        return [], 0
+    places = kept(study, study.get_trials(deepcopy=False), config)
+    numbers = enqueue_round(study, engine, config.confirm, at_once, places, config.search.n_trials)
+    return numbers, give_back(study, config) if numbers == [] else 0
+
+
+def enqueue_round(
+    study: optuna.Study,
+    engine: Engine,
+    wanted: Confirmation,
+    at_once: bool = False,
+    places: int | None = None,
+    budget: int | None = None,
+) -> list[int] | None:
     """Ask for the next trainings of the race; the study's ask lock must be held.
 
     Trainings of the round that wait already, since whoever asked for them was cut off in the middle, are not asked for
@@ -54,6 +184,8 @@ def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation, at_
         engine: Of its sampler; knows which configurations noise may have put behind the best.
         wanted: How many configurations, on how many fresh seeds.
         at_once: Whether all seeds are asked for in one round, which is cheaper where they are trained together.
+        places: How many trainings may be asked for, None for any number.
+        budget: Number of trials of the budget that they are part of, None where nobody counts.
 
     Returns:
         Numbers of the trials whose values are trained again; empty when the race is over and nothing waits; None
@@ -69,35 +201,29 @@ def enqueue_round(study: optuna.Study, engine: Engine, wanted: Confirmation, at_
     waiting = {t.user_attrs.get("seed_number"): t for t in confirming if t.state is TrialState.WAITING}
     trained = {root: ended.count(root) for root in roots}
     lacking = [root for root in roots if trained[root] < wanted.seeds and _in_race(root, results, trained)]
-    if not lacking:
-        return list(dict.fromkeys(t.user_attrs[CONFIRMS] for t in waiting.values()))
-    fewest = min(trained[root] for root in lacking)
-    racing = [root for root in lacking if trained[root] == fewest]
-    for root in racing:
-        first = int(trials[root].user_attrs.get("seed_number", root))
-        for seed in range(fewest, wanted.seeds if at_once else fewest + 1):
-            attributes = {CONFIRMS: root, AMONG: roots, "seed_number": (seed + 1) * _SEEDS_APART + first}
-            if attributes["seed_number"] not in waiting:
-                study.enqueue_trial(dict(trials[root].params), user_attrs=attributes)
-    return racing
+    racing: list[int] = list(dict.fromkeys(t.user_attrs[CONFIRMS] for t in waiting.values()))
+    fewest = min((trained[root] for root in lacking), default=0)
+    seeds = range(fewest, wanted.seeds if at_once else fewest + 1)
+    round_of = [(trials[root], seed) for seed in seeds for root in lacking if trained[root] <= seed]
+    new = [(root, seed) for root, seed in round_of if _seed_number(root, seed) not in waiting]
+    for root, seed in new[:places]:
+        marks: dict[str, Any] = {AMONG: roots} if budget is None else {AMONG: roots, WITHIN: budget}
+        _enqueue(study, root, seed, marks)
+    asked = {*racing, *(root.number for root, _ in new[:places])}
+    return [root for root in roots if root in asked] + [root for root in racing if root not in roots]
 
 
 def _candidates(study: optuna.Study, trials: Sequence[FrozenTrial], engine: Engine, wanted: Confirmation) -> list[int]:
     """The trials whose values race: those that the race began with, unless the search has gone on since."""
-    begun = [t for t in trials if CONFIRMS in t.user_attrs]
     searched = [t.number for t in trials if CONFIRMS not in t.user_attrs and t.state is TrialState.COMPLETE]
-    if begun and (not searched or max(searched) < min(t.number for t in begun[-wanted.candidates * wanted.seeds :])):
-        among: Sequence[int] | None = begun[-1].user_attrs.get(AMONG)  # None in a study of an earlier version
-        return list(among or dict.fromkeys(t.user_attrs[CONFIRMS] for t in begun[-wanted.candidates * wanted.seeds :]))
+    begun = [t for t in trials if AMONG in t.user_attrs and t.number > max(searched, default=-1)]
+    if begun:
+        return list(begun[-1].user_attrs[AMONG])
     since = first_of_project(study)
     chosen = [candidate.trial for candidate in winner_candidates(study, engine, wanted.candidates)]
-    numbers = [int(trial.user_attrs.get(CONFIRMS, trial.number)) for trial in chosen if _is_good(trial)]
+    numbers = [int(t.user_attrs.get(CONFIRMS, t.number)) for t in chosen if not t.user_attrs.get("diverged")]
     present = [number for number in numbers if number >= since]
     return list(dict.fromkeys(present or numbers))
-
-
-def _is_good(trial: FrozenTrial) -> bool:
-    return not trial.user_attrs.get("diverged")
 
 
 def _in_race(root: int, results: Mapping[int, Confirmed], trained: Mapping[int, int]) -> bool:

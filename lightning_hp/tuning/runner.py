@@ -39,9 +39,9 @@ from lightning_hp.study.study_lock import study_lock
 from lightning_hp.study.upstream import stored_trial, trial_number
 from lightning_hp.tuning.checkpoints import drop_checkpoints
 from lightning_hp.tuning.config import TuneConfig
-from lightning_hp.tuning.confirmation import enqueue_round, reserved
+from lightning_hp.tuning.confirmation import enqueue_leader, go_on, kept, left_to_search, reserved
 from lightning_hp.tuning.deaths import count_death, forget_deaths, is_to_blame
-from lightning_hp.tuning.failures import SKIPPED, counted, enqueue_reruns, out_of_memory, stop_on_same_failures
+from lightning_hp.tuning.failures import SKIPPED, enqueue_reruns, out_of_memory, stop_on_same_failures
 from lightning_hp.tuning.interrupts import interruptible
 from lightning_hp.tuning.listener import SilentListener, StudyListener
 from lightning_hp.tuning.objective import Outcome, is_disk_full, run_trial, structure, trial_seed
@@ -221,20 +221,30 @@ class StudyRunner:
                     leases.enter_context(self.leases.hold(trial))
                     self.listener.trial_resumed(frozen)
                     return trial, self._suggest(trial)
-            waiting = any(t.state is TrialState.WAITING for t in trials)
-            if counted(trials, self.study) >= self.config.search.n_trials - reserved(self.config) and not waiting:
-                return None
-            if self.config.budget.until_converged and not waiting and self._converged():
-                return None
-            if self.gate is not None and not waiting:
-                if self.gate.is_over(trials):
+            if not any(t.state is TrialState.WAITING for t in trials):
+                if not self._goes_on(trials):
                     return None
-                if self.gate.is_closed(trials):
+                if self.gate is not None and self.gate.is_closed(trials):
                     return self.gate
+                if (leader := enqueue_leader(self.study, self.sampler.planned, self.config)) is not None:
+                    self.say(f"training trial {leader} again on a fresh seed: it stopped all others lately")
             trial = self.study.ask()
             leases.enter_context(self.leases.hold(trial))
             self.listener.trial_started(stored_trial(trial.study, trial))
             return trial, self._suggest(trial)
+
+    def _goes_on(self, trials: list[FrozenTrial]) -> bool:
+        """Whether the search has trials left, and neither a person nor convergence (told once) has ended it."""
+        if left_to_search(self.study, trials, self.config) <= 0:
+            return False
+        if self.config.budget.until_converged:
+            most = self.config.search.n_trials - kept(self.study, trials, self.config)
+            result = convergence(self.study, self.sampler.engine, most)
+            if result is not None and result.converged:
+                if keep_convergence(self.study, result):
+                    self.say(f"converged: {result}")
+                return False
+        return self.gate is None or not self.gate.is_over(trials)
 
     def _orphaned(self, frozen: FrozenTrial) -> bool:
         """Whether a trial's worker has died, or has been silent for too long; the study's lock must be held."""
@@ -263,8 +273,7 @@ class StudyRunner:
 
     def skip_known(self, trial: optuna.Trial) -> bool:
         """Fail a trial at once whose structure has already run out of memory."""
-        space = self.description.space
-        other = out_of_memory(self.study, space, structure(space, trial.params))
+        other = out_of_memory(self.study, self.description.space, structure(self.description.space, trial.params))
         if other is None:
             return False
         trial.set_user_attr("failure", f"{SKIPPED}: trial {other} ran out of memory with this structure")
@@ -345,29 +354,19 @@ class StudyRunner:
                 self.listener.trial_known(trial)
         return self._announced
 
-    def _converged(self) -> bool:
-        """Whether the rest of the budget is expected to gain less than one training scatters; kept and told once."""
-        result = convergence(self.study, self.sampler.engine, self.config.search.n_trials - reserved(self.config))
-        if result is None or not result.converged:
-            return False
-        if keep_convergence(self.study, result):
-            self.say(f"converged: {result}")
-        return True
-
     def confirm(self) -> bool:
-        """Ask for the next trainings that confirm the winner; whether any are left."""
-        wanted, at_once = self.config.confirm, self.together is not None
-        if wanted is None or not reserved(self.config):
-            return False
+        """Ask for the next trainings that confirm the winner; whether any are left, or trials to search on with."""
 
-        def attempt() -> list[int] | None:
+        def attempt() -> tuple[list[int] | None, int, bool]:
             with self.lock():
-                return enqueue_round(self.study, self.sampler.engine, wanted, at_once)
+                numbers, more = go_on(self.study, self.sampler.engine, self.config, self.together is not None)
+                return numbers, more, numbers != [] or self._goes_on(self.study.get_trials(deepcopy=False))
 
-        if numbers := patiently(attempt, say=self.say):
-            seeds = "fresh seeds" if at_once else "a fresh seed"
-            self.say(f"training the best again on {seeds}: trials {', '.join(map(str, numbers))}")
-        return numbers != []
+        numbers, more, goes_on = patiently(attempt, say=self.say) if reserved(self.config) else ([], 0, False)
+        again = f"training the best again on fresh seeds: trials {', '.join(map(str, numbers or ()))}"
+        if numbers or more:
+            self.say(again if numbers else f"searching on: the confirmation has left {more} more trials than it needs")
+        return goes_on
 
     def wait_for_others(self, poll: float = 0.5) -> bool:
         """Wait until no process runs a trial of this study; False if orphans are left, or a stop is asked for.
