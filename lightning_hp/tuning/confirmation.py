@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -118,6 +119,10 @@ def enqueue_leader(study: optuna.Study, planned: Sequence[Stage], config: TuneCo
         return None
     if stage_at(planned, len(trials)).kind == "coarse" or asks_for_companions(study):
         return None
+    ended = (t.state for t in reversed(trials) if t.state in (TrialState.COMPLETE, TrialState.PRUNED))
+    in_a_row = max(LEAST_IN_A_ROW, int(IN_A_ROW * budget))
+    if [*islice(ended, in_a_row)] != [TrialState.PRUNED] * in_a_row:
+        return None
     confirming = [t for t in trials if CONFIRMS in t.user_attrs]
     if not all(t.state.is_finished() for t in confirming):
         return None
@@ -131,10 +136,7 @@ def enqueue_leader(study: optuna.Study, planned: Sequence[Stage], config: TuneCo
         return None
     sign = 1.0 if study.direction is StudyDirection.MINIMIZE else -1.0
     leader = min(trainings, key=lambda root: (sign * fmean(t.value or 0.0 for t in trainings[root]), root))
-    newest = max(t.number for t in trainings[leader])
-    later = [t.state for t in trials if t.number > newest and t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    in_a_row = max(LEAST_IN_A_ROW, int(IN_A_ROW * budget))
-    if len(later) < in_a_row or TrialState.COMPLETE in later[-in_a_row:] or len(trainings[leader]) > wanted.seeds:
+    if len(trainings[leader]) > wanted.seeds:
         return None
     _enqueue(study, trials[leader], len(trainings[leader]) - 1, {WITHIN: budget})
     return leader
@@ -203,8 +205,10 @@ def enqueue_round(
     lacking = [root for root in roots if trained[root] < wanted.seeds and _in_race(root, results, trained)]
     racing: list[int] = list(dict.fromkeys(t.user_attrs[CONFIRMS] for t in waiting.values()))
     fewest = min((trained[root] for root in lacking), default=0)
-    seeds = range(fewest, wanted.seeds if at_once else fewest + 1)
-    round_of = [(trials[root], seed) for seed in seeds for root in lacking if trained[root] <= seed]
+    all_seeds = [(trials[root], s) for s in range(fewest, wanted.seeds) for root in lacking if trained[root] <= s]
+    # where not all have places, the second round is for those that the first one leaves in the race
+    whole = at_once and (places is None or len(all_seeds) <= places + len(waiting))
+    round_of = all_seeds if whole else [(root, seed) for root, seed in all_seeds if seed == fewest]
     new = [(root, seed) for root, seed in round_of if _seed_number(root, seed) not in waiting]
     for root, seed in new[:places]:
         marks: dict[str, Any] = {AMONG: roots} if budget is None else {AMONG: roots, WITHIN: budget}

@@ -17,7 +17,7 @@ from lightning_hp.study.storage import quiet_optuna
 from lightning_hp.study.trials import ranked_trials
 from lightning_hp.tuning.cohort_plan import fixed_parameters
 from lightning_hp.tuning.config import TuneConfig
-from lightning_hp.tuning.confirmation import enqueue_leader, give_back, go_on, kept, left_to_search
+from lightning_hp.tuning.confirmation import enqueue_leader, enqueue_round, give_back, go_on, kept, left_to_search
 
 SPACE = SearchSpace.from_dict({"x": {"low": 0.0, "high": 1.0}})
 
@@ -180,6 +180,21 @@ def test_a_race_that_needs_all_gives_nothing_back():
     study, config = study_of([0.5, 0.3, 0.4, 0.2, 0.9, *[None] * 9]), config_of()
     run_to_the_end(study, config, lambda x, seed: 0.3 + 0.05 * (seed // 1_000_000 == 1))
     assert [CONFIRMS in t.user_attrs for t in study.trials] == [False] * 14 + [True] * 6
+
+
+@pytest.mark.parametrize(("places", "first", "then"), [(6, [3, 3], 0), (None, [3, 3], 0), (4, [3], 1), (2, [2], 0)])
+def test_all_seeds_are_one_round_only_where_all_have_places(places, first, then):
+    """Else the second seed is for those that the first one leaves in the race."""
+    study, wanted = study_of([0.5, 0.3, 0.4, 0.2, 0.9]), config_of().confirm
+    racing = enqueue_round(study, Engine(SPACE, None), wanted, at_once=True, places=places)
+    waiting = [t for t in study.trials if t.state is TrialState.WAITING]
+    seeds = [t.user_attrs["seed_number"] // 1_000_000 for t in waiting]
+    assert [seeds.count(seed) for seed in sorted(set(seeds))] == first
+    assert len(racing) == first[0]
+    for _ in waiting:
+        train(study, 0.3)
+    again = enqueue_round(study, Engine(SPACE, None), wanted, at_once=True, places=then)
+    assert len(again or []) == then
 
 
 @pytest.mark.parametrize("trials", [20, 26, 40])
