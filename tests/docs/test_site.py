@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_hp.space.known import _ALIASES, KNOWN, canonical
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MAKE = DOCS / "make"
@@ -145,3 +147,14 @@ def test_the_site_builds_without_a_warning_and_serves_machines_too(tmp_path, cap
     assert "#### from_dict" in python
     for text in (python, (site / "reference/python/index.html").read_text()):
         assert not re.search(r":(class|func|meth):[`<]", text), "roles of Sphinx are no words"
+
+
+def test_every_well_known_name_is_in_the_table_and_no_other():
+    section = (DOCS / "tune_yaml.md").read_text().partition("The known names are:")[2].partition("Learning rate,")[0]
+    names = set(re.findall(r"`([^`]+)`", section))
+    assert names >= {*KNOWN, *_ALIASES}
+    for row in re.findall(r"^\| (?!what|-)[^|]+\| (.+) \|$", section, re.MULTILINE):
+        for half in row.split("; "):
+            meant = {canonical(name) for name in re.findall(r"`([^`]+)`", half)}
+            assert len(meant) == 1, half
+            assert meant <= {*KNOWN}, half
