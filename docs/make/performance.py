@@ -19,20 +19,20 @@ def performance_page() -> str:
             "# Performance",
             "",
             "Made from `benchmarks/results/*.csv`; each table names the command that wrote its file. Two shared cores, no",
-            "accelerator. [Benchmarks](benchmarks.md) says what was measured how, and where it is not good.",
+            "accelerator. [Benchmarks](benchmarks.md) explains the measurements, and says where other tools are better.",
             "",
             "## Search",
             "",
-            "Mean regret (0 is the best of 100,000 random configurations, 1 their median) after so many full trainings.",
+            "Mean regret after 5, 10, 20 and 40 full trainings; 0 is the best of 100,000 random configurations, 1 their median.",
             "",
             *_regret("search_efficiency_plain.csv", "python benchmarks/search_efficiency.py DATA --seeds 3"),
-            "Seeds on which no choice was made:",
+            "Seeds that were not used for any design decision:",
             "",
             *_regret(
                 "search_efficiency_fresh_plain.csv",
                 "python benchmarks/search_efficiency.py DATA --tuners lightning_hp --first-seed 3 --seeds 3",
             ),
-            "Tasks on which no choice was made:",
+            "Tasks that were not used for any design decision:",
             "",
             *_regret(
                 "search_efficiency_held_out_plain.csv", "python benchmarks/search_efficiency.py DATA --tasks held-out"
@@ -57,7 +57,7 @@ def performance_page() -> str:
             ),
             "## Stacked training",
             "",
-            "Milliseconds of one optimiser step for all members together; the way a Lightning loop takes is 1.0.",
+            "Milliseconds of one optimiser step for all members together, and how many times faster than a Lightning loop that is.",
             "",
             *_rows(
                 "stacked_throughput.csv",
