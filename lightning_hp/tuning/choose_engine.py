@@ -161,8 +161,7 @@ def _measured(runner: StudyRunner, build: Callable[..., Built]) -> tuple[int, fl
 
         for size in sizes:
             stack = Stack([seat(member(number, size)) for number in range(size)])
-            check_stack(stack)
-            together, single = step_seconds(stack)
+            together, single = step_seconds(stack, check_stack(stack))
             single += LOOP_SECONDS
             if together <= PAYS * single:
                 return size, together, single

@@ -105,7 +105,7 @@ def test_what_cannot_be_stacked_is_retested_one_after_another(tmp_path):
 
 
 def test_auto_is_decided_once_and_a_stopped_retest_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: (1e-4, 5e-4))
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack, kept: (1e-4, 5e-4))
     listener = Messages(stop_after=2)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         tried(tmp_path / "retest", "auto", GOOD, listener=listener)

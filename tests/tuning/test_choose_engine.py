@@ -76,7 +76,7 @@ def study(studies, name="digits", module=Plain, trainer=None, data=Digits, **opt
 @pytest.fixture
 def fast(monkeypatch):
     """Steps of a stack that cost a tenth of a Trainer's, whatever this machine is doing."""
-    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: (1e-4, 5e-4))
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack, kept: (1e-4, 5e-4))
 
 
 @pytest.mark.parametrize("module", [Plain, BatchNormClassifier])
@@ -122,7 +122,7 @@ def test_a_logger_of_the_projects_own_is_told_every_step(studies, said, fast):
 
 
 def test_what_does_not_pay_is_not_stacked(studies, said, monkeypatch):
-    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: (0.05, 0.06))
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack, kept: (0.05, 0.06))
     study(studies)
     assert said == ["engine in_process: a step of one model costs 50 ms in a stack, and 60 ms alone"]
 
@@ -130,7 +130,7 @@ def test_what_does_not_pay_is_not_stacked(studies, said, monkeypatch):
 def test_a_large_model_is_not_built_many_times(studies, said, monkeypatch):
     monkeypatch.setattr(choose_engine, "_LARGE", 100)
     study(studies, module=BatchNormClassifier)  # has no weights before it sees its data
-    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: (1e-4, 5e-4))
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack, kept: (1e-4, 5e-4))
     said.clear()
     study(studies, "large")
     assert said == ["engine in_process: a model of 0 MB keeps the machine busy by itself"]
@@ -222,20 +222,20 @@ SLOW, FAST = (0.05, 0.06), (1e-4, 5e-4)
 
 @pytest.mark.parametrize(("begun", "later"), [(FAST, SLOW), (SLOW, FAST)])
 def test_a_study_goes_on_as_it_began_whatever_the_machine_does_now(studies, said, monkeypatch, begun, later):
-    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: begun)
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack, kept: begun)
     study(studies, trials=6)
     first = said.copy()
     said.clear()
-    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: later)
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack, kept: later)
     study(studies, trials=8)
     assert said[0] == first[0]
     assert {"cohort" in t.user_attrs for t in studies.trials("digits")} == {begun is FAST}
 
 
 def test_another_cohort_that_is_asked_for_is_tried_anew(studies, said, monkeypatch):
-    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: FAST)
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack, kept: FAST)
     study(studies, trials=6)
-    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack: SLOW)
+    monkeypatch.setattr(choose_engine, "step_seconds", lambda stack, kept: SLOW)
     study(studies, trials=8, engine={"engine": "auto", "cohort": 3})
     assert said[-1].startswith("engine in_process: a step of one model costs")
 

@@ -24,6 +24,7 @@ from lightning_hp.training.stacked.randomness import RandomState
 from lightning_hp.training.stacked.refusal import NotStackable
 from lightning_hp.training.stacked.stack import Stack
 from lightning_hp.training.stacked.state import part_of
+from lightning_hp.training.stacked.threads import threads_of_stack
 from lightning_hp.training.stacked.traced import TrainerFacts, takes_index
 from lightning_hp.training.stacked.validation import validate_one
 
@@ -119,7 +120,7 @@ def _checked(stack: Stack, rows: Sequence[int]) -> int:
     moments, steps = optimizer.moments, optimizer.steps
     optimizer.reset()
     try:
-        with SameDraws():
+        with SameDraws(), threads_of_stack(0):
             kept = _compared(stack, copied, rows)
             stack.state.restore(copied)
             _try_validation(stack, rows[:2])

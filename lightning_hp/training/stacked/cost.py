@@ -10,18 +10,21 @@ import torch
 
 from lightning_hp.training.stacked.check import trainer_facts
 from lightning_hp.training.stacked.logs import Captured, capturing
+from lightning_hp.training.stacked.memory import member_bytes
 from lightning_hp.training.stacked.stack import Stack
+from lightning_hp.training.stacked.threads import threads_of_stack
 from lightning_hp.training.stacked.traced import takes_index
 
 #: the best of so many steps counts, after one that is not looked at
 _STEPS = 4
 
 
-def step_seconds(stack: Stack) -> tuple[float, float]:
+def step_seconds(stack: Stack, activations: int = 0) -> tuple[float, float]:
     """Measure one step of a member in the stack, and of one member alone, without what a Trainer adds.
 
     Args:
         stack: Before its first step; it has taken some afterwards, and is of no further use.
+        activations: Bytes that autograd keeps for one member's mini-batch, as `check_stack` measures it.
 
     Returns:
         Seconds of one member's step in the stack, and alone.
@@ -43,7 +46,8 @@ def step_seconds(stack: Stack) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    seconds = _best_of(together) / len(stack)
+    with threads_of_stack(member_bytes(stack, activations) * len(stack)):
+        seconds = _best_of(together) / len(stack)
     with trainer_facts(module), capturing(module, Captured()), torch.enable_grad():
         return seconds, _best_of(alone)
 

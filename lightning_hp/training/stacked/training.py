@@ -17,6 +17,7 @@ from lightning_hp.training.stacked.randomness import RandomState, drawing_from
 from lightning_hp.training.stacked.refusal import NotStackable
 from lightning_hp.training.stacked.seat import Seat, seat, structure_of
 from lightning_hp.training.stacked.stack import Stack
+from lightning_hp.training.stacked.threads import threads_of_stack
 
 
 @dataclass(eq=False)
@@ -150,7 +151,8 @@ class _Run:
             stack = Stack(probe)
             kept = check_stack(stack) if check else 0
             limit = free_bytes(stack.device) if memory is None else memory
-            places = min(members_that_fit(member_bytes(stack, kept), limit), len(group))
+            each = member_bytes(stack, kept)
+            places = min(members_that_fit(each, limit), len(group))
             if len(probe) > places:
                 stack.keep(range(places))
             elif len(probe) < places:
@@ -164,7 +166,8 @@ class _Run:
                 self.refuse(one.member, refusal.reason)
             return []
         rest = list(group[places:])  # they take the first free places
-        self._train(stack, places, rest, check)
+        with threads_of_stack(each * places):
+            self._train(stack, places, rest, check)
         return rest
 
     def _train(self, stack: Stack, places: int, rest: list[Seat], check: bool) -> None:
