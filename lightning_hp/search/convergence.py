@@ -21,6 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 
+from lightning_hp.search.blas_threads import one_blas_thread
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.proposal import candidates, far_candidates, log_expected_improvement
 from lightning_hp.search.pruner import WIDER, space_of
@@ -64,6 +65,7 @@ class Convergence:
         )
 
 
+@one_blas_thread
 def convergence(study: Study, engine: Engine, n_trials: int) -> Convergence | None:
     """What the rest of a study's budget may gain; None with fewer than FEWEST complete trials, or nothing left.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.blas_threads import one_blas_thread
 from lightning_hp.search.curves import Curve, CurveReader
 from lightning_hp.search.model import CurveModel, Encoder, aligned
 from lightning_hp.search.proposal import (
@@ -117,6 +118,7 @@ class Engine:
             self._reader, self._fits = reader, {}
         return reader[3].read(trials)
 
+    @one_blas_thread
     def model(self, curves: Sequence[Curve]) -> CurveModel | None:
         """The model of these curves, None where none has a point."""
         if not any(len(c.losses) for c in curves):
@@ -136,6 +138,7 @@ class Engine:
             fits[key] = theta
         return CurveModel(self._encoder, curves, theta)
 
+    @one_blas_thread
     def optima(self, curves: Sequence[Curve], full: Array, rng: np.random.Generator) -> Array | None:
         """Positions drawn from where the model of these curves places the optimum, shape (s, d).
 
@@ -170,6 +173,7 @@ class Engine:
         proposals = self.propose_many(curves, full, rng, 1, failed, box, beyond)
         return proposals[0] if proposals else None
 
+    @one_blas_thread
     def propose_many(
         self,
         curves: Sequence[Curve],

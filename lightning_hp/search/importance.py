@@ -32,6 +32,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.blas_threads import one_blas_thread
 from lightning_hp.search.boxes import BEST_PART, EXPLORED, INSIDE, OPENED, loss, positions
 from lightning_hp.search.curves import CurveReader
 from lightning_hp.search.engine import Engine
@@ -70,6 +71,7 @@ class Importance:
     why_not: str | None = None
 
 
+@one_blas_thread
 def in_study(
     space: SearchSpace, stages: Sequence[Stage], groups: Mapping[int, Sequence[FrozenTrial]], direction: str
 ) -> Importance:
@@ -91,6 +93,7 @@ def in_study(
     return _from_coarse(space, coarse, groups, direction)
 
 
+@one_blas_thread
 def in_stage(
     space: SearchSpace, stage: Stage, trials: Sequence[FrozenTrial], direction: str
 ) -> dict[str, float] | None:

@@ -32,6 +32,7 @@ from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hp.search.blas_threads import one_blas_thread
 from lightning_hp.search.curves import SHORTEST, Curve, curve_length, from_one, looks
 from lightning_hp.search.engine import Engine
 from lightning_hp.space.parameters import Choice, Float, Int, Parameter
@@ -194,6 +195,7 @@ def at_look(reported: Mapping[int, float], length: int) -> bool:
     return bool(passed) and (len(steps) == 1 or steps[-2] < passed[-1])
 
 
+@one_blas_thread
 def _decide(
     engine: Engine | None, curves: list[Curve], latest: Mapping[int, float], maximize: bool, few: bool
 ) -> dict[int, dict[str, Any]]:

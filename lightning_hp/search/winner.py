@@ -17,6 +17,7 @@ import numpy as np
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
+from lightning_hp.search.blas_threads import one_blas_thread
 from lightning_hp.search.engine import Engine
 from lightning_hp.search.pruner import WIDER
 
@@ -40,6 +41,7 @@ class Candidate:
     trainings: int
 
 
+@one_blas_thread
 def winner_candidates(study: Study, engine: Engine, k: int = 3) -> list[Candidate]:
     """The configurations that may be the best, the most probable first, at most k.
 
