@@ -25,8 +25,10 @@ def three_threads():
 )
 def test_a_thread_for_each_so_many_bytes_and_never_more_than_torch_has(size, wanted):
     assert threads_for(size, 3) == wanted
-    with threads_of_stack(size):
+    with threads_of_stack(size, torch.device("cpu")):
         assert torch.get_num_threads() == wanted
+    with threads_of_stack(size, torch.device("cuda")):
+        assert torch.get_num_threads() == 3
     assert torch.get_num_threads() == 3
 
 

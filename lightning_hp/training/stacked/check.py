@@ -120,7 +120,7 @@ def _checked(stack: Stack, rows: Sequence[int]) -> int:
     moments, steps = optimizer.moments, optimizer.steps
     optimizer.reset()
     try:
-        with SameDraws(), threads_of_stack(0):
+        with SameDraws(), threads_of_stack(0, stack.device):
             kept = _compared(stack, copied, rows)
             stack.state.restore(copied)
             _try_validation(stack, rows[:2])

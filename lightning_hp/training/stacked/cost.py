@@ -46,7 +46,7 @@ def step_seconds(stack: Stack, activations: int = 0) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    with threads_of_stack(member_bytes(stack, activations) * len(stack)):
+    with threads_of_stack(member_bytes(stack, activations) * len(stack), stack.device):
         seconds = _best_of(together) / len(stack)
     with trainer_facts(module), capturing(module, Captured()), torch.enable_grad():
         return seconds, _best_of(alone)

@@ -23,10 +23,13 @@ def threads_for(size: int, most: int) -> int:
 
 
 @contextmanager
-def threads_of_stack(size: int) -> Iterator[None]:
-    """Have torch use as many threads as a stack of ``size`` bytes needs, at most as many as it uses now."""
+def threads_of_stack(size: int, device: torch.device) -> Iterator[None]:
+    """Have torch use as many threads as a stack of ``size`` bytes needs, at most as many as it uses now.
+
+    On another device the CPU only reads the data, and keeps its threads.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads_for(size, before))
+    torch.set_num_threads(threads_for(size, before) if device.type == "cpu" else before)
     try:
         yield
     finally:

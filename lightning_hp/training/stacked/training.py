@@ -166,7 +166,7 @@ class _Run:
                 self.refuse(one.member, refusal.reason)
             return []
         rest = list(group[places:])  # they take the first free places
-        with threads_of_stack(each * places):
+        with threads_of_stack(each * places, stack.device):
             self._train(stack, places, rest, check)
         return rest
 
