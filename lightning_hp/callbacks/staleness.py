@@ -57,9 +57,9 @@ class StalenessTracker(pl.Callback):
             line is logged as information in any case.
         max_rows: Most training rows to look at; 0 leaves the data alone.
         tolerance: How far the data may move.
-        shift: A shift test of one's own in place of the auditor's. Takes Trainer and module after a run of evaluation
-            and returns what shifted, a sentence each: empty if nothing did, None if it is unknown. Called in every
-            process; what rank 0 returns counts.
+        shift: Your own shift test, used instead of the auditor's. After each evaluation it is called with Trainer and
+            module, and returns a list with one sentence for each thing that shifted: empty if nothing did, None if it
+            cannot tell. It is called in every process; the answer of rank 0 counts.
         clock: Returns the time, with a time zone.
 
     Raises:

@@ -17,13 +17,14 @@ def member_bytes(stack: Stack, activations: int) -> int:
         activations: What autograd keeps for one member's mini-batch, as `check_stack` measures it.
 
     Returns:
-        Weights, their gradients, the optimizer's state and one scratch copy, buffers, and twice the activations (they
-        and their gradients).
+        Weights, their gradients (twice where they are traced: as they come, and side by side), the optimizer's state
+        and one scratch copy, buffers, and twice the activations (they and their gradients).
     """
     trained = sum(tensor[0].numel() * tensor.element_size() for tensor in stack.state.trained.values())
     rest = [*stack.state.fixed.values(), *stack.state.buffers.values()]
     other = sum(tensor[0].numel() * tensor.element_size() for tensor in rest)
-    return trained * (3 + len(stack.optimizer.moment_names)) + other + 2 * activations
+    copies = 3 + (stack.way == "traced") + len(stack.optimizer.moment_names)
+    return trained * copies + other + 2 * activations
 
 
 def free_bytes(device: torch.device) -> int:
