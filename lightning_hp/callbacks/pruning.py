@@ -57,8 +57,8 @@ class TrialPruning(EarlyStopping):
     curve and the verdict as if the training had been in its own process, on any storage. ``ddp`` runs the whole script
     again in each rank: all of them must be given the same trial, which is checked before anything is trained.
 
-    It is a subclass of ``EarlyStopping`` for one reason: Lightning calls only those, and checkpoints, after the module's
-    own ``on_train_epoch_end``, where many modules log their training metrics. It uses nothing else of that class.
+    It is a subclass of ``EarlyStopping`` for one reason: Lightning calls only those, and checkpoints, after the
+    module's own ``on_train_epoch_end``, where many modules log their training metrics. It uses nothing else of it.
 
     Attributes:
         validations: How many validations there were in this process, with or without the metric.
