@@ -72,6 +72,10 @@ def zoom_grid(view: StudyView, parameters: Sequence[Parameter], most: int = MOST
     pitch = 1 / max(1, rows)
     last = _last_number(view)
     axes: dict[str, Any] = {}
+    # added at once: a figure checks all that it has whenever something is added
+    traces: list[go.Scatter] = []
+    shapes: list[dict[str, Any]] = []
+    names: list[dict[str, Any]] = []
     for i, parameter in enumerate(parameters):
         row, column = divmod(i, 2)
         key = "" if i == 0 else str(i + 1)
@@ -86,18 +90,19 @@ def zoom_grid(view: StudyView, parameters: Sequence[Parameter], most: int = MOST
             **small, "domain": [top - pitch * 0.72, top - 0.02], "anchor": f"x{key}", "range": [last + 0.8, -0.8],
             "showgrid": False, **whole_axis([0, last], 4),
         }  # fmt: skip
-        figure.add_annotation(
-            text=f"{html.escape(parameter.name)}  <b>{parameter.tier}</b>", xref="paper", yref="paper", x=left,
-            y=top - 0.015, xanchor="left", yanchor="bottom", showarrow=False, font={"size": 11},
-        )  # fmt: skip
+        names.append({
+            "text": f"{html.escape(parameter.name)}  <b>{parameter.tier}</b>", "xref": "paper", "yref": "paper",
+            "x": left, "y": top - 0.015, "xanchor": "left", "yanchor": "bottom", "showarrow": False,
+            "font": {"size": 11},
+        })  # fmt: skip
         for trace in funnel_traces(view, parameter, most):
             trace.update(xaxis=f"x{key}", yaxis=f"y{key}", showlegend=False, customdata=None, hovertemplate=None)
             trace.update(hoverinfo="skip", x=[round(v, 3) for v in trace.x])
             trace.marker.size = 10 if trace.name == "best" else max(3, trace.marker.size - 2)
-            figure.add_trace(trace)
-        for shape in funnel_boxes(view, parameter, f"x{key}", f"y{key}"):
-            figure.add_shape(shape)
-    figure.update_layout(showlegend=False, **axes)
+            traces.append(trace)
+        shapes += funnel_boxes(view, parameter, f"x{key}", f"y{key}")
+    figure.add_traces(traces)
+    figure.update_layout(showlegend=False, annotations=names, shapes=shapes, **axes)
     return figure
 
 
