@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning_hp.commands.init import say_what_was_chosen
 from lightning_hp.commands.output import output_console, write_line
 from lightning_hp.project.length import TrainingLength
+from lightning_hp.project.quiet import imports_kept
 from lightning_hp.project.yaml_file import ConfigError, read_yaml
 from lightning_hp.report.text import show_result
 from lightning_hp.starting.first_file import TRIALS, choose
@@ -41,6 +42,7 @@ _OVERRIDES = {
 }
 
 
+@imports_kept()
 def tune_verb(options: Namespace) -> int:
     """Run a study to its end and print its winner; with ``--worker`` only run trials.
 
