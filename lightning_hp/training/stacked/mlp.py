@@ -16,61 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_hp.training.stacked.activations import ACTIVATIONS
 from lightning_hp.training.stacked.protocol import Tensors
 from lightning_hp.training.stacked.refusal import NotStackable
 
-aten = torch.ops.aten
 #: rows that a validation holds in memory at a time
 VALIDATION_ROWS = 512
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An activation and its derivative, both written into given memory.
-
-    Attributes:
-        forward: From the input, (M, H, B), to the output; both may be the same memory where ``by_result``.
-        backward: From the gradient of the output, the input and the output to the gradient of the input, in place.
-        by_result: Whether the derivative follows from the output alone, so that the input need not be kept.
-    """
-
-    forward: Callable[[Tensor, Tensor], Any]
-    backward: Callable[[Tensor, Tensor, Tensor], Any]
-    by_result: bool
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(
-        lambda x, out: torch.clamp(x, min=0, out=out),
-        lambda g, x, y: aten.threshold_backward.grad_input(g, y, 0, grad_input=g),
-        True,
-    ),
-    "leaky_relu": Activation(
-        lambda x, out: aten.leaky_relu.out(x, 0.01, out=out),
-        lambda g, x, y: aten.leaky_relu_backward.grad_input(g, y, 0.01, True, grad_input=g),
-        True,
-    ),
-    "elu": Activation(
-        lambda x, out: aten.elu.out(x, out=out),
-        lambda g, x, y: aten.elu_backward.grad_input(g, 1, 1, 1, True, y, grad_input=g),
-        True,
-    ),
-    "tanh": Activation(
-        lambda x, out: torch.tanh(x, out=out),
-        lambda g, x, y: aten.tanh_backward.grad_input(g, y, grad_input=g),
-        True,
-    ),
-    "gelu": Activation(
-        lambda x, out: aten.gelu.out(x, out=out),
-        lambda g, x, y: aten.gelu_backward.grad_input(g, x, grad_input=g),
-        False,
-    ),
-    "silu": Activation(
-        lambda x, out: aten.silu.out(x, out=out),
-        lambda g, x, y: aten.silu_backward.grad_input(g, x, grad_input=g),
-        False,
-    ),
-}
 
 
 @dataclass
@@ -83,6 +34,17 @@ class _Layer:
     after: Tensor  # output of the activation
     output: Tensor  # output of the layer
     kept: Tensor | None  # 0 or 1 / (1 - rate), where there is dropout
+
+
+class _Settings:
+    """The members' scalars in the shapes in which a step needs them; the same for all layers."""
+
+    def __init__(self, settings: Tensors) -> None:
+        self.momentum = settings["bn_momentum"].unsqueeze(1)
+        self.rest = 1 - self.momentum
+        self.epsilon = settings["bn_epsilon"].view(-1, 1, 1)
+        self.rate = settings["dropout"].view(-1, 1, 1)
+        self.kept = 1 - self.rate
 
 
 class MLPStep:
@@ -125,13 +87,14 @@ class MLPStep:
         """
         saved = []
         hidden = x.transpose(1, 2)
+        shaped = _Settings(settings)
         for number in range(self.layers):
-            layer = self._layer(number, weights, buffers, settings, hidden)
+            layer = self._layer(number, weights, buffers, shaped, hidden)
             saved.append(layer)
             hidden = layer.output
         return torch.baddbmm(weights["net.output.bias"].unsqueeze(2), weights["net.output.weight"], hidden), saved
 
-    def _layer(self, number: int, weights: Tensors, buffers: Tensors, settings: Tensors, hidden: Tensor) -> _Layer:
+    def _layer(self, number: int, weights: Tensors, buffers: Tensors, settings: _Settings, hidden: Tensor) -> _Layer:
         weight = weights[f"net.hidden.{number}.0.weight"]
         shape = (len(weight), weight.shape[1], hidden.shape[2])
         z = torch.bmm(weight, hidden, out=self._space(f"z{number}", weight, *shape))
@@ -158,14 +121,13 @@ class MLPStep:
             result.add_(weights[f"{at}.bias"].unsqueeze(2))
         kept = None
         if self.dropout:
-            rate = settings["dropout"].view(-1, 1, 1)
             kept = torch.rand(shape, out=self._space(f"k{number}", weight, *shape))
-            torch.ge(kept, rate, out=kept)
-            kept.div_(1 - rate)
+            torch.ge(kept, settings.rate, out=kept)
+            kept.div_(settings.kept)
             result = torch.mul(result, kept, out=self._space(f"d{number}", weight, *shape))
         return _Layer(standard, inverse, before, after, result, kept)
 
-    def _standardise(self, z: Tensor, at: str, buffers: Tensors, settings: Tensors) -> Tensor:
+    def _standardise(self, z: Tensor, at: str, buffers: Tensors, settings: _Settings) -> Tensor:
         """Make mean 0 and variance 1 over the rows, in place; return 1 / sqrt(var + eps), shape (M, H, 1)."""
         rows = z.shape[2]
         if rows < 2:
@@ -173,11 +135,11 @@ class MLPStep:
         mean = z.mean(2, keepdim=True)
         z.sub_(mean)
         var = torch.linalg.vector_norm(z, dim=2, keepdim=True).square_().div_(rows)
-        momentum = settings["bn_momentum"].unsqueeze(1)
-        buffers[f"{at}.running_mean"].mul_(1 - momentum).addcmul_(mean.squeeze(2), momentum)
-        buffers[f"{at}.running_var"].mul_(1 - momentum).addcmul_(var.squeeze(2), momentum, value=rows / (rows - 1))
+        momentum, rest = settings.momentum, settings.rest
+        buffers[f"{at}.running_mean"].mul_(rest).addcmul_(mean.squeeze(2), momentum)
+        buffers[f"{at}.running_var"].mul_(rest).addcmul_(var.squeeze(2), momentum, value=rows / (rows - 1))
         buffers[f"{at}.num_batches_tracked"].add_(1)
-        inverse: Tensor = var.add_(settings["bn_epsilon"].view(-1, 1, 1)).rsqrt_()
+        inverse: Tensor = var.add_(settings.epsilon).rsqrt_()
         z.mul_(inverse)
         return inverse
 
