@@ -42,8 +42,9 @@ RETURNED = "lightning_hp:returned"
 #: The leader is trained again, before the search has ended, when so many trials in a row were stopped as worse than it:
 #: two, or this part of the budget's where that is more (in a long study two are stopped in a row all the time).
 LEAST_IN_A_ROW, IN_A_ROW = 2, 0.1
-#: At most this part of the kept trials serves for that.
-EARLY = 0.5
+#: At most this part of the kept trials serves for that, and only in studies of fewer trials than LONG: at 20 trials the
+#: winners are better, at 40 nothing is gained that could be told from noise (benchmarks/short_studies.py, winner.py).
+EARLY, LONG = 0.5, 40
 #: Seed numbers of confirmations are this far from those of the study's trials, and each round this far from the next.
 _SEEDS_APART = 1_000_000
 
@@ -115,7 +116,9 @@ def enqueue_leader(study: optuna.Study, planned: Sequence[Stage], config: TuneCo
     """
     trials, budget, wanted = study.get_trials(deepcopy=False), config.search.n_trials, config.confirm
     used = sum(t.user_attrs.get(WITHIN) == budget for t in trials)
-    if wanted is None or not kept(study, trials, config) or used + 1 > EARLY * reserved(config):
+    if wanted is None or budget >= LONG:
+        return None
+    if not kept(study, trials, config) or used + 1 > EARLY * reserved(config):
         return None
     if stage_at(planned, len(trials)).kind == "coarse" or asks_for_companions(study):
         return None

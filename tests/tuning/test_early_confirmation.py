@@ -87,11 +87,11 @@ def test_who_has_not_is_left_alone(values):
     assert len(study.trials) == len(values)
 
 
-def test_in_a_long_study_it_takes_more_stops():
-    """In a study of 40 trials two are stopped in a row all the time."""
-    study, config = study_of([0.3, 0.5, 0.2, 0.6, None, None, None]), config_of(trials=40)
+def test_in_a_longer_study_it_takes_more_stops_and_from_40_trials_on_the_end_confirms_alone():
+    study, config = study_of([0.3, 0.5, 0.2, 0.6, None, None]), config_of(trials=39)
     assert ask_for_leader(study, config) is None
     train(study, ...)
+    assert ask_for_leader(study, config_of(trials=40)) is None
     assert ask_for_leader(study, config) == 2
 
 
