@@ -216,8 +216,8 @@ def enqueue_round(
     for root, seed in new[:places]:
         marks: dict[str, Any] = {AMONG: roots} if budget is None else {AMONG: roots, WITHIN: budget}
         _enqueue(study, root, seed, marks)
-    asked = {*racing, *(root.number for root, _ in new[:places])}
-    return [root for root in roots if root in asked] + [root for root in racing if root not in roots]
+    in_round = {*racing, *(root.number for root, _ in new[:places])}
+    return [root for root in roots if root in in_round] + [root for root in racing if root not in roots]
 
 
 def _candidates(study: optuna.Study, trials: Sequence[FrozenTrial], engine: Engine, wanted: Confirmation) -> list[int]:
